@@ -1,0 +1,61 @@
+"""Where servers run: one small protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from tasks.release import BootRecord, Build, Endpoint, Recipe, Release, SourceTree, StageName
+from tasks.settings import Settings
+from tasks.store import Store
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what) while something long goes on."""
+
+
+class Platform(Protocol):
+    """What the flows need of a place where llama-server is built and served."""
+
+    name: str
+    store: Store
+
+    def build(self, source: SourceTree, recipe: Recipe, progress: Progress) -> Build:
+        """The build of this source tree: made, or taken from the store. Raises ReleaseFailed when it won't compile."""
+
+    def built(self, source: SourceTree, recipe: Recipe) -> Build | None:
+        """The finished build that `build` would reuse, if there is one."""
+
+    def trial(self, release: Release, *, wait: bool = True) -> AbstractContextManager[Endpoint]:
+        """A throw-away server of this release with a key of its own, gone on exit.
+
+        Healthy on entry, or with `wait=False` only just started. Raises ReleaseFailed with the server's own
+        words when it doesn't come up.
+        """
+
+    def deploy(self, stage: StageName, release: Release, check: Callable[[Endpoint], None]) -> Endpoint:
+        """The stage serves this release from now on. `check` runs against the new server before traffic moves,
+        and what it raises leaves the stage as it was. Nothing happens when the stage serves it already."""
+
+    def endpoint(self, stage: StageName) -> Endpoint:
+        """Where the stage answers."""
+
+    def idle(self, stage: StageName) -> int:
+        """Force the idle window; return how many serving processes are left (0 is the goal)."""
+
+    def stop(self, stage: StageName) -> None:
+        """The stage serves nothing from now on. Nothing happens when it does not."""
+
+    def boots(self, stage: StageName) -> list[BootRecord]:
+        """Boot records of the stage, oldest first."""
+
+    def logs(self, stage: StageName) -> Path:
+        """The log of the stage's servers."""
+
+
+def open_platform(settings: Settings) -> Platform:
+    """The platform that the settings name."""
+    from tasks.platforms.local import LocalPlatform  # it needs the protocol above
+
+    return LocalPlatform(settings)

@@ -1,0 +1,69 @@
+"""Subprocesses: a list, a timeout, and the output back; never a shell string."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.release import ToolingError
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a finished command said."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        return (self.stdout + self.stderr).strip()
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout_s: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: str = "",
+    check: bool = True,
+) -> Output:
+    """Run a command to its end. `env` is added to the environment.
+
+    Raises ToolingError when it cannot be started, runs past `timeout_s`, or (with `check`) exits non-zero.
+    """
+    words = [str(a) for a in argv]
+    try:
+        done = subprocess.run(
+            words, cwd=cwd, env={**os.environ, **(env or {})}, input=stdin,
+            capture_output=True, text=True, errors="replace", timeout=timeout_s, preexec_fn=die_with_parent,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise ToolingError(f"{words[0]} is not on this machine", evidence=str(error), todo="install it") from error
+    except subprocess.TimeoutExpired as error:
+        raise ToolingError(
+            f"{words[0]} ran past {timeout_s:.0f} s", evidence=" ".join(words)[:300], todo="try again"
+        ) from error
+    output = Output(done.returncode, done.stdout, done.stderr)
+    if check and output.code:
+        raise ToolingError(
+            f"{Path(words[0]).name} exited with {output.code}",
+            evidence=f"{' '.join(words)[:300]}\n{output.text[-1500:]}",
+        )
+    return output
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """In a child before exec: the kernel kills it when the thread that started it dies (Linux, prctl(2))."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,348 @@
+"""The words of a release as frozen models, and the three errors a person can meet. No I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+StageName = Literal["staging", "production"]
+
+
+class Problem(Exception):
+    """What happened, the evidence for it, and what to do next: the only errors shown to a person."""
+
+    exit_code = 3
+
+    def __init__(self, what: str, *, evidence: str = "", todo: str = "") -> None:
+        super().__init__(what)
+        self.what, self.evidence, self.todo = what, evidence.strip(), todo
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.evidence:
+            lines += ["  evidence: " + self.evidence.replace("\n", "\n            ")]
+        if self.todo:
+            lines += ["  next:     " + self.todo]
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # Prefect pickles what a task raises
+        return (_problem, (type(self), self.what, self.evidence, self.todo))
+
+
+class BadInput(Problem):
+    """The request or a setting cannot be carried out as given: the person who gave it must change it."""
+
+    exit_code = 2
+
+
+class ReleaseFailed(Problem):
+    """The candidate is bad: a verification failed. Production is as it was."""
+
+    exit_code = 1
+
+
+class ToolingError(Problem):
+    """Our own tooling, the machine or the network broke: nothing is known about the candidate. Retry."""
+
+    exit_code = 3
+
+
+def _problem(kind: type[Problem], what: str, evidence: str, todo: str) -> Problem:
+    return kind(what, evidence=evidence, todo=todo)
+
+
+class Model(BaseModel):
+    """A frozen value that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def digest_of(value: Any) -> str:
+    """sha256 (64 hex characters) of a value's canonical JSON: the one way identities are made."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def now() -> datetime:
+    """The present moment in UTC."""
+    return datetime.now(UTC)
+
+
+class UpstreamRelease(Model):
+    """An upstream tag, always resolved to all that is known of it."""
+
+    build: int = Field(gt=0, description="upstream build number: the N of tag bN")
+    stable: str | None = Field(default=None, description="stable tag vX.Y.Z, if this build carries one")
+    commit: str | None = Field(default=None, description="upstream commit sha, if the upstream tells it")
+    source: str = Field(default="pypi", description="which upstream it came from")
+    published_at: datetime | None = None
+
+    @property
+    def tag(self) -> str:
+        return f"b{self.build}"
+
+    def __str__(self) -> str:
+        return f"{self.stable} ({self.tag})" if self.stable else self.tag
+
+
+class PatchStatus(StrEnum):
+    CLEAN = "clean"
+    """It applies strictly, exactly where it was written for."""
+    OBSOLETE = "obsolete"
+    """Upstream's own code has its effect: evidence names the line."""
+    CONFLICT = "conflict"
+    """It does not apply and nothing shows that upstream has it: a person decides."""
+    BROKEN = "broken"
+    """The file is not a patch that git can read."""
+
+
+class PatchResult(Model):
+    """What became of one patch of the series on one upstream release."""
+
+    file: str
+    title: str
+    status: PatchStatus
+    evidence: str
+
+
+class SourceTree(Model):
+    """Upstream release + patch series. Its identity is `tree`."""
+
+    upstream: UpstreamRelease
+    archive_sha256: str = Field(description="sha256 of the archive that upstream's source came in")
+    upstream_tree: str = Field(description="git tree hash before the patch series")
+    tree: str = Field(description="git tree hash after the patch series")
+    patches: tuple[PatchResult, ...] = ()
+
+
+class Recipe(Model):
+    """How a source tree is compiled."""
+
+    backend: Literal["cpu", "cuda"] = "cpu"
+    build_type: str = "Release"
+    target: str = "llama-server"
+    cmake: dict[str, str] = Field(default_factory=dict, description="further CMake definitions, NAME -> value")
+
+
+class Build(Model):
+    """A compiled llama-server: what `builds/<digest>/manifest.json` holds."""
+
+    digest: str
+    source: SourceTree
+    recipe: Recipe
+    toolchain: dict[str, str] = Field(description="tool -> version, and the CPU it is native to")
+    version: str = Field(description="what the finished binary says of itself")
+    files: dict[str, str] = Field(description="path in the build folder -> sha256")
+    seconds: float
+    objects: int = Field(description="object files compiled or taken from the compiler cache")
+    cache_hits: int
+    built_at: datetime
+
+    @property
+    def tag(self) -> str:
+        return self.source.upstream.tag
+
+    @staticmethod
+    def identity(source: SourceTree, recipe: Recipe, toolchain: dict[str, str]) -> str:
+        """The digest (16 hex characters) of the build that this source, recipe and toolchain make."""
+        return digest_of([source.tree, source.upstream.build, recipe.model_dump(), toolchain])[:16]
+
+
+class FileRef(Model):
+    """A file that a release needs, by content."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+class Release(Model):
+    """The immutable bundle that is promoted as one."""
+
+    upstream: UpstreamRelease
+    tree: str
+    build: str = Field(description="build digest")
+    argv: tuple[str, ...] = Field(description="server argv; files stand as {model}, {mmproj}, {chat_template}")
+    files: dict[str, FileRef] = Field(description="placeholder -> file")
+    alias: str = Field(description="the served model name")
+
+    @property
+    def id(self) -> str:
+        """12 hex characters over everything that makes the release what it is."""
+        what = self.model_dump(mode="json", exclude={"upstream"})
+        return digest_of(what | {"build_number": self.upstream.build})[:12]
+
+    @property
+    def label(self) -> str:
+        return f"{self.upstream.tag} ({self.id})"
+
+
+class Verdict(StrEnum):
+    PASSED = "passed"
+    FAILED = "failed"
+    """The release is bad."""
+    INCONCLUSIVE = "inconclusive"
+    """Measured, not decided: a person decides."""
+    ERRORED = "errored"
+    """Our own tooling broke: retry, never promote."""
+
+
+class Verification(Model):
+    """One named check of one release, with a verdict and its evidence."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    release: str
+    verdict: Verdict
+    summary: str = Field(description="one line for a person")
+    promise: str = Field(default="", description="what was promised, and the source of the promise")
+    evidence: dict[str, Any] = Field(default_factory=dict, description="JSON: requests, responses, numbers")
+    basis: str = Field(default="", description="digest of what else it depends on; another basis makes it stale")
+    seconds: float = 0.0
+    at: datetime = Field(default_factory=now)
+
+
+def settle(verifications: Sequence[Verification]) -> None:
+    """Nothing when a person may decide. Raises ReleaseFailed for a failed one, ToolingError for an errored one."""
+    for verdict, kind, todo in (
+        (Verdict.FAILED, ReleaseFailed, "read the evidence; `llama-release upgrade --again` verifies anew"),
+        (Verdict.ERRORED, ToolingError, "nothing is known about the release: mend it and run the upgrade again"),
+    ):
+        if found := [v for v in verifications if v.verdict is verdict]:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            evidence = "\n".join(f"{v.name}: {v.summary}" for v in found)
+            raise kind(f"{found[0].name} {verdict}{more}", evidence=evidence, todo=todo)
+
+
+class Dossier(Model):
+    """All verifications of one release."""
+
+    release: Release
+    required: tuple[str, ...] = Field(description="verification names that must be there, sorted")
+    verifications: tuple[Verification, ...] = Field(description="sorted by name")
+
+    @property
+    def digest(self) -> str:
+        """12 hex characters: what an approval approves."""
+        return digest_of(
+            [self.release.id, list(self.required)]
+            + [v.model_dump(mode="json", exclude={"seconds", "at"}) for v in self.verifications]
+        )[:12]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        have = {v.name for v in self.verifications}
+        return tuple(name for name in self.required if name not in have)
+
+    def having(self, verdict: Verdict) -> tuple[Verification, ...]:
+        return tuple(v for v in self.verifications if v.verdict is verdict)
+
+    @property
+    def blockers(self) -> tuple[str, ...]:
+        """Why this release may never be promoted; empty when a person may decide."""
+        bad = [v for v in self.verifications if v.verdict in (Verdict.FAILED, Verdict.ERRORED)]
+        return tuple(f"{v.name} {v.verdict}: {v.summary}" for v in bad) + tuple(
+            f"{name} missing" for name in self.missing
+        )
+
+
+class Hold(Model):
+    """Production refuses automatic promotion until a person lifts it."""
+
+    reason: str
+    by: str
+    at: datetime = Field(default_factory=now)
+
+
+class StagePointer(Model):
+    """A stage: a pointer to one release, the retained earlier ones (latest first), and perhaps a hold."""
+
+    stage: StageName
+    release: str | None = None
+    dossier: str | None = Field(default=None, description="dossier digest under which it was promoted")
+    since: datetime | None = None
+    retained: tuple[str, ...] = ()
+    hold: Hold | None = None
+
+
+class Intent(Model):
+    """What is about to happen to a stage, recorded before it is touched."""
+
+    stage: StageName
+    action: Literal["promote", "rollback"]
+    before: str | None
+    after: str
+    dossier: str | None
+    by: str
+    note: str = ""
+    at: datetime = Field(default_factory=now)
+
+
+class Approval(Model):
+    """A person's decision on one dossier."""
+
+    release: str
+    dossier: str
+    expected: str | None = Field(description="the release in production when the person was asked")
+    decision: Literal["approve", "reject"]
+    approver: str
+    note: str = ""
+    at: datetime = Field(default_factory=now)
+
+
+class Promotion(Model):
+    """A release that is now in production."""
+
+    release: Release
+    replaced: str | None
+    dossier: str | None
+    approver: str
+    retained: tuple[str, ...]
+    at: datetime
+
+
+class BootKind(StrEnum):
+    CREATED = "created"
+    """Booted and took the snapshot."""
+    RESTORED = "restored"
+    """Came back from the snapshot."""
+    FELL_BACK = "fell_back"
+    """Should have been restored, booted cold."""
+    COLD = "cold"
+    """No snapshot on this platform."""
+    CRASHED = "crashed"
+
+
+class BootRecord(Model):
+    """How a serving process came up."""
+
+    stage: str
+    release: str
+    kind: BootKind
+    reason: str = ""
+    pid: int | None = None
+    health_s: float | None = Field(default=None, description="seconds from start to a 200 of /health")
+    at: datetime = Field(default_factory=now)
+
+
+class Endpoint(Model):
+    """Base URL and API key of a running server. The key never shows in a repr or a dump."""
+
+    base_url: str
+    api_key: str | None = Field(default=None, repr=False, exclude=True)
+
+
+class Event(Model):
+    """One line of the ledger."""
+
+    kind: str
+    release: str | None = None
+    stage: StageName | None = None
+    summary: str
+    detail: dict[str, Any] = Field(default_factory=dict)
+    at: datetime = Field(default_factory=now)

