@@ -1,0 +1,209 @@
+"""Safe upgrades of a self-hosted llama.cpp server."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Annotated, Any, get_args
+from uuid import UUID
+
+# Prefect's own console lines would drown the rows; its server has them all the same.
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+import typer
+from prefect import Flow
+
+from flows import demo as demonstration
+from flows.outcome import Outcome
+from flows.plan import plan as make_plan
+from flows.rollback import rollback as rollback_flow
+from flows.server import approver_at_the_terminal, prefect_server
+from flows.upgrade import upgrade as upgrade_flow
+from tasks.platforms import open_platform
+from tasks.promote import lift_hold
+from tasks.release import Problem, StageName, StagePointer, now
+from tasks.report import console, show_table
+from tasks.settings import load
+from tasks.store import Store
+
+INTERRUPTED = 130
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+hold_app = typer.Typer(no_args_is_help=True, help="Production's hold after a rollback.")
+app.add_typer(hold_app, name="hold")
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON; the rows then go to standard error")]
+To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]
+By = Annotated[str, typer.Option(help="who does it", envvar="USER")]
+
+
+@app.command()
+def upgrade(
+    to: To = None,
+    again: Annotated[bool, typer.Option(help="verify anew what was verified before")] = False,
+    approver: Annotated[str | None, typer.Option(help="approve as this person, for unattended runs")] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring production to a newer upstream release, when every proof holds and a person agrees."""
+    with prefect_page(as_json) as page:
+        outcome = run_flow(upgrade_flow, page, approver, to=to, again=again)
+    _end(outcome, as_json)
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="why")],
+    by: By,
+    to: Annotated[str | None, typer.Option(help="id of a retained release; the latest by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put production back to a retained release, and hold it there until the hold is lifted."""
+    with prefect_page(as_json) as page:
+        outcome = run_flow(rollback_flow, page, None, by=by, reason=reason, to=to)
+    _end(outcome, as_json)
+
+
+@hold_app.command("lift")
+def hold_lift(by: By) -> None:
+    """Lift production's hold."""
+    lifted = lift_hold(Store(load().store), by)
+    console.print(f"lifted the hold that {lifted.by} set: {lifted.reason}")
+
+
+@app.command()
+def plan(to: To = None, as_json: Json = False) -> None:
+    """Say what an upgrade would do, and change nothing."""
+    found = make_plan(load(), to)
+    if as_json:
+        print(found.model_dump_json(indent=1))
+    else:
+        show_table("an upgrade now", ("stage", "would"), found.rows)
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show both stages: release, age, hold, what is retained."""
+    settings = load()
+    store = Store(settings.store)
+    pointers = [store.pointer(stage) for stage in get_args(StageName)]
+    if as_json:
+        print(json.dumps([p.model_dump(mode="json") for p in pointers], indent=1))
+        return
+    show_table(
+        f"store {store.root}",
+        ("stage", "release", "since", "hold", "retained"),
+        (_status_row(store, pointer) for pointer in pointers),
+    )
+
+
+def _status_row(store: Store, pointer: StagePointer) -> tuple[str, ...]:
+    def label(release_id: str | None) -> str:
+        found = store.release(release_id) if release_id else None
+        return found.label if found else release_id or "-"
+
+    age = str(timedelta(seconds=int((now() - pointer.since).total_seconds()))) if pointer.since else "-"
+    hold = f"{pointer.hold.by}: {pointer.hold.reason}" if pointer.hold else "-"
+    return pointer.stage, label(pointer.release), age, hold, ", ".join(map(label, pointer.retained)) or "-"
+
+
+@app.command()
+def history(
+    last: Annotated[int, typer.Option(min=1, help="how many of the latest events")] = 40, as_json: Json = False
+) -> None:
+    """Show the ledger."""
+    events = Store(load().store).ledger()[-last:]
+    if as_json:
+        print(json.dumps([e.model_dump(mode="json") for e in events], indent=1))
+        return
+    rows = ((f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind, e.release or "-", e.summary) for e in events)
+    show_table("ledger (UTC)", ("when", "what", "release", "summary"), rows)
+
+
+@app.command()
+def stop() -> None:
+    """Stop the servers that the local platform runs for the stages; the next deploy starts them again."""
+    platform = open_platform(load())
+    for stage in get_args(StageName):
+        platform.stop(stage)
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option(envvar="DEMO_KEEP", help="leave servers and Prefect page running")] = False,
+    approver: Annotated[str | None, typer.Option(envvar="DEMO_APPROVER", help="approve as this person")] = None,
+) -> None:
+    """Upgrade a real llama.cpp server on this machine, from upstream's source to promotion."""
+    with prefect_page(False) as page:
+
+        def runs(flow: Flow[..., Any]) -> demonstration.Flow:
+            return lambda who, **parameters: run_flow(flow, page, who, **parameters)
+
+        outcome = demonstration.run(runs(upgrade_flow), runs(rollback_flow), approver, keep)
+        if outcome.kind == "promoted":
+            _what_next(page, keep)
+    _end(outcome, False)
+
+
+def _what_next(page: str, keep: bool) -> None:
+    console.print("\nTry next, with .venv/bin on your PATH:")
+    for line in (
+        "llama-release status                     both stages and what is retained",
+        "llama-release history                    everything that happened",
+        "llama-release plan --to b11393           what another upgrade would do",
+        "DEMO_KEEP=1 make demo                    leaves the servers and the Prefect page running",
+    ):
+        console.print(f"  {line}", markup=False)
+    if keep:
+        console.print(f"\nPrefect page {page} stays until you press Enter here; `llama-release stop` ends the servers.")
+        sys.stdin.readline()
+
+
+@contextmanager
+def prefect_page(as_json: bool) -> Iterator[str]:
+    """A Prefect server for this command; yields its page's address. With JSON, rows go to standard error."""
+    console.stderr = as_json
+    with prefect_server(load().store) as page:
+        yield page
+
+
+def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters: Any) -> Outcome:
+    """Run a flow here and give back what it came to; its approval is asked for at this terminal too."""
+    with approver_at_the_terminal(approver) as tell:
+        told: list[UUID] = []
+
+        def started(flow: Any, flow_run: Any, state: Any) -> None:
+            if not told:
+                told.append(flow_run.id)
+                console.print(f"  Prefect page {page}/v2/runs/flow-run/{flow_run.id}", soft_wrap=True)
+                tell(flow_run.id)
+
+        outcome = flow.with_options(on_running=[started])(**parameters)
+    return Outcome.model_validate(outcome)
+
+
+def _end(outcome: Outcome, as_json: bool) -> None:
+    label = f" {outcome.release.label}" if outcome.release else ""
+    console.print(f"\n[bold]{outcome.kind.replace('_', ' ')}[/]{label}")
+    if as_json:
+        print(outcome.model_dump_json(indent=1))
+    raise typer.Exit(outcome.exit_code)
+
+
+def main() -> None:
+    """The entry point: exit 0 done, 1 the release failed, 2 bad input, 3 our tooling broke, 4 rejected, 130 interrupted."""
+    try:
+        app()
+    except Problem as problem:
+        print(f"\n{problem}", file=sys.stderr)
+        sys.exit(problem.exit_code)
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing is lost: run it again", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What an upgrade would do, without doing it."""
+
+from __future__ import annotations
+
+from flows.upgrade import required
+from tasks import patches, preflight, upstream
+from tasks.platforms import Platform, open_platform
+from tasks.release import Hold, Model, PatchResult, Release, ReleaseFailed, SourceTree, UpstreamRelease, Verdict
+from tasks.settings import Settings
+from tasks.upstream.sources import Sources
+
+
+class Plan(Model):
+    """What is known of an upgrade before it is run."""
+
+    production: str | None
+    hold: Hold | None
+    newer: tuple[str, ...]
+    target: UpstreamRelease | None
+    patches: tuple[PatchResult, ...] = ()
+    problem: str = ""
+    build: str | None = None
+    release: str | None = None
+    recorded: dict[str, Verdict] = {}
+    to_verify: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """The plan as (stage, what would happen), in order."""
+        found = [
+            ("production", (self.production or "empty") + (f", on hold: {self.hold.reason}" if self.hold else "")),
+            ("upstream", f"{len(self.newer)} newer; target {self.target or 'none'}"),
+        ]
+        if self.target is None:
+            return found
+        found += [("patches", f"{p.file}: {p.status}; {p.evidence}") for p in self.patches]
+        if self.problem:
+            return [*found, ("stops", self.problem)]
+        found.append(("build", f"{self.build} is there" if self.build else "to be compiled"))
+        done = ", ".join(f"{n} {v}" for v in Verdict if (n := list(self.recorded.values()).count(v)))
+        found.append(("verify", f"{len(self.to_verify)} to do" + (f"; recorded: {done}" if done else "")))
+        found.append(("approval", "a person is asked before production moves"))
+        return found
+
+
+def plan(settings: Settings, to: str | None) -> Plan:
+    """What `upgrade` would do now. Downloads upstream's source into the cache, changes nothing else.
+
+    Raises BadInput for a build that upstream does not have, ToolingError when upstream cannot be read.
+    """
+    platform = open_platform(settings)
+    store = platform.store
+    pointer = store.pointer("production")
+    current = store.get_release(pointer.release) if pointer.release else None
+    source_of = upstream.open_upstream(settings)
+    build = current.upstream.build if current else None
+    target = upstream.choose(source_of, to, build)
+    known = Plan(
+        production=current.label if current else None,
+        hold=pointer.hold,
+        newer=tuple(r.tag for r in upstream.newer(source_of.releases(), build)),
+        target=target,
+    )
+    if target is None:
+        return known
+    try:
+        source = patches.apply_series(Sources(settings.cache), target, source_of.fetch(target), settings.patches)
+        release = _release(platform, source, settings)
+    except ReleaseFailed as error:
+        return known.model_copy(update={"problem": str(error)})
+    names = required()
+    found = {name: v for name in names if release and (v := store.verification(release.id, name))}
+    return known.model_copy(
+        update={
+            "patches": source.patches,
+            "build": release.build if release else None,
+            "release": release.id if release else None,
+            "recorded": {name: v.verdict for name, v in found.items()},
+            "to_verify": tuple(name for name in names if name not in found),
+        }
+    )
+
+
+def _release(platform: Platform, source: SourceTree, settings: Settings) -> Release | None:
+    built = platform.built(source, settings.recipe)
+    return preflight.bundle(platform.store, built, settings.server)[0] if built else None

@@ -1,0 +1,27 @@
+"""Production back to a retained release, then a hold."""
+
+from __future__ import annotations
+
+from prefect import State, flow
+
+from flows.outcome import Outcome, ended, one_at_a_time
+from tasks.platforms import open_platform
+from tasks import promote
+from tasks.settings import load
+
+
+@flow(name="rollback", flow_run_name="rollback to {to}")
+def rollback(by: str, reason: str, to: str | None = None) -> State[Outcome]:
+    """Put production back to a release that was retained, and hold it there until a person lifts the hold.
+
+    Args:
+        by: who does it.
+        reason: why.
+        to: the id of a retained release; the latest one when not given.
+    """
+    settings = load()
+    platform = open_platform(settings)
+    with one_at_a_time(platform.store):
+        promote.recover(platform)
+        done = promote.rollback(platform, to, by, reason, settings.retain)
+        return ended("rolled_back", done.release)

@@ -1,0 +1,59 @@
+"""The whole way from upstream to production."""
+
+from __future__ import annotations
+
+from prefect import State, flow
+
+from flows.outcome import Outcome, ended, one_at_a_time
+from tasks import approval, build, contracts, evals, patches, preflight, promote, restore, upstream
+from tasks.platforms import open_platform
+from tasks.report import show_dossier
+from tasks.settings import load
+
+
+def required() -> tuple[str, ...]:
+    """The names of all verifications that must be in a dossier before anybody may approve it."""
+    return tuple(sorted((preflight.NAME, promote.STAGING, restore.NAME, evals.NAME, *contracts.required())))
+
+
+@flow(name="upgrade", flow_run_name="upgrade to {to}")
+def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
+    """Bring production to a newer upstream release, when every proof holds and a person agrees.
+
+    Args:
+        to: the upstream build to go to, such as b11434; the newest eligible one when not given.
+        again: verify anew what has been verified before.
+    """
+    settings = load()
+    platform = open_platform(settings)
+    store = platform.store
+    with one_at_a_time(store):
+        promote.recover(platform)
+        production = store.pointer("production")
+        promote.refuse_on_hold(production)
+
+        target = upstream.read(platform, settings, to)
+        if target is None:
+            return ended("nothing_newer")
+        source = patches.apply(platform, settings, target)
+        built = build.make(platform, source, settings.recipe)
+        release = preflight.check(platform, built, settings.server, again)
+        if release.id == production.release:
+            return ended("already_there", release)
+
+        contracts.check(platform, release)
+        promote.staging(platform, release)
+        restore.check(platform, "staging", release, settings.restore)
+        evals.check(platform, release, production.release, settings)
+
+        dossier = store.dossier(release, required())
+        show_dossier(dossier)
+        decision = approval.ask(store, dossier, production.release, settings.approval)
+        if decision.decision == "reject":
+            return ended("rejected", release)
+        promote.promote(platform, store.dossier(release, required()), decision, settings.retain)
+        return ended("promoted", release)
+
+
+if __name__ == "__main__":
+    upgrade()

@@ -1,0 +1,36 @@
+"""Source tree -> build."""
+
+from __future__ import annotations
+
+from tasks.platforms import Platform
+from tasks.release import Build, Recipe, SourceTree
+from tasks.report import Row, markdown_table, stage
+
+
+@stage("build", "build {source.upstream}")
+def make(row: Row, platform: Platform, source: SourceTree, recipe: Recipe) -> Build:
+    """The build of this source tree, made or taken whole from the store. Raises ReleaseFailed when it won't compile."""
+    built = platform.build(source, recipe, row.progress)
+    reused = built.built_at < row.started_at
+    row.done(
+        f"{built.digest} reused: {built.version}" if reused else _made(built),
+        markdown_table(
+            ("what", "value"),
+            [
+                ("digest", built.digest),
+                ("source tree", source.tree),
+                ("--version", built.version),
+                ("objects", f"{built.objects}, {built.cache_hits} from the compiler cache"),
+                ("compiled in", f"{built.seconds} s at {built.built_at:%Y-%m-%d %H:%M} UTC"),
+                *built.toolchain.items(),
+                *((f"sha256 of {name}", sha) for name, sha in built.files.items()),
+            ],
+        ),
+        detail={"build": built.digest, "reused": reused},
+    )
+    return built
+
+
+def _made(built: Build) -> str:
+    share = f"{100 * built.cache_hits / built.objects:.0f}% from cache" if built.objects else "nothing to compile"
+    return f"{built.digest} made of {built.objects} objects, {share}"

@@ -1,0 +1,166 @@
+"""Production's exact argv against the candidate binary, before anything is served."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.platforms import Platform
+from tasks.process import run
+from tasks.release import BadInput, Build, Release, ReleaseFailed, Verdict, Verification
+from tasks.report import Row, markdown_table, stage
+from tasks.settings import ServerSettings
+from tasks.store import Store
+
+NAME = "preflight"
+Argv = tuple[str, ...]
+Accepts = Callable[[Argv], str]
+"""Gives the binary's own complaint about an argv; '' when it takes it."""
+
+
+@dataclass(frozen=True)
+class Want:
+    """One setting, and its spellings in llama-server's history, newest first."""
+
+    setting: str
+    spellings: tuple[Argv, ...]
+
+
+def wants(server: ServerSettings) -> list[Want]:
+    """The settings as llama-server flags; `{model}` and the like stand for files.
+
+    Sources: b10884 replaced --mmap/--no-mmap by --load-mode; --flash-attn needs a value since b6325 (guide, issue 4).
+    """
+
+    def one(setting: str, *argv: object) -> Want:
+        return Want(setting, (tuple(map(str, argv)),))
+
+    slots, context = server.slots, server.slots * server.ctx_per_slot
+    found = [one("model", "--model", "{model}")]
+    if server.mmproj:
+        found.append(one("mmproj", "--mmproj", "{mmproj}"))
+    if server.chat_template:
+        found.append(one("chat_template", "--chat-template-file", "{chat_template}"))
+    found += [
+        one("jinja", "--jinja"),
+        one("alias", "--alias", server.alias),
+        one("ctx_per_slot", "--ctx-size", context),
+        one("slots", "--parallel", slots),
+        one("kv_cache_type", "--cache-type-k", server.kv_cache_type, "--cache-type-v", server.kv_cache_type),
+        one("batch", "--batch-size", server.batch),
+        one("ubatch", "--ubatch-size", server.ubatch),
+        one("gpu_layers", "--n-gpu-layers", server.gpu_layers),
+        Want("flash_attention", (("--flash-attn", server.flash_attention), *_bare_flash(server))),
+        Want("memory_map", (("--load-mode", "mmap"), ()) if server.memory_map else (("--load-mode", "none"), ("--no-mmap",))),
+    ]
+    if server.metrics:
+        found.append(one("metrics", "--metrics"))
+    if server.threads:
+        found.append(one("threads", "--threads", server.threads))
+    return found
+
+
+def _bare_flash(server: ServerSettings) -> tuple[Argv, ...]:
+    return {"on": (("--flash-attn",),), "off": ((),), "auto": ()}[server.flash_attention]
+
+
+def complaint(binary: Path, argv: Argv) -> str:
+    """What the binary says against an argv, in its own words; '' when it takes it.
+
+    llama-server reads its whole argv before `--version` ends it: the surest flag check there is.
+    """
+    clean = {name: "" for name in os.environ if name.startswith("LLAMA_ARG_")}
+    output = run([binary, *argv, "--version"], timeout_s=60, env=clean, check=False)
+    return "" if output.code == 0 else output.text[-600:] or f"exit status {output.code}"
+
+
+def render(server: ServerSettings, refuses: Accepts) -> tuple[Argv, list[str]]:
+    """(argv that this binary understands, notes on settings that it spells differently from the newest way).
+
+    Raises ReleaseFailed that names each setting it has no spelling for, with its own words.
+    """
+    found = wants(server)
+    newest = tuple(word for want in found for word in want.spellings[0])
+    if not refuses(newest):
+        return newest, []
+    argv: list[str] = []
+    notes, refused = [], []
+    for want in found:
+        words = {spelling: refuses(spelling) for spelling in want.spellings}
+        spelling = next((s for s, said in words.items() if not said), None)
+        if spelling is None:
+            refused.append(f"{want.setting}: `{' '.join(want.spellings[0])}`: {words[want.spellings[0]]}")
+            continue
+        if spelling != want.spellings[0]:
+            notes.append(f"{want.setting} is `{' '.join(spelling) or 'the default'}` here")
+        argv += spelling
+    if said := (refused and "\n".join(refused)) or refuses(tuple(argv)):
+        raise ReleaseFailed(
+            "the candidate does not take our argv",
+            evidence=said,
+            todo="look for the flag's new name in upstream's notes and teach tasks/preflight.py, or drop the setting",
+        )
+    return tuple(argv), notes
+
+
+def bundle(store: Store, build: Build, server: ServerSettings) -> tuple[Release, list[str]]:
+    """The release that these settings make of a build, and the notes of `render`.
+
+    Raises BadInput without a model or when a file is not there, ReleaseFailed when the binary refuses the argv.
+    """
+    if server.model is None:
+        raise BadInput("no model is set", todo="set server.model to a GGUF file")
+    paths = {"model": server.model, "mmproj": server.mmproj, "chat_template": server.chat_template}
+    binary = store.build_dir(build.digest) / build.recipe.target
+    argv, notes = render(server, lambda words: complaint(binary, words))
+    release = Release(
+        upstream=build.source.upstream,
+        tree=build.source.tree,
+        build=build.digest,
+        argv=argv,
+        files={name: store.put_file(path) for name, path in paths.items() if path},
+        alias=server.alias,
+    )
+    return release, notes
+
+
+def with_model(store: Store, release: Release, model: Path) -> Release:
+    """The same release serving another model with that model's own chat template: for trials only."""
+    argv = list(release.argv)
+    for flag in ("--mmproj", "--chat-template-file"):
+        if flag in argv:
+            at = argv.index(flag)
+            del argv[at : at + 2]
+    return release.model_copy(update={"argv": tuple(argv), "files": {"model": store.put_file(model)}})
+
+
+@stage(NAME, "preflight {build.tag}")
+def check(row: Row, platform: Platform, build: Build, server: ServerSettings, again: bool = False) -> Release:
+    """The release: its argv taken by this very binary. Raises ReleaseFailed when it refuses a flag.
+
+    With `again`, what was verified of this release before is put aside.
+    """
+    release, notes = bundle(platform.store, build, server)
+    platform.store.save_release(release)
+    if again:
+        platform.store.forget(release)
+    summary = "argv accepted" + "".join(f"; {note}" for note in notes)
+    platform.store.record(
+        Verification(
+            name=NAME,
+            release=release.id,
+            verdict=Verdict.PASSED,
+            summary=summary,
+            promise="the exact argv goes through the binary before anything is served (guide, issue 4)",
+            evidence={"argv": list(release.argv), "notes": notes, "version": build.version},
+        )
+    )
+    files = [(name, f"{ref.name}, {ref.size_bytes / 1e6:.0f} MB, sha256 {ref.sha256}") for name, ref in release.files.items()]
+    row.done(
+        summary,
+        f"release `{release.id}`\n\n```\n{' '.join(release.argv)}\n```\n\n{markdown_table(('file', 'content'), files)}",
+        release=release.id,
+    )
+    return release

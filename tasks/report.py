@@ -1,0 +1,184 @@
+"""What a person sees while a release goes its way: one row a stage, in the terminal and in the Prefect page."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tasks.platforms import Platform
+from tasks.release import Dossier, Event, Problem, Verdict, now
+
+console = Console(highlight=False)
+LINE_EVERY_S = 5.0
+ARTIFACT_EVERY_S = 2.0
+NAME_WIDTH = 11
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MARK = {
+    Verdict.PASSED: "[green]passed[/]",
+    Verdict.FAILED: "[red]failed[/]",
+    Verdict.INCONCLUSIVE: "[yellow]inconclusive[/]",
+    Verdict.ERRORED: "[red]errored[/]",
+}
+
+
+class Row:
+    """One stage as it runs: a line that moves, then a line that stays and an artifact with the evidence."""
+
+    def __init__(self, name: str, platform: Platform) -> None:
+        self.name = name
+        self._platform = platform
+        self.started_at = now()
+        self._start = time.monotonic()
+        self._bar: Progress | None = None
+        self._last_line = self._start
+        self._last_artifact = self._start
+        self._artifact: Any = None
+        self.closed = False
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """Say how far it is. Cheap: what is shown is bounded in rate."""
+        if console.is_terminal:
+            self._move(done, total, what)
+        elif time.monotonic() - self._last_line > LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            console.print(f"  {self.name:<{NAME_WIDTH}} {done}/{total} {what}  {_clock(self.seconds)}", markup=False)
+        if total > 1 and time.monotonic() - self._last_artifact > ARTIFACT_EVERY_S:
+            self._last_artifact = time.monotonic()
+            percent = round(100 * done / total, 1)
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(percent, description=f"{self.name}: {what}")
+            else:
+                update_progress_artifact(self._artifact, percent, description=f"{self.name}: {done}/{total} {what}")
+
+    def _move(self, done: int, total: int, what: str) -> None:
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn(f"  {self.name:<{NAME_WIDTH}}"), BarColumn(22), MofNCompleteColumn(),
+                TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True,
+            )  # fmt: skip
+            self._bar.start()
+            self._bar.add_task(what)
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=what[:48])
+
+    def done(self, summary: str, markdown: str = "", *, release: str | None = None, detail: dict[str, Any] | None = None) -> None:
+        """Close the row: the line that stays, the artifact, and the ledger's line."""
+        self._close(summary, "[green]ok[/]", release=release, detail=detail or {})
+        create_markdown_artifact(key=_key(self.name), markdown=f"**{summary}**\n\n{markdown}", description=summary[:200])
+
+    def failed(self, error: BaseException) -> None:
+        """Close the row with what went wrong."""
+        what = error.what if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
+        self._close(what, "[red]stopped[/]", release=None, detail={"error": type(error).__name__})
+        create_markdown_artifact(key=_key(self.name), markdown=f"```\n{error}\n```", description=what[:200])
+
+    def _close(self, summary: str, mark: str, *, release: str | None, detail: dict[str, Any]) -> None:
+        self.closed = True
+        if self._bar:
+            self._bar.stop()
+        console.print(f"  {self.name:<{NAME_WIDTH}}", end=" ", markup=False)
+        console.print(summary, markup=False, end="  ", soft_wrap=True)
+        console.print(f"{mark} [dim]{_clock(self.seconds)}[/]")
+        self._platform.store.log(
+            Event(
+                kind=f"stage.{self.name}",
+                release=release,
+                summary=summary,
+                detail={"seconds": round(self.seconds, 3), **detail},
+            )
+        )
+
+
+def stage(
+    name: str, row_name: str
+) -> Callable[[Callable[Concatenate[Row, Platform, P], R]], Callable[Concatenate[Platform, P], R]]:
+    """Make a function one row that a person sees: a Prefect task, a terminal line, an artifact, a ledger event.
+
+    `row_name` is the row's title in the Prefect page; `{parameter}` is filled in from the call. The function must
+    close its row with `row.done`; what it raises closes the row too.
+    """
+
+    def wrap(function: Callable[Concatenate[Row, Platform, P], R]) -> Callable[Concatenate[Platform, P], R]:
+        def run(platform: Platform, *args: P.args, **kwargs: P.kwargs) -> R:
+            row = Row(name, platform)
+            try:
+                result = function(row, platform, *args, **kwargs)
+            except BaseException as error:
+                if not row.closed:
+                    row.failed(error)
+                raise
+            if not row.closed:
+                raise RuntimeError(f"the stage {name} returned without saying what it did")
+            return result
+
+        functools.update_wrapper(run, function)
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return task(name=name, task_run_name=row_name, cache_policy=NO_CACHE, persist_result=False)(run)  # type: ignore[return-value]
+
+    return wrap
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "-").lower()
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A GitHub-style table; cells are made safe for it."""
+
+    def line(cells: Sequence[object]) -> str:
+        return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+
+    return "\n".join([line(header), "|" + " --- |" * len(header), *(line(row) for row in rows)])
+
+
+def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table in the terminal."""
+    table = Table(*header, title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+
+
+def show_dossier(dossier: Dossier) -> None:
+    """Print the verifications of a release as a table in the terminal."""
+    show_table(
+        f"dossier {dossier.digest} of {dossier.release.label}",
+        ("verification", "verdict", "what was seen"),
+        ((v.name, MARK[v.verdict], v.summary.replace("[", "\\[")) for v in dossier.verifications),
+    )
+
+
+def dossier_markdown(dossier: Dossier, replaces: str) -> str:
+    """The dossier as a person is asked to approve it."""
+    counts = ", ".join(f"{len(found)} {verdict}" for verdict in Verdict if (found := dossier.having(verdict)))
+    rows = ((v.name, v.verdict, v.summary) for v in dossier.verifications)
+    return "\n\n".join(
+        [
+            f"## Release {dossier.release.label}, to replace {replaces}",
+            f"Dossier `{dossier.digest}`: {counts}.",
+            markdown_table(("verification", "verdict", "what was seen"), rows),
+            f"`{' '.join(dossier.release.argv)}`",
+            "An approval holds for this dossier only, and only while production is what it is now.",
+        ]
+    )

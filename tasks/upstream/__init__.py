@@ -1,0 +1,88 @@
+"""Which upstream release is next, and its source."""
+
+from __future__ import annotations
+
+import bisect
+import re
+from pathlib import Path
+from typing import Protocol
+
+from tasks.platforms import Platform
+from tasks.release import BadInput, UpstreamRelease
+from tasks.report import Row, markdown_table, stage
+from tasks.settings import Settings
+from tasks.upstream.pypi import Pypi
+
+DECLINED_SHOWN = 40
+
+
+class Upstream(Protocol):
+    """Where upstream releases and their source come from."""
+
+    def releases(self) -> list[UpstreamRelease]:
+        """Every release that can be had, oldest build first."""
+
+    def eligible(self) -> list[UpstreamRelease]:
+        """Those that the policy (minimum age, deny list) lets an unattended upgrade take, oldest first."""
+
+    def fetch(self, release: UpstreamRelease) -> Path:
+        """The archive with this release's whole source, checked, on this machine."""
+
+
+def open_upstream(settings: Settings) -> Upstream:
+    """The upstream that the settings name."""
+    return Pypi(settings.upstream, settings.cache)
+
+
+def choose(upstream: Upstream, to: str | None, production: int | None) -> UpstreamRelease | None:
+    """The release to upgrade to: `to` when given, else the newest eligible one; None when production has it.
+
+    Raises BadInput for a tag that is none, or is not there (naming its neighbours).
+    """
+    if to is not None:
+        return find(upstream.releases(), to)
+    eligible = upstream.eligible()
+    if not eligible or (production is not None and eligible[-1].build <= production):
+        return None
+    return eligible[-1]
+
+
+def find(releases: list[UpstreamRelease], tag: str) -> UpstreamRelease:
+    """The release of this tag (`b11434`, or `11434`). Raises BadInput with the nearest ones."""
+    match = re.fullmatch(r"b?(\d+)", tag.strip())
+    if not match:
+        raise BadInput(f"{tag!r} is not an upstream build", todo="give a tag such as b11434")
+    build = int(match[1])
+    known = [r.build for r in releases]
+    at = bisect.bisect_left(known, build)
+    if at < len(known) and known[at] == build:
+        return releases[at]
+    near = ", ".join(f"b{n}" for n in known[max(0, at - 2) : at + 2])
+    raise BadInput(
+        f"upstream has no release b{build} here",
+        evidence=f"the nearest of {len(known)} are {near}" if near else "upstream lists no release at all",
+        todo="take one of these with --to",
+    )
+
+
+def newer(releases: list[UpstreamRelease], production: int | None) -> list[UpstreamRelease]:
+    """The releases after production's build, oldest first."""
+    return [r for r in releases if production is None or r.build > production]
+
+
+@stage("upstream", "read upstream")
+def read(row: Row, platform: Platform, settings: Settings, to: str | None) -> UpstreamRelease | None:
+    """The upstream release to go to, or None when production has the newest eligible one.
+
+    Raises BadInput for a build that upstream does not have, ToolingError when upstream cannot be read.
+    """
+    source = open_upstream(settings)
+    current = platform.store.pointer("production").release
+    build = platform.store.get_release(current).upstream.build if current else None
+    target = choose(source, to, build)
+    later = newer(source.releases(), build)
+    here = f"b{build}" if build else "empty"
+    summary = f"production {here}, {len(later)} newer upstream, target {target or 'none: nothing eligible is newer'}"
+    rows = [(r.tag, "target" if r == target else "") for r in reversed(later[-DECLINED_SHOWN:])]
+    row.done(summary, markdown_table(("newer than production", ""), rows))
+    return target

