@@ -194,7 +194,11 @@ def _end(outcome: Outcome, as_json: bool) -> None:
 
 
 def main() -> None:
-    """The entry point: exit 0 done, 1 the release failed, 2 bad input, 3 our tooling broke, 4 rejected, 130 interrupted."""
+    """The entry point.
+
+    Exits 0 when done, 1 when the release failed, 2 on bad input, 3 when our tooling broke, 4 when a person rejected
+    the release, 130 when interrupted.
+    """
     try:
         app()
     except Problem as problem:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from flows.upgrade import required
 from tasks import patches, preflight, upstream
 from tasks.platforms import Platform, open_platform
@@ -21,7 +23,7 @@ class Plan(Model):
     problem: str = ""
     build: str | None = None
     release: str | None = None
-    recorded: dict[str, Verdict] = {}
+    recorded: dict[str, Verdict] = Field(default_factory=dict)
     to_verify: tuple[str, ...] = ()
 
     @property

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import State, flow
 
 from flows.outcome import Outcome, ended, one_at_a_time
-from tasks.platforms import open_platform
 from tasks import promote
+from tasks.platforms import open_platform
 from tasks.settings import load
 
 

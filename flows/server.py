@@ -137,12 +137,14 @@ def approver_at_the_terminal(name: str | None) -> Iterator[Callable[[UUID], None
 def _attend(told: list[UUID], stop: threading.Event, name: str | None) -> None:
     while not stop.wait(POLL_S):
         if told and _paused(told[-1]):
-            unattended: Decided | None = {"decision": "approve", "approver": name, "note": "unattended"} if name else None
-            answer = unattended or _prompt(told[-1], stop)
-            if answer:
+            if answer := _unattended(name) if name else _prompt(told[-1], stop):
                 answer_pause(told[-1], answer)
             while not stop.wait(POLL_S) and _paused(told[-1]):
                 pass
+
+
+def _unattended(name: str) -> Decided:
+    return {"decision": "approve", "approver": name, "note": "unattended"}
 
 
 def answer_pause(flow_run_id: UUID, answer: Decided) -> None:

@@ -20,7 +20,9 @@ POLL_S = 1
 class Decision(RunInput):
     """What a person fills in on the Prefect page."""
 
-    decision: Literal["approve", "reject"] = Field(description="approve: promote this release. reject: leave production")
+    decision: Literal["approve", "reject"] = Field(
+        description="approve: promote this release. reject: leave production"
+    )
     approver: str = Field(min_length=1, description="your name; the open-source Prefect server does not check it")
     note: str = Field(default="", description="why")
 

@@ -88,7 +88,11 @@ class Client:
     def __init__(self, endpoint: Endpoint, *, timeout_s: float = 120.0) -> None:
         self.endpoint = endpoint
         self._http = httpx.Client(
-            base_url=endpoint.base_url, timeout=httpx.Timeout(timeout_s, connect=10.0), trust_env=False
+            base_url=endpoint.base_url,
+            timeout=httpx.Timeout(timeout_s, connect=10.0),
+            # llama-server closes kept connections without a word; a request sent into that would be lost
+            limits=httpx.Limits(max_keepalive_connections=0),
+            trust_env=False,
         )
 
     def __enter__(self) -> Self:

@@ -82,7 +82,9 @@ def _place(sources: Sources, patch: Patch, upstream_tree: str, tree: str) -> tup
     with tempfile.TemporaryDirectory(prefix="apply-", dir=sources.repo) as temporary:
         index = Path(temporary) / "index"
         sources.git("read-tree", tree, index=index)
-        applied = sources.git("apply", "--cached", "--whitespace=nowarn", patch.path.absolute(), index=index, check=False)
+        applied = sources.git(
+            "apply", "--cached", "--whitespace=nowarn", patch.path.absolute(), index=index, check=False
+        )
         if applied.code:
             words = applied.text[:1500]
             broken = "corrupt patch" in words or "No valid patches" in words or "unrecognized input" in words
@@ -116,8 +118,14 @@ def apply(row: Row, platform: Platform, settings: Settings, release: UpstreamRel
     told = [f"{p.file.removesuffix('.patch')} {p.status}" for p in source.patches] or ["no patches"]
     row.done(
         f"{', '.join(told)}; source tree {source.tree[:9]}",
-        markdown_table(("patch", "title", "status", "evidence"), [(p.file, p.title, p.status, p.evidence) for p in source.patches])
-        + f"\n\narchive sha256 `{source.archive_sha256}`\n\nupstream tree `{source.upstream_tree}`, with patches `{source.tree}`",
-        detail={"patches": [p.model_dump(mode="json") for p in source.patches], "archive_sha256": source.archive_sha256},
+        markdown_table(
+            ("patch", "title", "status", "evidence"), [(p.file, p.title, p.status, p.evidence) for p in source.patches]
+        )
+        + f"\n\narchive sha256 `{source.archive_sha256}`\n\n"
+        + f"upstream tree `{source.upstream_tree}`, with patches `{source.tree}`",
+        detail={
+            "patches": [p.model_dump(mode="json") for p in source.patches],
+            "archive_sha256": source.archive_sha256,
+        },
     )
     return source

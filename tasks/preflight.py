@@ -53,7 +53,10 @@ def wants(server: ServerSettings) -> list[Want]:
         one("ubatch", "--ubatch-size", server.ubatch),
         one("gpu_layers", "--n-gpu-layers", server.gpu_layers),
         Want("flash_attention", (("--flash-attn", server.flash_attention), *_bare_flash(server))),
-        Want("memory_map", (("--load-mode", "mmap"), ()) if server.memory_map else (("--load-mode", "none"), ("--no-mmap",))),
+        Want(
+            "memory_map",
+            (("--load-mode", "mmap"), ()) if server.memory_map else (("--load-mode", "none"), ("--no-mmap",)),
+        ),
     ]
     if server.metrics:
         found.append(one("metrics", "--metrics"))
@@ -71,7 +74,7 @@ def complaint(binary: Path, argv: Argv) -> str:
 
     llama-server reads its whole argv before `--version` ends it: the surest flag check there is.
     """
-    clean = {name: "" for name in os.environ if name.startswith("LLAMA_ARG_")}
+    clean = {name: None for name in os.environ if name.startswith("LLAMA_ARG_")}
     output = run([binary, *argv, "--version"], timeout_s=60, env=clean, check=False)
     return "" if output.code == 0 else output.text[-600:] or f"exit status {output.code}"
 
@@ -157,7 +160,9 @@ def check(row: Row, platform: Platform, build: Build, server: ServerSettings, ag
             evidence={"argv": list(release.argv), "notes": notes, "version": build.version},
         )
     )
-    files = [(name, f"{ref.name}, {ref.size_bytes / 1e6:.0f} MB, sha256 {ref.sha256}") for name, ref in release.files.items()]
+    files = [
+        (name, f"{ref.name}, {ref.size_bytes / 1e6:.0f} MB, sha256 {ref.sha256}") for name, ref in release.files.items()
+    ]
     row.done(
         summary,
         f"release `{release.id}`\n\n```\n{' '.join(release.argv)}\n```\n\n{markdown_table(('file', 'content'), files)}",

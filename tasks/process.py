@@ -31,18 +31,19 @@ def run(
     *,
     timeout_s: float,
     cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     stdin: str = "",
     check: bool = True,
 ) -> Output:
-    """Run a command to its end. `env` is added to the environment.
+    """Run a command to its end. `env` is added to the environment; None takes a variable out.
 
     Raises ToolingError when it cannot be started, runs past `timeout_s`, or (with `check`) exits non-zero.
     """
     words = [str(a) for a in argv]
+    environment = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}
     try:
         done = subprocess.run(
-            words, cwd=cwd, env={**os.environ, **(env or {})}, input=stdin,
+            words, cwd=cwd, env=environment, input=stdin,
             capture_output=True, text=True, errors="replace", timeout=timeout_s, preexec_fn=die_with_parent,
         )  # fmt: skip
     except FileNotFoundError as error:

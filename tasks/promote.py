@@ -120,7 +120,9 @@ def swap(
 def _refuse_unless(pointer: StagePointer, dossier: Dossier, approval: Approval, store: Store) -> None:
     release = dossier.release
     if approval.decision != "approve" or approval.release != release.id:
-        raise BadInput(f"there is no approval of {release.label}", evidence=f"{approval.decision} of {approval.release}")
+        raise BadInput(
+            f"there is no approval of {release.label}", evidence=f"{approval.decision} of {approval.release}"
+        )
     refuse_on_hold(pointer)
     if pointer.release != approval.expected:
         raise BadInput(
@@ -136,7 +138,9 @@ def _refuse_unless(pointer: StagePointer, dossier: Dossier, approval: Approval, 
         )
     if dossier.blockers:
         raise ReleaseFailed(
-            f"{release.label} may not be promoted", evidence="\n".join(dossier.blockers), todo="mend it and run it again"
+            f"{release.label} may not be promoted",
+            evidence="\n".join(dossier.blockers),
+            todo="mend it and run it again",
         )
     whole(store, release)
 
@@ -191,11 +195,12 @@ def _finish(platform: Platform, intent: Intent) -> None:
     store = platform.store
     release = store.get_release(intent.after)
     try:
+        _serve(platform, intent.after)
         check_serving(platform.endpoint("production"), release)
     except Problem as error:
         _go_back(platform, intent, error)
         raise ReleaseFailed(
-            f"{release.label} did not verify in production: production is back on {intent.before or 'nothing'}, on hold",
+            f"{release.label} did not verify in production: production is back on {intent.before or 'nothing'}",
             evidence=error.evidence or error.what,
             todo="read the evidence; `llama-release hold lift` when it is mended",
         ) from error
@@ -224,7 +229,7 @@ def _undo(platform: Platform, intent: Intent) -> None:
             kind="move_undone",
             release=intent.after,
             stage="production",
-            summary=f"the move to {intent.after} was undone before it happened; production is {intent.before or 'empty'}",
+            summary=f"the move to {intent.after} was undone before it happened; production: {intent.before or 'empty'}",
         ),
     )
     store.close_intent("production")
@@ -288,7 +293,6 @@ def recover(platform: Platform) -> str:
             return ""
         pointer = store.pointer("production")
         if pointer.release == intent.after != intent.before:
-            _serve(platform, intent.after)
             _finish(platform, intent)
             return f"finished the {intent.action} to {intent.after} that was left open"
         _undo(platform, intent)
@@ -313,7 +317,13 @@ def back_to(platform: Platform, to: str | None, by: str, reason: str, retain: in
         release = store.get_release(target)
         whole(store, release)
         intent = Intent(
-            stage="production", action="rollback", before=pointer.release, after=target, dossier=None, by=by, note=reason
+            stage="production",
+            action="rollback",
+            before=pointer.release,
+            after=target,
+            dossier=None,
+            by=by,
+            note=reason,
         )
         moved = StagePointer(
             stage="production",
@@ -340,9 +350,7 @@ def lift_hold(store: Store, by: str) -> Hold:
         if pointer.hold is None:
             raise BadInput("production is not on hold", todo="nothing to lift")
         store.save_pointer(pointer.model_copy(update={"hold": None}))
-        store.log(
-            Event(kind="hold_lifted", stage="production", summary=f"{by} lifted the hold: {pointer.hold.reason}")
-        )
+        store.log(Event(kind="hold_lifted", stage="production", summary=f"{by} lifted the hold: {pointer.hold.reason}"))
         return pointer.hold
 
 
@@ -398,8 +406,13 @@ def rollback(row: Row, platform: Platform, to: str | None, by: str, reason: str,
 
 def _told(platform: Platform, done: Promotion) -> tuple[str, str]:
     kept = ", ".join(_label(platform.store, r) for r in done.retained) or "none"
-    rows = [("production", done.release.label), ("replaced", _label(platform.store, done.replaced)), ("by", done.approver)]
+    rows = [
+        ("production", done.release.label),
+        ("replaced", _label(platform.store, done.replaced)),
+        ("by", done.approver),
+    ]
+    at = platform.endpoint("production").base_url
     return (
-        f"{done.release.upstream.tag} answers at {platform.endpoint('production').base_url}; retained for rollback: {kept}",
+        f"{done.release.upstream.tag} answers at {at}; retained for rollback: {kept}",
         markdown_table(("what", "is"), [*rows, ("retained", kept), ("dossier", done.dossier or "none")]),
     )

@@ -77,10 +77,14 @@ class Row:
             self._bar.add_task(what)
         self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=what[:48])
 
-    def done(self, summary: str, markdown: str = "", *, release: str | None = None, detail: dict[str, Any] | None = None) -> None:
+    def done(
+        self, summary: str, markdown: str = "", *, release: str | None = None, detail: dict[str, Any] | None = None
+    ) -> None:
         """Close the row: the line that stays, the artifact, and the ledger's line."""
         self._close(summary, "[green]ok[/]", release=release, detail=detail or {})
-        create_markdown_artifact(key=_key(self.name), markdown=f"**{summary}**\n\n{markdown}", description=summary[:200])
+        create_markdown_artifact(
+            key=_key(self.name), markdown=f"**{summary}**\n\n{markdown}", description=summary[:200]
+        )
 
     def failed(self, error: BaseException) -> None:
         """Close the row with what went wrong."""

@@ -64,7 +64,7 @@ def judge(
             release=release.id,
             verdict=found,
             summary=summary,
-            promise="after an idle window the first request is answered, and answered the same (guide, playbook step 5)",
+            promise="the first request after an idle window gets the same answer (guide, playbook step 5)",
             basis=basis(settings),
         )
 
@@ -91,7 +91,9 @@ def _s(seconds: float | None) -> str:
 
 
 @stage(NAME, "restore probe of {release.label} on {stage_name}")
-def check(row: Row, platform: Platform, stage_name: StageName, release: Release, settings: RestoreSettings) -> Verification:
+def check(
+    row: Row, platform: Platform, stage_name: StageName, release: Release, settings: RestoreSettings
+) -> Verification:
     """Force an idle window on a stage and prove that it comes back; recorded in the release's dossier."""
     found = platform.store.fresh(release.id, (NAME,), basis(settings))
     if found:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,27 +70,25 @@ def download(package: str, version: str, folder: Path, *, binary: bool) -> Path:
 
 
 def _pip(argv: Sequence[str | Path], *, timeout_s: float) -> str:
-    output = run(
-        [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", *argv],
-        timeout_s=timeout_s,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory(prefix="llama-release-pip-") as folder:
+        log = Path(folder) / "pip.log"
+        words = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "--log", log, *argv]
+        output = run(words, timeout_s=timeout_s, check=False)
+        said = log.read_text(errors="replace") if log.exists() else ""
     if output.code == 0:
         return output.stdout
-    words = [line for line in output.stderr.splitlines() if line.startswith("ERROR")]
-    evidence = "\n".join(words[:3]) or output.text[-500:]
-    if any("No matching distribution" in line for line in words) and not _unreachable(output.stderr):
+    errors = [line for line in output.stderr.splitlines() if line.startswith("ERROR")]
+    # pip answers a dead network with "No matching distribution"; only its log tells the two apart.
+    unfetched = re.findall(r"Could not fetch URL \S+: (.+?)(?: for url: \S+)? - skipping", said)
+    unreachable = [why for why in unfetched if not why.startswith("404")]
+    if any("No matching distribution" in line for line in errors) and not unreachable:
         raise BadInput(
             "the package index has no such package or version",
-            evidence=evidence,
-            todo="check upstream.package and the build number",
+            evidence="\n".join(errors[:3]),
+            todo="check upstream.package, the build number and upstream.min_age_days",
         )
     raise ToolingError(
         "the package index could not be read",
-        evidence=evidence,
+        evidence="\n".join([*unreachable[:2], *errors[:3]]) or output.text[-500:],
         todo="check the network and pip's settings, then run it again: what is done is kept",
     )
-
-
-def _unreachable(text: str) -> bool:
-    return "connection" in text.lower() or "Temporary failure" in text or "timed out" in text.lower()

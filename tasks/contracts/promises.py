@@ -1,0 +1,203 @@
+"""What a contract is made of: one function is one promise, checked on one running server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tasks.endpoint import Answer, Client, Stream
+from tasks.release import Endpoint, Release, ToolingError, Verdict, Verification
+
+Server = Literal["starting", "model", "scripted"]
+"""Which trial server a promise is checked on: one just started, one with the release's model, or one with the
+scripted model of `scripted.thinks_then_answers`."""
+
+TIMEOUT_S = 60.0
+_CLIP = 2000  # characters of one string kept as evidence
+_REVIVE_S = 2.0
+
+
+class Unmet(Exception):
+    """A promise that was not kept; the message is the verification's summary."""
+
+
+def expect(condition: object, otherwise: str) -> None:
+    """Raise Unmet with `otherwise` unless the condition holds."""
+    if not condition:
+        raise Unmet(otherwise)
+
+
+def at(body: Any, *path: str | int) -> Any:
+    """The value at a path of keys and indexes in an answer's body. Raises Unmet that names the path."""
+    found = body
+    for step in path:
+        try:
+            found = found[step]
+        except (KeyError, IndexError, TypeError):
+            raise Unmet(f"the answer has no {'.'.join(map(str, path))}") from None
+    return found
+
+
+class Recorder(Client):
+    """The client that promises use: every exchange is kept as evidence."""
+
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> None:
+        super().__init__(endpoint, timeout_s=timeout_s)
+        self.exchanges: list[dict[str, Any]] = []
+
+    def request(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
+        try:
+            answer = super().request(method, path, body, **options)
+        except ToolingError as error:
+            self.exchanges.append({"method": method, "path": path, "request": body, "error": error.evidence})
+            raise
+        self.exchanges.append(answer.evidence)
+        return answer
+
+    def stream(self, messages: list[dict[str, Any]] | str, **params: Any) -> Stream:
+        """As Client.stream. Raises Unmet when an event is not JSON."""
+        exchange: dict[str, Any] = {"method": "POST", "path": "/v1/chat/completions", "request": [messages, params]}
+        self.exchanges.append(exchange)
+        try:
+            stream = super().stream(messages, **params)
+        except ToolingError as error:
+            exchange["error"] = error.evidence
+            raise
+        except ValueError as error:
+            raise Unmet(f"an event of the stream is not JSON: {error}") from error
+        exchange |= {
+            "status": stream.status,
+            "events": stream.events[:2] + stream.events[-2:],
+            "event_count": len(stream.events),
+            "text": stream.text,
+            "done": stream.done,
+            "seconds": [round(s, 4) for s in stream.arrived_s[:1] + stream.arrived_s[-1:]],
+        }
+        return stream
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a promise is checked with: a client of the server, and the release that the server runs."""
+
+    client: Recorder
+    release: Release
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Evidence beyond the exchanges; a promise may add to it."""
+
+    def option(self, *names: str) -> str | None:
+        """The value of a server argv option under any of its names; None when it is not given."""
+        argv = self.release.argv
+        for n, word in enumerate(argv[:-1]):
+            if word in names:
+                return argv[n + 1]
+        return None
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One promise: what is promised, who says so, and the function that checks it."""
+
+    name: str
+    text: str
+    source: str
+    server: Server
+    check: Callable[[Context], str]
+
+
+CONTRACTS: dict[str, Contract] = {}
+
+
+def promise(
+    name: str, text: str, source: str, *, server: Server = "model"
+) -> Callable[[Callable[[Context], str]], Callable[[Context], str]]:
+    """Register a function as the contract `contracts.<name>`.
+
+    It returns a one-line summary when the promise is kept, and raises Unmet (see `expect`) when it is not.
+    """
+
+    def register(check: Callable[[Context], str]) -> Callable[[Context], str]:
+        full = f"contracts.{name}"
+        if full in CONTRACTS:
+            raise ValueError(f"two promises are called {full}")
+        CONTRACTS[full] = Contract(full, text, source, server, check)
+        return check
+
+    return register
+
+
+def verify(contract: Contract, endpoint: Endpoint, release: Release, *, subject: Release, basis: str) -> Verification:
+    """Check one promise on one running server.
+
+    `release` is what the server runs (perhaps with the scripted model), `subject` is the release that the
+    verification is of. An exception of our own, or no HTTP answer, is `errored` while the server lives and `failed`
+    when it died of it.
+    """
+    start = time.monotonic()
+    with Recorder(endpoint) as client:
+        context = Context(client, release)
+        try:
+            verdict, summary = Verdict.PASSED, contract.check(context)
+        except Unmet as unmet:
+            verdict, summary = Verdict.FAILED, str(unmet)
+        except Exception as error:  # whatever broke, it is the verdict of this promise alone
+            alive = _alive(client)
+            verdict = Verdict.ERRORED if alive else Verdict.FAILED
+            summary = f"{type(error).__name__}: {error}".splitlines()[0] if alive else "the server died"
+            context.notes["exception"] = f"{type(error).__name__}: {error}"
+        return verification(
+            contract,
+            subject,
+            verdict,
+            redact(summary, endpoint.api_key),
+            evidence=redact({**context.notes, "exchanges": client.exchanges}, endpoint.api_key),
+            basis=basis,
+            seconds=time.monotonic() - start,
+        )
+
+
+def verification(
+    contract: Contract,
+    subject: Release,
+    verdict: Verdict,
+    summary: str,
+    *,
+    evidence: dict[str, Any],
+    basis: str,
+    seconds: float = 0.0,
+) -> Verification:
+    """The verification of one contract, with its promise and source as text."""
+    return Verification(
+        name=contract.name,
+        release=subject.id,
+        verdict=verdict,
+        summary=summary,
+        promise=f"{contract.text} (source: {contract.source})",
+        evidence={"server": contract.server, **evidence},
+        basis=basis,
+        seconds=round(seconds, 3),
+    )
+
+
+def redact(value: Any, key: str | None) -> Any:
+    """The value with every occurrence of the key replaced and long strings cut."""
+    if isinstance(value, str):
+        clean = value.replace(key, "[key]") if key else value
+        return clean if len(clean) <= _CLIP else f"{clean[:_CLIP]}... ({len(clean)} characters)"
+    if isinstance(value, dict):
+        return {str(redact(k, key)): redact(v, key) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(v, key) for v in value]
+    return value if isinstance(value, bool | int | float | None) else redact(json.dumps(value, default=str), key)
+
+
+def _alive(client: Client) -> bool:
+    deadline = time.monotonic() + _REVIVE_S
+    while client.health() is None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True

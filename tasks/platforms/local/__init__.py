@@ -1,0 +1,283 @@
+"""The local platform: real llama-server processes on this machine, each stage behind an activator."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import secrets
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+from tasks.platforms import Progress
+from tasks.platforms.local import compile, server
+from tasks.platforms.local.control import (
+    KEY_VARIABLE,
+    Control,
+    Status,
+    deployment_path,
+    load_deployment,
+    problem_from,
+    run_folder,
+    save_deployment,
+)
+from tasks.platforms.local.proc import is_alive
+from tasks.release import (
+    BadInput,
+    BootRecord,
+    Build,
+    Endpoint,
+    Recipe,
+    Release,
+    SourceTree,
+    StageName,
+    ToolingError,
+)
+from tasks.settings import Settings
+from tasks.store import Store
+
+ACTIVATOR_START_S = 30.0
+IDLE_LIMIT_S = 60.0
+STOP_LIMIT_S = 10.0
+
+_activators: list[subprocess.Popen[bytes]] = []
+"""Those that this process started, so that the ones that have ended can be reaped."""
+
+
+class LocalPlatform:
+    """Implements tasks.platforms.Platform. Raises BadInput for an open host without an API key."""
+
+    name = "local"
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings.store)
+        if not _is_loopback(settings.local.host) and settings.api_key is None:
+            raise BadInput(
+                f"{settings.local.host} is reachable from other machines, and there is no API key",
+                evidence=f"{settings.server.api_key_env} is not set",
+                todo=f"set {settings.server.api_key_env}, or local.host = 127.0.0.1",
+            )
+
+    def build(self, source: SourceTree, recipe: Recipe, progress: Progress) -> Build:
+        """The build of this source tree: made, or taken from the store. Raises ReleaseFailed when it won't compile."""
+        return compile.build(source, recipe, self.store, self.settings, progress)
+
+    def built(self, source: SourceTree, recipe: Recipe) -> Build | None:
+        """The finished build that `build` would reuse, if there is one."""
+        return compile.finished(source, recipe, self.store)
+
+    @contextmanager
+    def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:
+        """A server of its own with a random key, gone on exit.
+
+        With `wait=False` it listens but may still load. Raises ReleaseFailed with the server's own words.
+        """
+        limit_s = self.settings.local.start_timeout_s
+        folder = self.store.root / "run" / "trials"
+        started = server.start(self.store, release, secrets.token_urlsafe(32), folder, limit_s)
+        try:
+            if wait:
+                server.wait_healthy(started, limit_s)
+            yield started.endpoint
+        finally:
+            started.stop()
+
+    def deploy(self, stage: StageName, release: Release, check: Callable[[Endpoint], None]) -> Endpoint:
+        """The stage serves this release from now on; nothing happens when it does already, with the same key.
+
+        `check` is given the new server before traffic moves. What it raises leaves the stage as it was.
+        Raises ReleaseFailed when the new server doesn't come up, ToolingError when something is missing here.
+        """
+        server.command(self.store, release)
+        self.store.save_release(release)
+        self.ensure(stage)
+        with self._control(stage, self.settings.local.start_timeout_s + 60) as control:
+            try:
+                prepared = control.prepare(release.id, self._key)
+                if not prepared.serving:
+                    check(Endpoint(base_url=prepared.base_url, api_key=self._key))
+                    control.commit(release.id)
+            except BaseException:
+                self._undo(control)
+                raise
+        return self.endpoint(stage)
+
+    def ensure(self, stage: StageName) -> Endpoint:
+        """The stage's activator runs and serves what deployment.json says; started if it doesn't run.
+
+        Raises BadInput when its port is taken, ToolingError when it doesn't start.
+        """
+        if self.status(stage) is None:
+            self._start_activator(stage)
+        return self._address(stage)
+
+    def endpoint(self, stage: StageName) -> Endpoint:
+        """Where the stage answers. Raises BadInput when it serves nothing."""
+        deployment = load_deployment(self.store.root, stage)
+        if deployment is None or deployment.release is None:
+            raise BadInput(
+                f"{stage} serves nothing",
+                evidence=f"no release in {deployment_path(self.store.root, stage)}",
+                todo="deploy a release to it",
+            )
+        return self._address(stage)
+
+    def idle(self, stage: StageName) -> int:
+        """Stop the stage's server once no request is in flight (up to a minute); llama-server processes left."""
+        if self.status(stage) is None:
+            return 0
+        with self._control(stage, IDLE_LIMIT_S + 30) as control:
+            return control.idle(IDLE_LIMIT_S)
+
+    def boots(self, stage: StageName) -> list[BootRecord]:
+        """Boot records of the stage, oldest first."""
+        paths = sorted((run_folder(self.store.root, stage) / "boots").glob("2*.json"))
+        return [BootRecord.model_validate_json(path.read_text(encoding="utf-8")) for path in paths]
+
+    def logs(self, stage: StageName) -> Path:
+        """The log of the stage's latest server; earlier ones lie beside it."""
+        return run_folder(self.store.root, stage) / "servers" / "server.log"
+
+    def status(self, stage: StageName) -> Status | None:
+        """What the stage's activator does just now; None when it doesn't run."""
+        with self._control(stage) as control:
+            return control.running()
+
+    def stop(self, stage: StageName) -> None:
+        """The stage serves nothing from now on; its port is kept for it. Nothing happens when it does not."""
+        self.shut_down(stage)
+        deployment = load_deployment(self.store.root, stage)
+        if deployment is not None:
+            save_deployment(self.store.root, stage, deployment.model_copy(update={"release": None}))
+
+    def shut_down(self, stage: StageName | None = None) -> None:
+        """End the activator of a stage, or of both, once what is in flight is answered; `ensure` brings it back."""
+        for each in (stage,) if stage else get_args(StageName):
+            self._stop_activator(each)
+
+    def _address(self, stage: StageName) -> Endpoint:
+        deployment = load_deployment(self.store.root, stage)
+        assert deployment is not None, "an activator writes it before it is ready"
+        return Endpoint(base_url=f"http://{_dialled(self.settings.local.host)}:{deployment.port}", api_key=self._key)
+
+    # -- the activator's process --------------------------------------------------------------------
+
+    @property
+    def _key(self) -> str | None:
+        key = self.settings.api_key
+        return key.get_secret_value() if key is not None else None
+
+    def _control(self, stage: StageName, timeout_s: float = 30.0) -> Control:
+        return Control(self.store.root, stage, timeout_s=timeout_s)
+
+    def _undo(self, control: Control) -> None:
+        """Leave the stage as it was: an activator that serves nothing is no part of that."""
+        try:
+            control.abort()
+            if control.status().release is None:
+                self._stop_activator(control.stage)
+        except ToolingError:
+            pass  # what made us undo says more
+
+    def _stop_activator(self, stage: StageName) -> None:
+        status = self.status(stage)
+        if status is None:
+            return
+        with self._control(stage) as control:
+            control.stop(STOP_LIMIT_S)
+        deadline = time.monotonic() + STOP_LIMIT_S + 15
+        while time.monotonic() < deadline:
+            if not is_alive(status.pid):
+                _activators[:] = [each for each in _activators if each.poll() is None]
+                return
+            time.sleep(0.02)
+        raise ToolingError(
+            f"the activator of {stage} does not end",
+            evidence=f"pid {status.pid}",
+            todo=f"read {self._activator_log(stage)}",
+        )
+
+    def _activator_log(self, stage: StageName) -> Path:
+        return run_folder(self.store.root, stage) / "activator.log"
+
+    def _start_activator(self, stage: StageName) -> None:
+        path = self._activator_log(stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as output:
+            process = subprocess.Popen(
+                self._activator_argv(stage), env=self._activator_env(), start_new_session=True, close_fds=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output,
+            )  # fmt: skip
+        _activators.append(process)
+        said = _first_line(process, ACTIVATOR_START_S)
+        if said.get("ready"):
+            return
+        if "problem" not in said:
+            process.kill()
+        process.wait()
+        if self._another_runs(stage, said):
+            return
+        if "problem" in said:
+            raise problem_from(said["problem"])
+        raise ToolingError(
+            f"the activator of {stage} did not start", evidence=server.own_words(path), todo=f"read {path}"
+        )
+
+    def _another_runs(self, stage: StageName, said: dict[str, Any]) -> bool:
+        """Whether someone else started the activator at the same moment (the lock let only one in)."""
+        if said.get("alone", True):
+            return False
+        deadline = time.monotonic() + ACTIVATOR_START_S
+        while time.monotonic() < deadline:
+            if self.status(stage) is not None:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _activator_argv(self, stage: StageName) -> list[str]:
+        local = self.settings.local
+        port = local.staging_port if stage == "staging" else local.production_port
+        return [
+            sys.executable, "-m", "tasks.platforms.local.activator", "--store", str(self.store.root),
+            "--stage", stage, "--host", local.host, "--port", str(port),
+            "--idle-s", str(local.idle_s), "--start-timeout-s", str(local.start_timeout_s),
+        ]  # fmt: skip
+
+    def _activator_env(self) -> dict[str, str]:
+        env = {name: value for name, value in os.environ.items() if name != self.settings.server.api_key_env}
+        here = str(Path(__file__).parents[3])
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (here, env.get("PYTHONPATH"))))
+        env.pop(KEY_VARIABLE, None)
+        return env | ({KEY_VARIABLE: self._key} if self._key else {})
+
+
+def _first_line(process: subprocess.Popen[bytes], timeout_s: float) -> dict[str, Any]:
+    """The one JSON line that an activator says when it is ready or can't be; {} when it says nothing."""
+    assert process.stdout is not None
+    with process.stdout as pipe:
+        if not select.select([pipe], [], [], timeout_s)[0]:
+            return {}
+        line = pipe.readline()
+    return dict(json.loads(line)) if line.strip() else {}
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _dialled(host: str) -> str:
+    """The address at which this machine reaches a server that listens on `host`."""
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{reached}]" if ":" in reached else reached

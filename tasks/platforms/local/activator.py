@@ -1,0 +1,411 @@
+"""The activator of one stage: a reverse proxy on a stable port whose server comes up on a request and goes when idle.
+
+    python -m tasks.platforms.local.activator --store ROOT --stage staging --host 127.0.0.1 --port 8081 ...
+
+The API key comes in the environment (LLAMA_API_KEY) or over the control socket, and is never written down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import aiohttp
+from aiohttp import web
+
+from tasks.platforms.local.control import (
+    KEY_VARIABLE,
+    Deployment,
+    Prepared,
+    Status,
+    load_deployment,
+    pointer_to_socket,
+    problem_json,
+    save_deployment,
+    socket_path,
+)
+from tasks.platforms.local.proc import descendants, holder, is_alive
+from tasks.platforms.local.proxy import Body, forward, refusal, session
+from tasks.platforms.local.replica import Replica, ended
+from tasks.platforms.local.server import EXECUTABLE
+from tasks.release import BadInput, Problem, StageName, ToolingError
+from tasks.store import Store
+
+log = logging.getLogger("activator")
+
+LEASE_S = 30 * 60.0
+"""How long a prepared server waits for its commit."""
+DRAIN_S = 30.0
+TICK_S = 0.5
+DYING_S = 1.0
+"""How long a killed server may take to be gone from the process table."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an activator is told when it starts."""
+
+    store: Path
+    stage: StageName
+    host: str
+    port: int
+    idle_s: float
+    start_timeout_s: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prepared server that waits for commit or abort, and who prepared it."""
+
+    replica: Replica
+    deployer: int
+    until: float
+
+
+class Activator:
+    """What one stage serves now, what is prepared to be next, and what still finishes its last requests."""
+
+    def __init__(self, options: Options, store: Store, port: int, key: str | None, client: aiohttp.ClientSession):
+        self.options, self.store, self.port, self.client = options, store, port, client
+        self.current: Replica | None = None
+        self.candidate: Candidate | None = None
+        self.leaving: set[Replica] = set()
+        self.done = asyncio.Event()
+        self.drain_s = DRAIN_S
+        self._tasks: set[asyncio.Task[None]] = set()
+        deployment = load_deployment(store.root, options.stage)
+        if deployment is not None and deployment.release is not None:
+            self.current = self._replica(deployment.release, key)
+        self._save(deployment.release if deployment is not None else None)
+
+    # -- requests -----------------------------------------------------------------------------------
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Any request of a client: held until the server is up, then passed through."""
+        replica = self.current
+        if replica is None:
+            return refusal(503, f"no release has been deployed to {self.options.stage}")
+        with replica.in_use():
+            try:
+                return await self._pass_on(request, replica)
+            except Problem as problem:
+                reason = problem.evidence.splitlines()[:1]
+                return refusal(503, ": ".join(["the server can't start", problem.what, *reason]))
+            except aiohttp.ClientError as error:
+                what = f"the server broke off before it answered ({type(error).__name__})"
+                return refusal(502, what, "server_error")
+
+    async def _pass_on(self, request: web.Request, replica: Replica) -> web.StreamResponse:
+        """The server's answer; once more from the next server when this one died before it answered."""
+        body = Body(request)
+        server = await replica.up()
+        try:
+            return await forward(self.client, request, body, server.port)
+        except aiohttp.ClientError:
+            if not body.replayable or not await ended(server, DYING_S):
+                raise
+        return await forward(self.client, request, body, (await replica.up()).port)
+
+    # -- deployment ---------------------------------------------------------------------------------
+
+    async def prepare(self, release: str, key: str | None, deployer: int) -> Prepared:
+        """A server of this release beside the current one, healthy. Raises what keeps it from coming up."""
+        replica = self._replica(release, key)
+        if self.current is not None and self.current.serves(replica.release, key):
+            return Prepared(serving=True)
+        await self._give_up_orphan()
+        if self.candidate is not None:
+            raise ToolingError(
+                f"another release is being deployed to {self.options.stage}",
+                evidence=f"{self.candidate.replica.release.label}, by pid {self.candidate.deployer}",
+                todo="wait for it, or stop it",
+            )
+        self.candidate = Candidate(replica, deployer, time.monotonic() + LEASE_S)
+        try:
+            server = await replica.up()
+        except BaseException:
+            await asyncio.shield(self.abort())
+            raise
+        return Prepared(base_url=server.endpoint.base_url)
+
+    def commit(self, release: str) -> None:
+        """From here on new requests go to the prepared server; the old one finishes what it has and ends."""
+        candidate = self.candidate
+        if candidate is None or candidate.replica.release.id != release or candidate.replica.server is None:
+            raise ToolingError(
+                f"the server that was prepared of release {release} is gone", todo="read its log, deploy it again"
+            )
+        self._save(release)
+        old, self.current, self.candidate = self.current, candidate.replica, None
+        self.current.last_used = time.monotonic()
+        log.info("%s serves %s", self.options.stage, self.current.release.label)
+        if old is not None:
+            self.leaving.add(old)
+            self._spawn(self._let_go(old))
+
+    async def abort(self) -> None:
+        """The prepared server is gone."""
+        candidate, self.candidate = self.candidate, None
+        if candidate is not None:
+            log.info("gave up %s", candidate.replica.release.label)
+            await candidate.replica.close()
+
+    async def _let_go(self, replica: Replica) -> None:
+        while not await replica.drained(60.0):
+            log.info("%d requests are still with %s", replica.in_flight, replica.release.label)
+        await replica.close()
+        self.leaving.discard(replica)
+
+    async def _give_up_orphan(self) -> None:
+        candidate = self.candidate
+        if candidate is not None and (not is_alive(candidate.deployer) or time.monotonic() > candidate.until):
+            log.warning("pid %d never decided about %s", candidate.deployer, candidate.replica.release.label)
+            await self.abort()
+
+    # -- rest ---------------------------------------------------------------------------------------
+
+    async def idle(self, limit_s: float) -> int:
+        """Stop the server when no request is in flight, waiting up to `limit_s`; processes left."""
+        deadline = time.monotonic() + limit_s
+        for replica in filter(None, [*self.leaving, self.current]):
+            if await replica.drained(deadline - time.monotonic()):
+                await replica.down()
+        return self.count()
+
+    async def look_after(self) -> None:
+        """For ever: notice crashes, stop what is idle, give up what no one will commit."""
+        while True:
+            await asyncio.sleep(min(TICK_S, self.options.idle_s / 4))
+            await self._give_up_orphan()
+            if (replica := self.current) is not None:
+                await replica.check()
+                if replica.server is not None and replica.idle_for_s >= self.options.idle_s:
+                    await replica.down()
+
+    async def close(self) -> None:
+        """Wait for what is in flight, then end every server."""
+        replicas = [*self.leaving, *filter(None, [self.current])]
+        await asyncio.gather(*(replica.drained(self.drain_s) for replica in replicas))
+        await asyncio.gather(self.abort(), *(replica.close() for replica in replicas))
+
+    def stop(self, limit_s: float) -> None:
+        """End soon: wait for in-flight requests up to `limit_s` seconds."""
+        self.drain_s = limit_s
+        self.done.set()
+
+    def count(self) -> int:
+        """llama-server processes below this one, as the kernel sees them."""
+        return len(descendants(os.getpid(), EXECUTABLE))
+
+    def status(self) -> Status:
+        replica = self.current
+        server = replica.server if replica is not None else None
+        return Status(
+            stage=self.options.stage,
+            pid=os.getpid(),
+            port=self.port,
+            release=replica.release.id if replica is not None else None,
+            state=self._state(),
+            server_pid=server.pid if server is not None else None,
+            server_url=server.endpoint.base_url if server is not None else None,
+            in_flight=sum(r.in_flight for r in filter(None, [replica, *self.leaving])),
+            prepared=self.candidate.replica.release.id if self.candidate is not None else None,
+            servers=self.count(),
+        )
+
+    def _state(self) -> Literal["empty", "idle", "starting", "up"]:
+        if self.current is None:
+            return "empty"
+        if self.current.server is not None:
+            return "up"
+        return "starting" if self.current.starting else "idle"
+
+    def _replica(self, release: str, key: str | None) -> Replica:
+        found = self.store.get_release(release)
+        return Replica(self.store, self.options.stage, found, key, self.options.start_timeout_s)
+
+    def _save(self, release: str | None) -> None:
+        save_deployment(self.store.root, self.options.stage, Deployment(release=release, port=self.port))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+# -- control --------------------------------------------------------------------------------------------
+
+
+def control_app(activator: Activator) -> web.Application:
+    """The verbs of the control socket. A Problem is answered with 409 and its parts."""
+
+    async def status(_: dict[str, Any]) -> Any:
+        return activator.status().model_dump()
+
+    async def prepare(body: dict[str, Any]) -> Any:
+        return (await activator.prepare(body["release"], body["key"], body["pid"])).model_dump()
+
+    async def commit(body: dict[str, Any]) -> Any:
+        activator.commit(body["release"])
+
+    async def abort(_: dict[str, Any]) -> Any:
+        await activator.abort()
+
+    async def idle(body: dict[str, Any]) -> Any:
+        return {"left": await activator.idle(body["limit_s"])}
+
+    async def stop(body: dict[str, Any]) -> Any:
+        activator.stop(body["limit_s"])
+
+    app = web.Application()
+    app.router.add_get("/status", _verb(status))
+    for verb in (prepare, commit, abort, idle, stop):
+        app.router.add_post(f"/{verb.__name__}", _verb(verb))
+    return app
+
+
+def _verb(
+    act: Callable[[dict[str, Any]], Awaitable[Any]],
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            return web.json_response(await act(await request.json() if request.can_read_body else {}) or {})
+        except Problem as problem:
+            return web.json_response(problem_json(problem), status=409)
+
+    return handle
+
+
+# -- process --------------------------------------------------------------------------------------------
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises BadInput that names the port and who has it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise BadInput(
+            f"port {port} of {host} can't be had: {error.strerror}",
+            evidence=f"it is held by {holder(port)}",
+            todo="stop that process, or set another port (local.staging_port, local.production_port)",
+        ) from error
+    return listener
+
+
+@contextlib.asynccontextmanager
+async def _listening(app: web.Application, listener: socket.socket) -> AsyncIterator[web.BaseSite]:
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, auto_decompress=False, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        site = web.SockSite(runner, listener)
+        await site.start()
+        yield site
+    finally:
+        await runner.cleanup()
+
+
+def _control_socket(store: Store, stage: StageName) -> socket.socket:
+    """A listening socket of mode 0600; one that a killed activator left is replaced (we hold its lock)."""
+    path, pointer = socket_path(store.root, stage), pointer_to_socket(store.root, stage)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(64)
+    pointer.unlink(missing_ok=True)
+    pointer.symlink_to(path)
+    return listener
+
+
+def _public_app(activator: Activator) -> web.Application:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", activator.serve)
+    return app
+
+
+async def run(options: Options, store: Store, key: str | None, ready: Callable[[], None]) -> None:
+    """Serve until told to stop. `ready` is called once both sockets listen."""
+    deployment = load_deployment(store.root, options.stage)
+    port = options.port or (deployment.port if deployment is not None else 0)
+    listener = bind(options.host, port)
+    async with session() as client:
+        activator = Activator(options, store, listener.getsockname()[1], key, client)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, activator.stop, DRAIN_S)
+        async with (
+            _listening(control_app(activator), _control_socket(store, options.stage)),
+            _listening(_public_app(activator), listener) as public,
+        ):
+            upkeep = asyncio.create_task(activator.look_after())
+            log.info("%s answers on %s port %d", options.stage, options.host, activator.port)
+            ready()
+            await activator.done.wait()
+            upkeep.cancel()
+            await public.stop()
+            await activator.close()
+    for path in (socket_path(store.root, options.stage), pointer_to_socket(store.root, options.stage)):
+        path.unlink(missing_ok=True)
+
+
+def say(message: dict[str, Any]) -> None:
+    """Tell whoever started us, once, over stdout; from then on stdout goes nowhere."""
+    with contextlib.suppress(OSError):
+        os.write(1, json.dumps(message).encode() + b"\n")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one activator; 0 when it was told to stop, else the exit code of the Problem."""
+    options = _options(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    key = os.environ.pop(KEY_VARIABLE, None)
+    alone = False
+    try:
+        store = Store(options.store)
+        with store.lock(f"activator-{options.stage}", holder={"stage": options.stage, "what": "activator"}):
+            alone = True
+            asyncio.run(run(options, store, key, lambda: say({"ready": True})))
+    except Problem as problem:
+        log.error("%s", problem)
+        say({"problem": problem_json(problem), "alone": alone})
+        return problem.exit_code
+    return 0
+
+
+def _options(argv: list[str] | None) -> Options:
+    parser = argparse.ArgumentParser(prog="activator", description="serve one stage")
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--stage", choices=("staging", "production"), required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: the port it had, or any free one")
+    parser.add_argument("--idle-s", type=float, required=True)
+    parser.add_argument("--start-timeout-s", type=float, required=True)
+    given = parser.parse_args(argv)
+    return Options(
+        given.store, cast(StageName, given.stage), given.host, given.port, given.idle_s, given.start_timeout_s
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""One real llama-server process of a release: started, waited for, stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from tasks.endpoint import Client
+from tasks.platforms.local.control import KEY_VARIABLE
+from tasks.platforms.local.proc import free_port, owns_loopback_port
+from tasks.process import die_with_parent
+from tasks.release import BadInput, BootKind, Endpoint, Release, ReleaseFailed, ToolingError, now
+from tasks.store import Store
+
+log = logging.getLogger(__name__)
+
+EXECUTABLE = "llama-server"
+PORT_TRIES = 5
+POLL_S = 0.03
+STOP_GRACE_S = 5.0
+KEPT_LOGS = 20
+FILE_NAMES = ("model", "mmproj", "chat_template")
+
+# A release is served as it is: LLAMA_ARG_* and our own secrets are not handed down.
+_INHERITED = re.compile(
+    r"(PATH|HOME|USER|LANG|TZ|TMPDIR|LD_LIBRARY_PATH|(LC|XDG|CUDA|NVIDIA|GGML|OMP|GOMP|HIP|HSA|ROCR|VK|MALLOC)_\w+)"
+)
+_SECRET_FLAG = re.compile(r"--?[\w-]*(api-key|token|password|secret)")
+_ERROR_WORDS = re.compile(r"^\S+ E |\berror\b|\bfailed\b|couldn't|\binvalid\b|terminate called", re.IGNORECASE)
+_LOG_STAMP = re.compile(r"^[\d.]+ [A-Z] ")
+_BIND_WORDS = re.compile(r"couldn't bind|address already in use", re.IGNORECASE)
+
+# PR_SET_PDEATHSIG fires when the *thread* that forked ends: this one lives as long as this process.
+_spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
+
+
+class _PortLost(Exception):
+    """Another process took the port between its choice and the bind."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A llama-server process that this process started."""
+
+    release: Release
+    endpoint: Endpoint
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def ending(self) -> str:
+        """How it ended: `exit code 1` or `killed by SIGKILL`; `still running` if it hasn't."""
+        code = self.process.poll()
+        if code is None:
+            return "still running"
+        return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """End it: SIGTERM, and SIGKILL after `grace_s` seconds. It is gone on return."""
+        self.process.terminate()
+        try:
+            self.process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def failure(self, what: str) -> ReleaseFailed:
+        """A server that didn't come up, in its own words."""
+        return ReleaseFailed(
+            f"llama-server of {self.release.label} {what}",
+            evidence=own_words(self.log),
+            todo=f"read the whole log: {self.log}",
+        )
+
+
+@dataclass(frozen=True)
+class Booted:
+    """A healthy server and how it came up."""
+
+    server: Server
+    kind: BootKind
+    reason: str
+    health_s: float
+    """Seconds from start to a 200 of /health."""
+
+
+def come_up(
+    store: Store, release: Release, key: str | None, folder: Path, timeout_s: float, halt: threading.Event
+) -> Booted:
+    """The release's server, healthy. Raises what `start` and `wait_healthy` raise; no process is left then."""
+    began = time.monotonic()
+    server = start(store, release, key, folder, timeout_s, halt)
+    wait_healthy(server, timeout_s - (time.monotonic() - began), halt)
+    return Booted(server, BootKind.COLD, "no snapshot", time.monotonic() - began)
+
+
+def start(
+    store: Store,
+    release: Release,
+    key: str | None,
+    folder: Path,
+    timeout_s: float,
+    halt: threading.Event | None = None,
+) -> Server:
+    """A server that listens on a loopback port of its own but may still be loading its model.
+
+    Its log goes into `folder`; `halt` gives the start up. Raises ReleaseFailed with the server's own words when
+    it ends before it listens, ToolingError when its build or files are not in the store.
+    """
+    argv = command(store, release)
+    for _ in range(PORT_TRIES):
+        server = _spawn(argv, store, release, key, new_log(folder, release), free_port())
+        try:
+            _wait(server, lambda s=server: owns_loopback_port(s.pid, s.port), timeout_s, halt, "listen")  # type: ignore[misc]
+            return server
+        except _PortLost:
+            log.info("port %d was taken by another process; trying the next", server.port)
+    raise ToolingError(
+        f"no free loopback port for llama-server in {PORT_TRIES} tries", evidence=own_words(server.log), todo="retry"
+    )
+
+
+def wait_healthy(server: Server, timeout_s: float, halt: threading.Event | None = None) -> None:
+    """Return at the first 200 of /health. Raises ReleaseFailed (and ends the server) when there is none in time."""
+    with Client(Endpoint(base_url=server.endpoint.base_url)) as client:
+        _wait(server, lambda: client.health() == 200, timeout_s, halt, "become healthy")
+
+
+def _wait(server: Server, ready: Callable[[], bool], timeout_s: float, halt: threading.Event | None, verb: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    try:
+        while not ready():
+            if not server.alive:
+                _raise_ending(server, verb)
+            if halt is not None and halt.is_set():
+                raise ToolingError(f"the start of {server.release.label} was given up", todo="deploy it again")
+            if time.monotonic() > deadline:
+                raise server.failure(f"did not {verb} in {timeout_s:.0f} s")
+            time.sleep(POLL_S)
+    except BaseException:
+        server.stop()
+        raise
+
+
+def _raise_ending(server: Server, verb: str) -> None:
+    if _BIND_WORDS.search(_text(server.log)):
+        raise _PortLost
+    raise server.failure(f"ended before it could {verb}: {server.ending}")
+
+
+def command(store: Store, release: Release) -> list[str]:
+    """The argv of a release without host and port, files in place of their names.
+
+    Raises ToolingError when the build or a file is not in the store, BadInput for a name without a file.
+    """
+    executable = store.build_dir(release.build) / EXECUTABLE
+    if store.build(release.build) is None or not executable.is_file():
+        raise ToolingError(
+            f"the build of {release.label} is not in the store",
+            evidence=str(executable),
+            todo="build it again: llama-release upgrade",
+        )
+    argv = list(release.argv)
+    for name, ref in release.files.items():
+        path = store.file(ref)
+        if not path.is_file() or path.stat().st_size != ref.size_bytes:
+            raise ToolingError(
+                f"the {name} of {release.label} is not whole in the store",
+                evidence=str(path),
+                todo="put the file back and run it again",
+            )
+        argv = [word.replace(f"{{{name}}}", str(path)) for word in argv]
+    if lost := [name for name in FILE_NAMES if any(f"{{{name}}}" in word for word in argv)]:
+        raise BadInput(
+            f"release {release.label} has no file for {', '.join(lost)}",
+            evidence=" ".join(release.argv),
+            todo="set the file in the settings and make the release again",
+        )
+    return [str(executable), *argv]
+
+
+def redacted(argv: Sequence[str]) -> str:
+    """An argv for a log: what follows a flag for a secret is not shown."""
+    words, hide = [], False
+    for word in argv:
+        flag, sign, _ = word.partition("=")
+        secret = bool(_SECRET_FLAG.match(flag))
+        words.append("***" if hide else f"{flag}=***" if secret and sign else word)
+        hide = secret and not sign
+    return " ".join(words)
+
+
+def environment(folder: Path, key: str | None) -> dict[str, str]:
+    """What a server sees of the environment: the build's own libraries first, the key, and no other secret."""
+    env = {name: value for name, value in os.environ.items() if _INHERITED.fullmatch(name)}
+    env["LD_LIBRARY_PATH"] = ":".join(filter(None, (str(folder), env.get("LD_LIBRARY_PATH"))))
+    return env | ({KEY_VARIABLE: key} if key else {})
+
+
+def _spawn(argv: list[str], store: Store, release: Release, key: str | None, path: Path, port: int) -> Server:
+    folder = store.build_dir(release.build)
+    whole = [*argv, "--host", "127.0.0.1", "--port", str(port)]
+    log.info("starting %s: %s", release.label, redacted(whole))
+    with open(path, "ab") as file:
+        file.write(f"# {redacted(whole)}\n".encode())
+        file.flush()
+        process = _spawner.submit(_popen, whole, environment(folder, key), file).result()
+    endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}", api_key=key)
+    return Server(release, endpoint, port, process, path)
+
+
+def _popen(argv: list[str], env: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            preexec_fn=partial(_tie_to, os.getpid()),
+        )  # fmt: skip
+    except OSError as error:
+        raise ToolingError(f"{argv[0]} can't be started", evidence=str(error), todo="build it again") from error
+
+
+def _tie_to(parent: int) -> None:
+    die_with_parent()
+    if os.getppid() != parent:  # it died before the kernel was told
+        os._exit(1)
+
+
+# -- logs -------------------------------------------------------------------------------------------
+
+
+def new_log(folder: Path, release: Release) -> Path:
+    """A fresh log in a folder that keeps the last few; `server.log` beside it points to the newest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{now().strftime('%Y%m%dT%H%M%S.%fZ')}-{release.id}.log"
+    path.touch()
+    for old in sorted(folder.glob("2*.log"))[:-KEPT_LOGS]:
+        old.unlink(missing_ok=True)
+    link = folder / f".server.log.{os.getpid()}.{threading.get_ident()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.name)
+    os.replace(link, folder / "server.log")
+    return path
+
+
+def own_words(path: Path, errors: int = 6, lines: int = 4) -> str:
+    """The last relevant lines of a server's log: its own error words first, then how it ended."""
+    said = [_LOG_STAMP.sub("", line) for line in _text(path).splitlines() if not line.startswith("# ")]
+    wrong = [_LOG_STAMP.sub("", line) for line in _text(path).splitlines() if _ERROR_WORDS.search(line)]
+    chosen = list(dict.fromkeys(wrong[-errors:] + said[-lines:]))
+    return "\n".join(chosen) or "it said nothing"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,89 @@
+"""What the activator adds: each request once through it and once past it, in turn, against the same server.
+
+    python -m tests.benchmarks.activator STORE [RELEASE]
+
+Ratios are median through the activator / median direct; 1.00 is no cost at all.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from tasks.endpoint import Client
+from tasks.platforms.local import LocalPlatform
+from tasks.release import Endpoint, Release
+from tasks.settings import LocalSettings, Settings
+from tasks.store import Store
+
+Measure = Callable[[Client], list[float]]
+"""Seconds, one or more, of one exchange."""
+
+ROUNDS = {"GET /health": 60, "16 tokens": 10, "16 tokens streamed, per token": 10}
+
+
+def health(client: Client) -> list[float]:
+    return [client.get("/health").seconds]
+
+
+def completion(client: Client) -> list[float]:
+    return [client.chat("Hello", max_tokens=16, ignore_eos=True, temperature=0).seconds]
+
+
+def token_gaps(client: Client) -> list[float]:
+    stream = client.stream("Hello", max_tokens=16, ignore_eos=True, temperature=0)
+    return [after - before for before, after in pairwise(stream.arrived_s)]
+
+
+def compare(measure: Measure, through: Endpoint, direct: Endpoint, rounds: int, at_once: int) -> tuple[float, float]:
+    """Median seconds (through the activator, direct) of interleaved rounds with `at_once` clients.
+
+    Each exchange has a new connection: llama-server closes kept ones after 5 s, a request sent just then is lost.
+    """
+    found: tuple[list[float], list[float]] = ([], [])
+    with ThreadPoolExecutor(at_once) as pool:
+        for turn in range(rounds):
+            for which in (0, 1) if turn % 2 else (1, 0):  # so that neither is always first
+                with ExitStack() as stack:
+                    where = (through, direct)[which]
+                    clients = [stack.enter_context(Client(where)) for _ in range(at_once)]
+                    for seconds in pool.map(measure, clients):
+                        found[which].extend(seconds)
+    return median(found[0]), median(found[1])
+
+
+def main(release: Release, platform: LocalPlatform) -> list[str]:
+    """The lines of a small table. The release is deployed to staging and left there, idle."""
+    through = platform.deploy("staging", release, lambda endpoint: None)
+    with Client(through) as client:
+        client.get("/health")
+    status = platform.status("staging")
+    assert status is not None and status.server_url is not None
+    direct = Endpoint(base_url=status.server_url, api_key=through.api_key)
+    lines = [f"{'request':32}{'clients':>8}{'activator ms':>14}{'direct ms':>11}{'ratio':>7}"]
+    measures = {"GET /health": health, "16 tokens": completion, "16 tokens streamed, per token": token_gaps}
+    for name, measure in measures.items():
+        for at_once in (1, 8):
+            began = time.monotonic()
+            a, d = compare(measure, through, direct, ROUNDS[name], at_once)
+            lines.append(f"{name:32}{at_once:8}{1000 * a:14.2f}{1000 * d:11.2f}{a / d:7.2f}")
+            print(f"{name}, {at_once} at once: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    platform.idle("staging")
+    return lines
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    store = Store(root)
+    chosen = store.get_release(sys.argv[2]) if len(sys.argv) > 2 else store.releases()[0]
+    local = LocalPlatform(Settings(store=root, local=LocalSettings(staging_port=0, production_port=0, idle_s=600)))
+    try:
+        print("\n".join(main(chosen, local)))
+    finally:
+        local.shut_down()

@@ -1,0 +1,55 @@
+"""A full build against a rebuild of the neighbouring upstream release, and the reuse of an identical build."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.patches import apply_series
+from tasks.platforms.local.compile import build
+from tasks.release import Build, SourceTree
+from tasks.settings import Settings, load
+from tasks.store import Store
+from tasks.upstream import find, open_upstream
+from tasks.upstream.sources import Sources
+
+OLDER, NEWER = "b11401", "b11434"
+
+
+def source_of(settings: Settings, tag: str) -> SourceTree:
+    upstream = open_upstream(settings)
+    release = find(upstream.releases(), tag)
+    return apply_series(Sources(settings.cache), release, upstream.fetch(release), settings.patches)
+
+
+def main() -> Iterator[str]:
+    """Lines of the report. Compiles llama-server twice from nothing: about ten minutes on two cores."""
+    settings = load()
+    sources = {tag: source_of(settings, tag) for tag in (OLDER, NEWER)}
+    with tempfile.TemporaryDirectory(prefix="llama-release-bench-") as folder:
+        fresh = settings.model_copy(update={"store": Path(folder) / "store", "cache": Path(folder) / "cache"})
+        fresh.cache.mkdir()
+        (fresh.cache / "sources.git").symlink_to((settings.cache / "sources.git").absolute())
+
+        def timed(tag: str) -> tuple[float, Build]:
+            start = time.monotonic()
+            made = build(sources[tag], settings.recipe, Store(fresh.store), fresh, lambda *_: None)
+            return time.monotonic() - start, made
+
+        full, older = timed(OLDER)
+        yield f"full build of {OLDER}: {full:.0f} s, {older.objects} objects"
+        near, newer = timed(NEWER)
+        yield (
+            f"then {NEWER} with the compiler cache: {near:.0f} s, {newer.cache_hits} of {newer.objects} from cache, "
+            f"ratio to full {near / full:.2f}"
+        )
+        again, _ = timed(NEWER)
+        yield f"then {NEWER} again, reused by digest: {again:.2f} s, ratio to full {again / full:.4f}"
+        Store(fresh.store).build_dir(newer.digest).joinpath("manifest.json").unlink()
+        same, remade = timed(NEWER)
+        yield (
+            f"then {NEWER} compiled again, same source: {same:.0f} s, {remade.cache_hits} of {remade.objects} "
+            f"from cache, ratio to full {same / full:.2f}"
+        )

@@ -1,0 +1,42 @@
+"""Real trial servers for the contracts, of the build and the model that tests/conftest.py gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.contracts.scripted import build as build_model
+from tasks.contracts.scripted import thinks_then_answers
+from tasks.platforms.local import LocalPlatform
+from tasks.release import Build, Endpoint, Release
+from tasks.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def platform(base: Settings) -> LocalPlatform:
+    return LocalPlatform(base)
+
+
+@pytest.fixture(scope="session")
+def release(platform: LocalPlatform, build: Build, smollm2: Path) -> Release:
+    load = ("--load-mode", "none") if build.source.upstream.build >= 10884 else ("--no-mmap",)  # upstream b10884
+    return Release(
+        upstream=build.source.upstream, tree=build.source.tree, build=build.digest, alias="smollm2",
+        argv=("--model", "{model}", "--alias", "smollm2", "--ctx-size", "8192", "--parallel", "2", *load,
+              "--flash-attn", "on", "--metrics", "--jinja"),
+        files={"model": platform.store.put_file(smollm2)},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def scripted_release(platform: LocalPlatform, release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    model = build_model(thinks_then_answers(), tmp_path_factory.mktemp("script") / "script.gguf")
+    return release.model_copy(update={"files": {"model": platform.store.put_file(model)}})
+
+
+@pytest.fixture(scope="session")
+def scripted_server(platform: LocalPlatform, scripted_release: Release) -> Iterator[Endpoint]:
+    with platform.trial(scripted_release) as endpoint:
+        yield endpoint

@@ -1,0 +1,121 @@
+"""The runner: verdicts, redaction, and servers that never come up. No server but a stub on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from tasks import contracts
+from tasks.contracts.promises import CONTRACTS, Contract, Unmet, redact, verify
+from tasks.release import Endpoint, Release, ReleaseFailed, ToolingError, UpstreamRelease, Verdict
+
+KEY = "a-very-secret-key"
+RELEASE = Release(upstream=UpstreamRelease(build=1), tree="t", build="b", argv=("--alias", "m"), files={}, alias="m")
+
+
+class _Echo(BaseHTTPRequestHandler):
+    """Answers everything with 200 and what it was sent, the key too."""
+
+    def do_GET(self) -> None:
+        body = f'{{"you sent": "{self.headers.get("Authorization")}"}}'.encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def echo() -> Iterator[Endpoint]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield Endpoint(base_url=f"http://127.0.0.1:{server.server_address[1]}", api_key=KEY)
+        server.shutdown()
+
+
+@pytest.fixture
+def nobody() -> Endpoint:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
+        port = server.server_address[1]
+    return Endpoint(base_url=f"http://127.0.0.1:{port}", api_key=KEY)
+
+
+def contract(check):
+    return Contract("contracts.subject.promise", "it works", "a guide", "model", check)
+
+
+def run(check, endpoint):
+    return verify(contract(check), endpoint, RELEASE, subject=RELEASE, basis="0")
+
+
+def test_a_kept_promise_passes_with_its_source(echo):
+    done = run(lambda ctx: "fine", echo)
+    assert (done.verdict, done.summary, done.promise) == (Verdict.PASSED, "fine", "it works (source: a guide)")
+
+
+def test_an_unmet_promise_fails(echo):
+    def check(ctx):
+        raise Unmet("it does not")
+
+    done = run(check, echo)
+    assert (done.verdict, done.summary) == (Verdict.FAILED, "it does not")
+
+
+def test_our_own_mistake_is_errored_while_the_server_lives(echo):
+    done = run(lambda ctx: {}["oops"], echo)
+    assert done.verdict is Verdict.ERRORED
+    assert "KeyError" in done.summary
+
+
+def test_a_dead_server_is_a_failure_with_the_exchange_that_killed_it(nobody):
+    done = run(lambda ctx: str(ctx.client.get("/metrics").status), nobody)
+    assert (done.verdict, done.summary) == (Verdict.FAILED, "the server died")
+    assert done.evidence["exchanges"][0]["path"] == "/metrics"
+
+
+def test_a_key_that_the_server_echoes_is_not_kept(echo):
+    done = run(lambda ctx: f"got {ctx.client.get('/x').body}", echo)
+    assert KEY not in done.model_dump_json()
+    assert "[key]" in done.summary
+    assert "[key]" in str(done.evidence)
+
+
+def test_long_strings_are_cut():
+    assert redact({"a": ["x" * 5000]}, None)["a"][0].endswith("... (5000 characters)")
+
+
+class _NoPlatform:
+    """A platform on which no trial comes up."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    @contextmanager
+    def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:
+        raise self.error
+        yield
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [(ReleaseFailed("it crashed", evidence="GGML_ASSERT"), "failed"), (ToolingError("no port"), "errored")],
+)
+def test_a_server_that_does_not_come_up_decides_every_promise(error, verdict):
+    found = contracts.run_all(_NoPlatform(error), RELEASE, lambda release, model: release, lambda *progress: None)
+    assert tuple(v.name for v in found) == contracts.required()
+    assert {v.verdict for v in found} == {verdict}
+    assert {v.evidence["server_said"] for v in found} == {error.evidence}
+
+
+def test_every_promise_says_what_and_who_says_so():
+    assert all(c.text and c.source for c in CONTRACTS.values())
+    assert contracts.required() == tuple(sorted(CONTRACTS))
+    assert {c.name.split(".")[1] for c in CONTRACTS.values()} == {
+        s.__name__.rsplit(".", 1)[1] for s in contracts.SUBJECTS
+    }

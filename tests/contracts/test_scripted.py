@@ -1,0 +1,72 @@
+"""Scripted models: what a script says, which scripts are refused, and that the file says it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from tasks.contracts import scripted
+from tasks.contracts.scripted import Script, build, thinks_forever, thinks_then_answers
+from tasks.release import BadInput, ToolingError
+
+
+def test_thinks_forever_opens_the_channel_and_loops():
+    text = thinks_forever().says(40)
+    assert text.startswith("<|channel>thought\nround and about it goes again, round and about ")
+    assert "<channel|>" not in text
+
+
+def test_thinks_forever_answers_once_the_channel_is_closed():
+    assert thinks_forever().says(40, after="<channel|>") == "The answer is forty-two."
+
+
+def test_thinks_then_answers_thinks_so_many_words():
+    assert thinks_then_answers(3).says(40) == "<|channel>thought\nt1 t2 t3<channel|>The answer is forty-two."
+
+
+@pytest.mark.parametrize(
+    ("chains", "words"),
+    [
+        ((), "says nothing"),
+        (("",), "says nothing"),
+        (("model\n",), "says nothing"),
+        (("Hello there",), "nothing follows the prompt"),
+        (("model\n<|nonsense|>",), "cannot be tokenized"),
+        (("model\n  indented",), "cannot be tokenized"),
+        (("model\na\ud800b",), "cannot be tokenized"),
+        (("model\nyes no yes maybe",), "two successors"),
+        (("model\none two three", "two four"), "two successors"),
+    ],
+)
+def test_a_wrong_script_is_refused_before_anything_is_written(chains, words, tmp_path):
+    with pytest.raises(BadInput, match=words):
+        build(Script(chains), tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_a_model_is_small_and_the_same_script_gives_the_same_bytes(tmp_path):
+    first = build(thinks_then_answers(), tmp_path / "a.gguf")
+    again = build(thinks_then_answers(), tmp_path / "b.gguf")
+    assert first.stat().st_size < 3_000_000
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_a_model_carries_gemma4_and_its_template(tmp_path):
+    reader = gguf.GGUFReader(build(thinks_forever(), tmp_path / "m.gguf"))
+    assert reader.get_field("general.architecture").contents() == "gemma4"
+    assert reader.get_field("tokenizer.chat_template").contents() == scripted.TEMPLATE.read_text(encoding="utf-8")
+    assert "output.weight" not in {tensor.name for tensor in reader.tensors}  # b8672 refuses it
+
+
+def test_the_template_can_be_another(tmp_path):
+    reader = gguf.GGUFReader(build(thinks_forever(), tmp_path / "m.gguf", template="{{ messages }}"))
+    assert reader.get_field("tokenizer.chat_template").contents() == "{{ messages }}"
+
+
+def test_a_file_that_does_not_say_its_script_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(scripted, "_successor_matrix", lambda tokens, script: np.eye(len(tokens), dtype=np.float16))
+    with pytest.raises(ToolingError, match="does not say its script"):
+        build(thinks_forever(), Path(tmp_path) / "m.gguf")

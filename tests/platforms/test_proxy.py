@@ -1,0 +1,192 @@
+"""The proxy between a real HTTP client and a real HTTP server, both on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from tasks.platforms.local.proxy import Body, forward, session
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def test_a_body_of_many_megabytes_comes_through_whole() -> None:
+    async def length(request: web.Request) -> web.Response:
+        return web.json_response([len(await request.read()), request.headers.get("Content-Length")])
+
+    async def talk(http: aiohttp.ClientSession, url: str) -> Any:
+        async with http.post(url, data=b"x" * 9_000_000) as answer:
+            return await answer.json()
+
+    assert _through(length, talk) == [9_000_000, "9000000"]
+
+
+def test_a_chunked_request_stays_chunked() -> None:
+    async def echo(request: web.Request) -> web.Response:
+        return web.Response(body=request.headers["Transfer-Encoding"].encode() + await request.read())
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b" one"
+        yield b" two"
+
+    async def talk(http: aiohttp.ClientSession, url: str) -> bytes:
+        async with http.put(url, data=chunks()) as answer:
+            return await answer.read()
+
+    assert _through(echo, talk) == b"chunked one two"
+
+
+def test_an_encoding_is_left_as_it_is_both_ways() -> None:
+    packed = gzip.compress(b"hello")
+
+    async def echo(request: web.Request) -> web.Response:
+        assert request.headers["Accept-Encoding"] == "gzip"
+        return web.Response(body=await request.read(), headers={"Content-Encoding": "gzip"})
+
+    async def talk(http: aiohttp.ClientSession, url: str) -> bytes:
+        headers = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
+        async with http.post(url, data=packed, headers=headers) as answer:
+            assert answer.headers["Content-Encoding"] == "gzip"
+            return await answer.read()
+
+    assert _through(echo, talk) == packed
+
+
+def test_each_chunk_is_passed_on_as_it_comes() -> None:
+    async def slow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for _ in range(4):
+            await response.write(b"data: x\n\n")
+            await asyncio.sleep(0.1)
+        return response
+
+    async def talk(http: aiohttp.ClientSession, url: str) -> list[float]:
+        async with http.get(url) as answer:
+            assert answer.headers["Content-Type"] == "text/event-stream"
+            return [asyncio.get_running_loop().time() async for _ in answer.content.iter_any()]
+
+    arrived = _through(slow, talk)
+    assert len(arrived) == 4
+    assert arrived[-1] - arrived[0] > 0.2
+
+
+def test_hop_by_hop_headers_end_here_and_others_go_on() -> None:
+    async def said(request: web.Request) -> web.Response:
+        headers = {"Connection": "X-Private", "X-Private": "1", "X-Public": "2"}
+        return web.json_response(sorted(request.headers), headers=headers)
+
+    async def talk(http: aiohttp.ClientSession, url: str) -> tuple[set[str], set[str]]:
+        headers = {"Connection": "keep-alive, X-Mine", "X-Mine": "1", "X-Yours": "2", "TE": "trailers"}
+        async with http.get(url, headers=headers, skip_auto_headers=["Accept", "User-Agent"]) as answer:
+            return set(await answer.json()), set(answer.headers)
+
+    asked, answered = _through(said, talk)
+    assert "X-Yours" in asked and asked.isdisjoint({"X-Mine", "TE", "Accept", "User-Agent"})
+    assert "X-Public" in answered and "X-Private" not in answered
+
+
+@pytest.mark.parametrize("target", ["/a%2Fb//c?q=%20&r", "/", "/../x?a=1&a=2"])
+def test_a_request_target_is_not_touched(target: str) -> None:
+    async def path(request: web.Request) -> web.Response:
+        return web.Response(text=request.raw_path)
+
+    async def talk(http: aiohttp.ClientSession, url: str) -> str:
+        port = URL(url).port
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
+        said = (await reader.read()).decode()
+        writer.close()
+        return said.rpartition("\r\n\r\n")[2]
+
+    assert _through(path, talk) == target
+
+
+def test_a_client_that_leaves_is_missed_by_the_server() -> None:
+    left: list[bool] = []
+
+    async def wait(request: web.Request) -> web.Response:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            left.append(True)
+            raise
+        return web.Response()
+
+    async def talk(http: aiohttp.ClientSession, url: str) -> None:
+        with pytest.raises(TimeoutError):
+            await http.post(url, json={}, timeout=aiohttp.ClientTimeout(total=0.2))
+        await asyncio.sleep(0.2)
+
+    _through(wait, talk)
+    assert left == [True]
+
+
+def test_an_answer_that_breaks_off_breaks_off_for_the_client_too() -> None:
+    async def break_off(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"half")
+        await asyncio.sleep(0.05)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async def talk(http: aiohttp.ClientSession, url: str) -> None:
+        async with http.get(url) as answer:
+            assert answer.status == 200
+            with pytest.raises(aiohttp.ClientError):
+                await answer.read()
+
+    _through(break_off, talk)
+
+
+def test_a_body_can_be_sent_again_from_its_beginning() -> None:
+    async def echo(request: web.Request) -> web.Response:
+        return web.Response(body=await request.read())
+
+    async def talk(http: aiohttp.ClientSession, url: str) -> bytes:
+        async with http.post(url, data=b"abc") as answer:
+            return await answer.read()
+
+    assert _through(echo, talk, tries=2) == b"abc"
+
+
+def _through(handler: Handler, talk: Callable[[aiohttp.ClientSession, str], Awaitable[Any]], tries: int = 1) -> Any:
+    """What `talk` gets from `handler` through the proxy."""
+
+    async def run() -> Any:
+        async with _serving(handler) as server, session() as client:
+
+            async def proxy(request: web.Request) -> web.StreamResponse:
+                body = Body(request)
+                for _ in range(tries - 1):
+                    assert [chunk async for chunk in body]
+                return await forward(client, request, body, server)
+
+            async with _serving(proxy) as port, aiohttp.ClientSession(auto_decompress=False) as http:
+                return await talk(http, f"http://127.0.0.1:{port}/")
+
+    return asyncio.run(run())
+
+
+@asynccontextmanager
+async def _serving(handler: Handler) -> AsyncIterator[int]:
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, handler_cancellation=True, auto_decompress=False, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

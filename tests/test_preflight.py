@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from tasks.preflight import Argv, bundle, complaint, render, wants, with_model
+from tasks.release import BadInput, Build, ReleaseFailed
+from tasks.settings import ServerSettings
+from tasks.store import Store
+
+SERVER = ServerSettings(model=Path("m.gguf"), alias="m", slots=4, ctx_per_slot=1000)
+
+
+def binary_without(*unknown: str) -> object:
+    """A binary that does not know these words, as llama-server complains."""
+
+    def refuses(argv: Argv) -> str:
+        return next((f"error: invalid argument: {w}" for w in argv if w in unknown), "")
+
+    return refuses
+
+
+def test_the_newest_spelling_is_taken_where_it_is_known() -> None:
+    argv, notes = render(SERVER, lambda _: "")
+    assert "--load-mode" in argv
+    assert notes == []
+
+
+def test_an_older_binary_gets_the_older_spelling_and_a_note() -> None:
+    argv, notes = render(SERVER, binary_without("--load-mode"))  # type: ignore[arg-type]
+    assert "--no-mmap" in argv
+    assert "--load-mode" not in argv
+    assert notes == ["memory_map is `--no-mmap` here"]
+
+
+def test_a_flag_without_any_known_spelling_fails_by_name_with_the_binarys_words() -> None:
+    with pytest.raises(ReleaseFailed, match="memory_map.*invalid argument: --load-mode") as failed:
+        render(SERVER, binary_without("--load-mode", "--no-mmap", "--metrics"))  # type: ignore[arg-type]
+    assert "metrics: `--metrics`" in failed.value.evidence
+
+
+def test_context_is_per_slot_in_the_settings_and_a_total_for_the_server() -> None:
+    words = [word for want in wants(SERVER) for word in want.spellings[0]]
+    assert words[words.index("--ctx-size") + 1] == "4000"
+    assert words[words.index("--parallel") + 1] == "4"
+
+
+def test_no_setting_puts_the_api_key_on_the_command_line() -> None:
+    assert not any("key" in word for want in wants(SERVER) for s in want.spellings for word in s)
+
+
+def test_a_trial_of_another_model_leaves_projector_and_template_behind(store: Store, tmp_path: Path) -> None:
+    from tests.test_release import a_release
+
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"x")
+    release = a_release(argv=("--model", "{model}", "--mmproj", "{mmproj}", "--chat-template-file", "{t}", "--jinja"))
+    trial = with_model(store, release, other)
+    assert trial.argv == ("--model", "{model}", "--jinja")
+    assert set(trial.files) == {"model"}
+
+
+@pytest.mark.real
+def test_a_real_binary_takes_our_argv_and_refuses_a_flag_that_upstream_removed(
+    base: object, build: Build, store_with: Store, smollm2: Path
+) -> None:
+    binary = store_with.build_dir(build.digest) / "llama-server"
+    assert "--no-mmap" in complaint(binary, ("--no-mmap",))
+    assert "--flash-attn" in complaint(binary, ("--flash-attn",))
+    release, notes = bundle(store_with, build, SERVER.model_copy(update={"model": smollm2}))
+    assert release.files["model"].size_bytes == smollm2.stat().st_size
+    assert notes == []
+
+
+@pytest.mark.real
+def test_a_stray_environment_variable_does_not_decide_what_the_binary_takes(
+    build: Build, store_with: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "not a number")
+    assert complaint(store_with.build_dir(build.digest) / "llama-server", ("--metrics",)) == ""
+
+
+@pytest.mark.real
+def test_without_a_model_nothing_is_bundled(build: Build, store_with: Store) -> None:
+    with pytest.raises(BadInput, match="no model is set"):
+        bundle(store_with, build, ServerSettings())

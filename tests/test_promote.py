@@ -1,0 +1,220 @@
+"""Moves of production on the local platform: real servers, two releases of one build that differ in their alias."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.platforms.local import LocalPlatform
+from tasks.preflight import bundle
+from tasks.promote import back_to, check_serving, lift_hold, recover, swap
+from tasks.release import (
+    Approval,
+    BadInput,
+    Build,
+    Dossier,
+    Hold,
+    Intent,
+    Release,
+    ReleaseFailed,
+    StagePointer,
+    ToolingError,
+    Verdict,
+    Verification,
+)
+from tasks.settings import LocalSettings, ServerSettings, Settings
+from tasks.store import Store
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def platform(store_with: Store, base: Settings) -> Iterator[LocalPlatform]:
+    local = LocalSettings(staging_port=0, production_port=0, start_timeout_s=60)
+    made = LocalPlatform(Settings(store=store_with.root, cache=base.cache, local=local))
+    yield made
+    made.stop("production")
+
+
+def release_called(platform: LocalPlatform, build: Build, smollm2: Path, alias: str) -> Release:
+    server = ServerSettings(model=smollm2, alias=alias, ctx_per_slot=512, slots=1, threads=1)
+    release, _ = bundle(platform.store, build, server)
+    platform.store.save_release(release)
+    return release
+
+
+@pytest.fixture
+def one(platform: LocalPlatform, build: Build, smollm2: Path) -> Release:
+    return release_called(platform, build, smollm2, "one")
+
+
+@pytest.fixture
+def two(platform: LocalPlatform, build: Build, smollm2: Path) -> Release:
+    return release_called(platform, build, smollm2, "two")
+
+
+def dossier_of(release: Release, verdict: Verdict = Verdict.PASSED, names: tuple[str, ...] = ("a",)) -> Dossier:
+    seen = tuple(Verification(name=n, release=release.id, verdict=verdict, summary="s") for n in names)
+    return Dossier(release=release, required=("a",), verifications=seen)
+
+
+def approved(dossier: Dossier, expected: str | None) -> Approval:
+    return Approval(
+        release=dossier.release.id, dossier=dossier.digest, expected=expected, decision="approve", approver="alice"
+    )
+
+
+def promote(platform: LocalPlatform, release: Release, expected: str | None) -> None:
+    dossier = dossier_of(release)
+    swap(platform, dossier, approved(dossier, expected), retain=2)
+
+
+def served(platform: LocalPlatform) -> str:
+    for alias in platform.store.releases():
+        try:
+            check_serving(platform.endpoint("production"), alias)
+            return alias.alias
+        except ReleaseFailed:
+            continue
+    raise AssertionError("production answers as none of the releases")
+
+
+def test_a_promotion_moves_pointer_and_traffic_and_retains_the_earlier(
+    platform: LocalPlatform, one: Release, two: Release
+) -> None:
+    promote(platform, one, None)
+    assert served(platform) == "one"
+    promote(platform, two, one.id)
+    pointer = platform.store.pointer("production")
+    assert (pointer.release, pointer.retained) == (two.id, (one.id,))
+    assert served(platform) == "two"
+    assert platform.store.intent("production") is None
+
+
+def test_what_the_approval_was_not_given_for_is_refused_and_nothing_moves(
+    platform: LocalPlatform, one: Release, two: Release
+) -> None:
+    promote(platform, one, None)
+    dossier = dossier_of(two)
+    good = approved(dossier, one.id)
+    changed = {
+        "production moved": good.model_copy(update={"expected": None}),
+        "dossier changed": good.model_copy(update={"dossier": "000000000000"}),
+        "no approval": good.model_copy(update={"decision": "reject"}),
+        "no approval of": good.model_copy(update={"release": one.id}),
+    }
+    for words, approval in changed.items():
+        with pytest.raises(BadInput, match=words):
+            swap(platform, dossier, approval, retain=2)
+    platform.store.save_pointer(
+        platform.store.pointer("production").model_copy(update={"hold": Hold(reason="broken tools", by="carol")})
+    )
+    with pytest.raises(BadInput, match="on hold"):
+        swap(platform, dossier, good, retain=2)
+    lift_hold(platform.store, "carol")
+    assert platform.store.pointer("production").release == one.id
+    assert served(platform) == "one"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "names"),
+    [(Verdict.FAILED, ("a",)), (Verdict.ERRORED, ("a",)), (Verdict.PASSED, ())],
+    ids=["failed", "errored", "missing"],
+)
+def test_no_approval_helps_a_release_with_a_failed_errored_or_missing_verification(
+    platform: LocalPlatform, one: Release, verdict: Verdict, names: tuple[str, ...]
+) -> None:
+    dossier = dossier_of(one, verdict, names)
+    with pytest.raises(ReleaseFailed, match="may not be promoted"):
+        swap(platform, dossier, approved(dossier, None), retain=2)
+    assert platform.store.pointer("production").release is None
+
+
+def test_a_release_whose_binary_was_replaced_is_refused(platform: LocalPlatform, one: Release) -> None:
+    binary = platform.store.build_dir(one.build) / "llama-server"
+    binary.unlink()
+    binary.write_text("#!/bin/sh\n")
+    with pytest.raises(ToolingError, match="is not whole in the store"):
+        promote(platform, one, None)
+
+
+def test_a_server_that_does_not_come_up_leaves_the_old_one_in_production(
+    platform: LocalPlatform, one: Release, two: Release
+) -> None:
+    promote(platform, one, None)
+    wrong = two.model_copy(update={"argv": (*two.argv, "--no-such-flag")})
+    platform.store.save_release(wrong)
+    with pytest.raises(ReleaseFailed, match="no-such-flag"):
+        promote(platform, wrong, one.id)
+    assert platform.store.pointer("production").release == one.id
+    assert platform.store.intent("production") is None
+    assert served(platform) == "one"
+
+
+def test_production_that_does_not_verify_after_the_move_goes_back_by_itself_and_holds(
+    platform: LocalPlatform, one: Release, two: Release
+) -> None:
+    promote(platform, one, None)
+    broken = two.model_copy(update={"files": {"model": two.files["model"].model_copy(update={"name": "gone.gguf"})}})
+    store = platform.store
+    os.link(store.file(two.files["model"]), store.file(broken.files["model"]))
+    store.save_release(broken)
+    promote(platform, broken, one.id)
+    # As if killed right after the pointer moved, and what it serves from broke meanwhile.
+    store.open_intent(
+        Intent(stage="production", action="promote", before=one.id, after=broken.id, dossier=None, by="alice")
+    )
+    store.file(broken.files["model"]).unlink()
+    pid = platform.boots("production")[-1].pid
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(ReleaseFailed, match="did not verify in production: production is back on"):
+        recover(platform)
+    pointer = store.pointer("production")
+    assert pointer.release == one.id
+    assert pointer.hold
+    assert served(platform) == "one"
+    assert store.intent("production") is None
+    assert store.ledger()[-1].kind == "rolled_back"
+
+
+def test_an_intent_left_before_the_pointer_moved_is_undone(platform: LocalPlatform, one: Release, two: Release) -> None:
+    promote(platform, one, None)
+    platform.store.open_intent(
+        Intent(stage="production", action="promote", before=one.id, after=two.id, dossier=None, by="alice")
+    )
+    platform.deploy("production", two, lambda endpoint: None)
+    assert served(platform) == "two"
+    assert "undid" in recover(platform)
+    assert served(platform) == "one"
+    assert recover(platform) == ""
+
+
+def test_the_first_promotion_undone_leaves_nothing_serving(platform: LocalPlatform, one: Release) -> None:
+    platform.store.open_intent(
+        Intent(stage="production", action="promote", before=None, after=one.id, dossier=None, by="alice")
+    )
+    platform.deploy("production", one, lambda endpoint: None)
+    assert "undid" in recover(platform)
+    assert platform.status("production") is None
+    assert platform.store.pointer("production") == StagePointer(stage="production")
+
+
+def test_rollback_goes_to_a_retained_release_only(platform: LocalPlatform, one: Release, two: Release) -> None:
+    with pytest.raises(BadInput, match="cannot go back"):
+        back_to(platform, None, "carol", "why", retain=2)
+    promote(platform, one, None)
+    promote(platform, two, one.id)
+    with pytest.raises(BadInput, match=f"retained: {one.id}"):
+        back_to(platform, "ffffffffffff", "carol", "why", retain=2)
+    back_to(platform, None, "carol", "tool calls broke", retain=2)
+    assert served(platform) == "one"
+    pointer = platform.store.pointer("production")
+    assert pointer.hold
+    assert pointer.hold.reason == "tool calls broke"
+    assert pointer.retained == (two.id,)

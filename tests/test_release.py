@@ -1,0 +1,119 @@
+import pickle
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.release import (
+    BadInput,
+    Build,
+    Dossier,
+    Endpoint,
+    FileRef,
+    Problem,
+    Recipe,
+    Release,
+    ReleaseFailed,
+    SourceTree,
+    ToolingError,
+    UpstreamRelease,
+    Verdict,
+    Verification,
+    settle,
+)
+
+
+def a_release(**changes: object) -> Release:
+    return Release.model_validate(
+        {
+            "upstream": UpstreamRelease(build=11434),
+            "tree": "t" * 40,
+            "build": "b1",
+            "argv": ("--model", "{model}"),
+            "files": {"model": FileRef(name="m.gguf", sha256="0" * 64, size_bytes=1)},
+            "alias": "m",
+            **changes,
+        }
+    )
+
+
+def seen(name: str, verdict: Verdict = Verdict.PASSED, summary: str = "s") -> Verification:
+    return Verification(name=name, release="r", verdict=verdict, summary=summary)
+
+
+def test_everything_that_makes_a_release_is_in_its_id() -> None:
+    other_file = {"model": FileRef(name="m.gguf", sha256="1" * 64, size_bytes=1)}
+    changed = [
+        a_release(upstream=UpstreamRelease(build=11401)),
+        a_release(tree="u" * 40),
+        a_release(build="b2"),
+        a_release(argv=("--model", "{model}", "--metrics")),
+        a_release(files=other_file),
+        a_release(alias="n"),
+    ]
+    ids = {r.id for r in [a_release(), *changed]}
+    assert len(ids) == len(changed) + 1
+
+
+def test_when_upstream_published_it_is_not_in_the_id() -> None:
+    assert a_release(upstream=UpstreamRelease(build=11434, stable="v0.6.0")).id == a_release().id
+
+
+def test_a_build_is_another_when_source_recipe_or_toolchain_is() -> None:
+    source = SourceTree(upstream=UpstreamRelease(build=1), archive_sha256="a", upstream_tree="t", tree="t")
+    digests = {
+        Build.identity(source, Recipe(), {"c++": "12"}),
+        Build.identity(source, Recipe(), {"c++": "13"}),
+        Build.identity(source, Recipe(cmake={"GGML_NATIVE": "OFF"}), {"c++": "12"}),
+        Build.identity(source.model_copy(update={"tree": "u"}), Recipe(), {"c++": "12"}),
+    }
+    assert len(digests) == 4
+
+
+def test_a_dossier_with_a_failed_errored_or_missing_verification_has_blockers() -> None:
+    good = Dossier(release=a_release(), required=("a", "b"), verifications=(seen("a"), seen("b")))
+    assert good.blockers == ()
+    undecided = good.model_copy(update={"verifications": (seen("a"), seen("b", Verdict.INCONCLUSIVE))})
+    assert undecided.blockers == ()
+    for bad in (
+        good.model_copy(update={"verifications": (seen("a"),)}),
+        good.model_copy(update={"verifications": (seen("a"), seen("b", Verdict.FAILED))}),
+        good.model_copy(update={"verifications": (seen("a"), seen("b", Verdict.ERRORED))}),
+    ):
+        assert len(bad.blockers) == 1
+        assert "b" in bad.blockers[0]
+
+
+def test_a_dossier_digest_changes_with_what_was_seen_and_not_with_when() -> None:
+    first = Dossier(release=a_release(), required=("a",), verifications=(seen("a"),))
+    later = Dossier(release=a_release(), required=("a",), verifications=(seen("a"),))
+    other = Dossier(release=a_release(), required=("a",), verifications=(seen("a", summary="else"),))
+    assert first.verifications[0].at != later.verifications[0].at
+    assert first.digest == later.digest
+    assert first.digest != other.digest
+
+
+def test_settling_tells_a_bad_release_from_our_own_trouble() -> None:
+    settle([seen("a"), seen("b", Verdict.INCONCLUSIVE)])
+    with pytest.raises(ReleaseFailed, match="b failed"):
+        settle([seen("a", Verdict.ERRORED), seen("b", Verdict.FAILED)])
+    with pytest.raises(ToolingError, match="a errored"):
+        settle([seen("a", Verdict.ERRORED)])
+
+
+@pytest.mark.parametrize("kind", [BadInput, ReleaseFailed, ToolingError])
+def test_a_problem_survives_pickling_with_its_three_parts(kind: type[Problem]) -> None:
+    back = pickle.loads(pickle.dumps(kind("what", evidence="seen", todo="do")))
+    assert type(back) is kind
+    assert str(back) == "what\n  evidence: seen\n  next:     do"
+
+
+def test_an_api_key_is_in_no_dump_and_no_repr() -> None:
+    endpoint = Endpoint(base_url="http://127.0.0.1:1", api_key="hunter2")
+    assert "hunter2" not in repr(endpoint) + str(endpoint) + endpoint.model_dump_json()
+
+
+def test_models_are_frozen_and_refuse_unknown_fields() -> None:
+    with pytest.raises(ValidationError):
+        a_release().alias = "x"  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        a_release(colour="red")

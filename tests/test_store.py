@@ -1,0 +1,184 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.release import (
+    BadInput,
+    Build,
+    Event,
+    Intent,
+    Recipe,
+    SourceTree,
+    StagePointer,
+    ToolingError,
+    UpstreamRelease,
+    Verdict,
+    Verification,
+    now,
+)
+from tasks.store import Store, hold, write_atomic
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def a_build(digest: str = "d1", files: dict[str, str] | None = None) -> Build:
+    source = SourceTree(upstream=UpstreamRelease(build=11434), archive_sha256="a", upstream_tree="t", tree="t")
+    return Build(
+        digest=digest, source=source, recipe=Recipe(), toolchain={}, version="11434", files=files or {},
+        seconds=1.0, objects=2, cache_hits=0, built_at=now(),
+    )  # fmt: skip
+
+
+def a_verification(name: str = "preflight", verdict: Verdict = Verdict.PASSED, basis: str = "") -> Verification:
+    return Verification(name=name, release="r1", verdict=verdict, summary="seen", basis=basis)
+
+
+def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    target = tmp_path / "pointer.json"
+    write_atomic(target, "old")
+    script = (
+        "import os, sys; from pathlib import Path; from tasks import store\n"
+        "store.os.replace = lambda *a: (print('ready', flush=True), sys.stdin.read())\n"
+        f"store.write_atomic(Path({str(target)!r}), 'new' * 100000)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGKILL)
+    assert target.read_text() == "old"
+
+
+def test_a_build_without_a_manifest_is_no_build(store: Store) -> None:
+    (store.root / "builds" / "d1").mkdir(parents=True)
+    (store.root / "builds" / "d1" / "llama-server").write_text("half")
+    assert store.build("d1") is None
+    assert store.builds() == []
+
+
+def test_publishing_replaces_what_a_killed_publication_left(store: Store) -> None:
+    left = store.build_dir("d1")
+    left.mkdir(parents=True)
+    (left / "stale").write_text("x")
+    made = store.root / "builds" / ".making"
+    made.mkdir()
+    (made / "llama-server").write_text("binary")
+    store.publish_build(a_build(), made)
+    assert sorted(p.name for p in left.iterdir()) == ["llama-server", "manifest.json"]
+
+
+def test_a_changed_or_missing_file_of_a_build_is_noticed(store: Store) -> None:
+    folder = store.build_dir("d1")
+    folder.mkdir(parents=True)
+    (folder / "llama-server").write_text("binary")
+    good = "9a3a45d01531a20e89ac6ae10b0b0beb0492acd7216a368aa062d1a5fecaf9cd"
+    assert store.damaged(a_build(files={"llama-server": good})) == []
+    (folder / "llama-server").write_text("Binary")
+    assert store.damaged(a_build(files={"llama-server": good, "lib.so": "0"})) == ["llama-server", "lib.so"]
+
+
+def test_a_file_is_kept_by_content_and_survives_its_source(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"weights")
+    ref = store.put_file(path)
+    assert store.put_file(path) == ref
+    path.unlink()
+    assert store.file(ref).read_bytes() == b"weights"
+
+
+def test_a_changed_file_gets_another_reference(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"weights")
+    first = store.put_file(path)
+    path.unlink()
+    path.write_bytes(b"others!")
+    assert store.put_file(path).sha256 != first.sha256
+
+
+def test_a_missing_file_is_bad_input(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"nowhere\.gguf cannot be read"):
+        store.put_file(tmp_path / "nowhere.gguf")
+
+
+def test_an_unknown_release_is_refused_with_the_known_ones(store: Store) -> None:
+    with pytest.raises(BadInput, match="known: none"):
+        store.get_release("abc")
+
+
+def test_a_damaged_record_names_its_file(store: Store) -> None:
+    path = store.root / "stages" / "production.json"
+    path.parent.mkdir()
+    path.write_text('{"stage": "production", "release"')
+    with pytest.raises(ToolingError, match=r"production\.json is not a readable StagePointer"):
+        store.pointer("production")
+
+
+def test_recorded_verifications_are_fresh_only_when_all_are_there_decided_and_of_this_basis(store: Store) -> None:
+    store.record(a_verification("a", basis="1"))
+    assert [v.name for v in store.fresh("r1", ("a",), "1")] == ["a"]
+    assert store.fresh("r1", ("a",), "2") == []
+    assert store.fresh("r1", ("a", "b"), "1") == []
+    store.record(a_verification("b", Verdict.ERRORED, basis="1"))
+    assert store.fresh("r1", ("a", "b"), "1") == []
+
+
+def test_pointers_intents_and_ledger_come_back_as_written(store: Store) -> None:
+    pointer = StagePointer(stage="production", release="r1", retained=("r0",))
+    store.save_pointer(pointer)
+    intent = Intent(stage="production", action="promote", before="r0", after="r1", dossier="d", by="me")
+    store.open_intent(intent)
+    for n in range(3):
+        store.log(Event(kind="k", summary=str(n)))
+    assert Store(store.root).pointer("production") == pointer
+    assert store.intent("production") == intent
+    store.close_intent("production")
+    assert store.intent("production") is None
+    assert [e.summary for e in store.ledger()] == ["0", "1", "2"]
+
+
+def test_a_lock_is_refused_to_a_second_process_and_names_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    with hold(path, holder={"name": "the first"}):
+        script = (
+            f"from pathlib import Path; from tasks.store import hold\nwith hold(Path({str(path)!r}), holder={{}}): pass"
+        )
+        second = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert second.returncode != 0
+    assert "the first" in second.stderr
+
+
+def test_a_lock_of_a_killed_process_is_free_and_tells_who_held_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    script = (
+        "import os, signal; from pathlib import Path; from tasks.store import hold\n"
+        f"with hold(Path({str(path)!r}), holder={{'flow_run': 'abc'}}): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY)
+    assert done.returncode == -signal.SIGKILL
+    told: list[dict[str, object]] = []
+    with hold(path, holder={}, stale=told.append):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert [t["flow_run"] for t in told] == ["abc"]
+    with hold(path, holder={}, stale=told.append):
+        pass
+    assert len(told) == 1
+
+
+def test_a_disk_that_takes_no_more_is_one_clear_error_and_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "pointer.json"
+    write_atomic(target, "old")
+    script = (
+        "import resource; from pathlib import Path; from tasks.store import write_atomic\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"write_atomic(Path({str(target)!r}), 'x' * 100000)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "ToolingError: could not write" in done.stderr
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]

