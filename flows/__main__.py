@@ -166,7 +166,9 @@ def _what_next(page: str, keep: bool) -> None:
 def prefect_page(as_json: bool) -> Iterator[str]:
     """A Prefect server for this command; yields its page's address. With JSON, rows go to standard error."""
     console.stderr = as_json
-    with prefect_server(load().store) as page:
+    settings = load()
+    console.print(f"[bold]llama-release[/]  {open_platform(settings).name} platform, store {settings.store.absolute()}")
+    with prefect_server(settings.store) as page:
         yield page
 
 

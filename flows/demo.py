@@ -55,6 +55,8 @@ def prepare(environment: MutableMapping[str, str], keep: bool) -> Settings:
     given = {
         "LLAMA_RELEASE_SERVER__MODEL": str(model(chosen.cache)),
         "LLAMA_RELEASE_SERVER__ALIAS": "smollm2-135m",
+        # two threads that must share two cores with anything else spin at each other's barriers
+        "LLAMA_RELEASE_SERVER__THREADS": "1",
         "LLAMA_RELEASE_LOCAL__STAGING_PORT": "0",
         "LLAMA_RELEASE_LOCAL__PRODUCTION_PORT": "0",
         "LLAMA_RELEASE_LOCAL__IDLE_S": "60",

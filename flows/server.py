@@ -19,6 +19,7 @@ import httpx
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import resume_flow_run
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_LOCAL_STORAGE_PATH,
@@ -78,6 +79,7 @@ def prefect_server(store: Path) -> Iterator[str]:
             }
         ):
             yield page
+            APILogWorker.drain_all(timeout=5)  # what is still queued would find no server
     finally:
         process.terminate()
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -16,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tasks.platforms import Platform
-from tasks.release import Dossier, Event, Problem, Verdict, now
+from tasks.release import Dossier, Event, Problem, Verdict, Verification, now, settle
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
 LINE_EVERY_S = 5.0
 ARTIFACT_EVERY_S = 2.0
 NAME_WIDTH = 11
@@ -81,16 +83,41 @@ class Row:
         self, summary: str, markdown: str = "", *, release: str | None = None, detail: dict[str, Any] | None = None
     ) -> None:
         """Close the row: the line that stays, the artifact, and the ledger's line."""
-        self._close(summary, "[green]ok[/]", release=release, detail=detail or {})
-        create_markdown_artifact(
-            key=_key(self.name), markdown=f"**{summary}**\n\n{markdown}", description=summary[:200]
+        self._keep(summary, "[green]ok[/]", markdown, release=release, detail=detail or {})
+
+    def judged(
+        self,
+        found: Sequence[Verification],
+        summary: str,
+        markdown: str = "",
+        *,
+        again: bool = False,
+        detail: dict[str, Any] | None = None,
+    ) -> None:
+        """Close the row with the worst verdict of what was verified. Raises what `settle` raises.
+
+        `again`: it was recorded before and not run now.
+        """
+        verdicts = [v.verdict for v in found]
+        worst = next(
+            v for v in (Verdict.FAILED, Verdict.ERRORED, Verdict.INCONCLUSIVE, Verdict.PASSED) if v in verdicts
         )
+        told = f"recorded before: {summary}" if again else summary
+        detail = {"verdict": worst, "again": again, **(detail or {})}
+        self._keep(told, MARK[worst], markdown, release=found[0].release, detail=detail)
+        settle(found)
 
     def failed(self, error: BaseException) -> None:
         """Close the row with what went wrong."""
         what = error.what if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
-        self._close(what, "[red]stopped[/]", release=None, detail={"error": type(error).__name__})
-        create_markdown_artifact(key=_key(self.name), markdown=f"```\n{error}\n```", description=what[:200])
+        kind = type(error).__name__
+        self._keep(what, "[red]stopped[/]", f"```\n{error}\n```", release=None, detail={"error": kind})
+
+    def _keep(self, summary: str, mark: str, markdown: str, *, release: str | None, detail: dict[str, Any]) -> None:
+        self._close(summary, mark, release=release, detail=detail)
+        create_markdown_artifact(
+            key=_key(self.name), markdown=f"**{summary}**\n\n{markdown}", description=summary[:200]
+        )
 
     def _close(self, summary: str, mark: str, *, release: str | None, detail: dict[str, Any]) -> None:
         self.closed = True
@@ -169,8 +196,28 @@ def show_dossier(dossier: Dossier) -> None:
     show_table(
         f"dossier {dossier.digest} of {dossier.release.label}",
         ("verification", "verdict", "what was seen"),
-        ((v.name, MARK[v.verdict], v.summary.replace("[", "\\[")) for v in dossier.verifications),
+        (
+            (name, MARK[found[0].verdict], _together(found).replace("[", "\\["))
+            for name, found in _grouped(dossier.verifications)
+        ),
     )
+
+
+def _grouped(verifications: Sequence[Verification]) -> list[tuple[str, list[Verification]]]:
+    """Verifications that passed, by subject (`contracts.chat`); every other one by itself."""
+    groups: dict[str, list[Verification]] = {}
+    for found in verifications:
+        passed = found.verdict is Verdict.PASSED
+        groups.setdefault(found.name.rpartition(".")[0] or found.name if passed else found.name, []).append(found)
+    return list(groups.items())
+
+
+def _together(found: list[Verification]) -> str:
+    if len(found) == 1 and "." not in found[0].name:
+        return found[0].summary
+    if len(found) == 1 and found[0].verdict is not Verdict.PASSED:
+        return found[0].summary
+    return f"{len(found)} kept: {', '.join(v.name.rpartition('.')[2].replace('_', ' ') for v in found)}"
 
 
 def dossier_markdown(dossier: Dossier, replaces: str) -> str:

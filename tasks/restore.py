@@ -6,7 +6,7 @@ import time
 
 from tasks.endpoint import Client, Stream
 from tasks.platforms import Platform
-from tasks.release import BootKind, Release, StageName, ToolingError, Verdict, Verification, digest_of, settle
+from tasks.release import BootKind, Release, StageName, ToolingError, Verdict, Verification, digest_of
 from tasks.report import Row, markdown_table, stage
 from tasks.settings import RestoreSettings
 
@@ -96,24 +96,21 @@ def check(
 ) -> Verification:
     """Force an idle window on a stage and prove that it comes back; recorded in the release's dossier."""
     found = platform.store.fresh(release.id, (NAME,), basis(settings))
-    if found:
-        row.done(f"recorded before: {found[0].summary}", release=release.id)
-        settle(found)
-        return found[0]
-    row.progress(0, 1, "forcing an idle window")
-    made = probe(platform, stage_name, release, settings)
-    platform.store.record(made)
-    evidence = made.evidence
-    row.done(
+    again = bool(found)
+    if not found:
+        row.progress(0, 1, "forcing an idle window")
+        found = [probe(platform, stage_name, release, settings)]
+        platform.store.record(found[0])
+    (made,) = found
+    seen = made.evidence
+    boots = [(b["kind"], b["health_s"], b["reason"]) for b in seen["boots"]]
+    row.judged(
+        found,
         made.summary,
-        markdown_table(("what", "seen"), [(k, v) for k, v in evidence.items() if k != "boots"])
+        markdown_table(("what", "seen"), [(k, v) for k, v in seen.items() if k != "boots"])
         + "\n\n"
-        + markdown_table(
-            ("boot", "seconds to health", "reason"),
-            [(b["kind"], b["health_s"], b["reason"]) for b in evidence["boots"]],
-        ),
-        release=release.id,
-        detail={"ttft_after_idle_s": evidence["ttft_after_idle_s"], "ttft_warm_s": evidence["ttft_warm_s"]},
+        + markdown_table(("boot", "seconds to health", "reason"), boots),
+        again=again,
+        detail={name: seen[name] for name in ("ttft_after_idle_s", "ttft_warm_s")},
     )
-    settle([made])
     return made

@@ -209,8 +209,9 @@ class Store:
         return good if len(good) == len(names) else []
 
     def forget(self, release: Release) -> None:
-        """Put a release's verifications aside, so that all are run again."""
-        shutil.rmtree(self.root / "dossiers" / release.id, ignore_errors=True)
+        """Forget a release's verifications and its answers to the evals, so that all are run again."""
+        for kind in ("dossiers", "answers"):
+            shutil.rmtree(self.root / kind / release.id, ignore_errors=True)
 
     def dossier(self, release: Release, required: tuple[str, ...]) -> Dossier:
         """The dossier as it stands: every verification that is required and recorded."""

@@ -13,7 +13,7 @@ from tasks.contracts.promises import CONTRACTS, Contract, Server, redact, verifi
 from tasks.contracts.scripted import build, thinks_then_answers
 from tasks.platforms import Platform, Progress
 from tasks.preflight import with_model
-from tasks.release import Endpoint, Problem, Release, ReleaseFailed, Verdict, Verification, settle
+from tasks.release import Endpoint, Problem, Release, ReleaseFailed, Verdict, Verification
 from tasks.report import Row, markdown_table, stage
 
 SUBJECTS = (health, models, chat, auth, metrics, responses, errors, settings, thinking)
@@ -112,13 +112,11 @@ def check(row: Row, platform: Platform, release: Release) -> list[Verification]:
         for made in found:
             store.record(made)
     kept = sum(v.verdict is Verdict.PASSED for v in found)
-    row.done(
-        f"{'recorded before: ' if again else ''}{kept} of {len(found)} promises kept",
-        markdown_table(
-            ("promise", "verdict", "what was seen", "promised"),
-            [(v.name, v.verdict, v.summary, v.promise) for v in found],
-        ),
-        release=release.id,
+    rows = [(v.name, v.verdict, v.summary, v.promise) for v in found]
+    row.judged(
+        found,
+        f"{kept} of {len(found)} promises kept",
+        markdown_table(("promise", "verdict", "what was seen", "promised"), rows),
+        again=again,
     )
-    settle(found)
     return found

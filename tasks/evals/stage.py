@@ -6,7 +6,7 @@ from tasks.evals.collect import answers, item_set
 from tasks.evals.compare import NAME, basis, gate, table
 from tasks.evals.model import Answers
 from tasks.platforms import Platform
-from tasks.release import Release, ReleaseFailed, ToolingError, Verification, settle
+from tasks.release import Release, ReleaseFailed, ToolingError, Verification
 from tasks.report import Row, stage
 from tasks.settings import Settings
 
@@ -18,16 +18,15 @@ def check(row: Row, platform: Platform, release: Release, production: str | None
     Raises ReleaseFailed when the candidate is worse or doesn't come up, ToolingError when answers are missing or the
     baseline can't be asked. `production`: the id of the release to compare with, None for the first release ever.
     """
-    found = platform.store.fresh(release.id, (NAME,), basis(production, item_set(settings).digest, settings))
-    if found:
-        row.done(f"recorded before: {found[0].summary}", release=release.id)
-        settle(found)
-        return found[0]
-    candidate = answers(platform, release, settings, row.progress)
-    made = gate(candidate, _baseline(platform, production, settings, row), settings)
-    platform.store.record(made)
-    row.done(made.summary, table(made), release=release.id, detail={"tokens": made.evidence["tokens"]})
-    settle([made])
+    wanted = basis(production, item_set(settings).digest, settings)
+    found = platform.store.fresh(release.id, (NAME,), wanted)
+    again = bool(found)
+    if not found:
+        candidate = answers(platform, release, settings, row.progress)
+        found = [gate(candidate, _baseline(platform, production, settings, row), settings)]
+        platform.store.record(found[0])
+    (made,) = found
+    row.judged(found, made.summary, table(made), again=again, detail={"tokens": made.evidence["tokens"]})
     return made
 
 

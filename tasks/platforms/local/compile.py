@@ -20,6 +20,7 @@ from tasks.store import Store, hold, sha256_of
 from tasks.upstream.sources import Sources
 
 CONFIGURE_TIMEOUT_S = 300
+SERVER_START_S = 30.0
 LEAN = {
     "BUILD_SHARED_LIBS": "OFF",
     "LLAMA_BUILD_TESTS": "OFF",
@@ -248,11 +249,24 @@ class CompilerCache:
             "SCCACHE_DIR": str(folder),
             "SCCACHE_CACHE_SIZE": "5G",
             "SCCACHE_SERVER_UDS": str(socket),
-            "SCCACHE_IDLE_TIMEOUT": "300",
+            "SCCACHE_IDLE_TIMEOUT": "0",
         }
+        self._socket = socket
 
     def __enter__(self) -> CompilerCache:
-        run([self.binary, "--start-server"], timeout_s=60, env=self.env)
+        foreground = {"SCCACHE_START_SERVER": "1", "SCCACHE_NO_DAEMON": "1"}
+        self._server = subprocess.Popen(
+            [self.binary], env={**os.environ, **self.env, **foreground}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent,
+        )  # fmt: skip
+        deadline = time.monotonic() + SERVER_START_S
+        while not self._socket.exists():
+            if self._server.poll() is not None or time.monotonic() > deadline:
+                self._server.kill()
+                raise ToolingError(
+                    "the compiler cache's server did not start", evidence=f"{self.binary} in the foreground"
+                )
+            time.sleep(0.05)
         return self
 
     def hits(self) -> int:
@@ -262,3 +276,5 @@ class CompilerCache:
 
     def __exit__(self, *exc: object) -> None:
         run([self.binary, "--stop-server"], timeout_s=60, env=self.env, check=False)
+        self._server.kill()
+        self._server.wait()
