@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from tasks.contracts import auth, chat, errors, health, metrics, models, responses, settings, thinking
+from tasks.contracts import auth, chat, errors, health, metrics, models, responses, settings, thinking, tools
 from tasks.contracts.promises import CONTRACTS, Contract, Server, redact, verification, verify
-from tasks.contracts.scripted import build, thinks_then_answers
+from tasks.contracts.scripted import Script, build, calls_a_tool, thinks_then_answers
 from tasks.platforms import Platform, Progress
 from tasks.preflight import with_model
 from tasks.release import Endpoint, Problem, Release, ReleaseFailed, Verdict, Verification
 from tasks.report import Row, markdown_table, stage
 
-SUBJECTS = (health, models, chat, auth, metrics, responses, errors, settings, thinking)
-ORDER: tuple[Server, ...] = ("model", "starting", "scripted")
+SUBJECTS = (health, models, chat, auth, metrics, responses, errors, settings, thinking, tools)
+ORDER: tuple[Server, ...] = ("model", "starting", "scripted", "calling")
+SCRIPTS: dict[Server, Callable[[], Script]] = {"scripted": thinks_then_answers, "calling": calls_a_tool}
 
 Scripted = Callable[[Release, Path], Release]
 """Makes of a release and a model file a trial release that serves that model with otherwise the same argv."""
@@ -40,16 +41,14 @@ def basis() -> str:
 def run_all(platform: Platform, release: Release, scripted: Scripted, progress: Progress) -> list[Verification]:
     """Check every promise of a release; one verification for each, sorted by name.
 
-    Starts three trial servers one after the other: one with the release's model, one just started, and one with the
-    scripted model. A server that does not come up fails its promises; one that our tooling could not start leaves
-    them errored. `progress` is told before each server and after each promise.
+    Starts the trial servers of ORDER one after the other. A server that does not come up fails its promises; one that
+    our tooling could not start leaves them errored. `progress` is told before each server and after each promise.
     """
     found: list[Verification] = []
     with tempfile.TemporaryDirectory(prefix="llama-release-") as folder:
-        script = build(thinks_then_answers(), Path(folder) / "script.gguf")
         for server in ORDER:
             progress(len(found), len(CONTRACTS), f"starting the {server} server")
-            runs = scripted(release, script) if server == "scripted" else release
+            runs = trial_release(server, release, scripted, Path(folder))
             down = _down(found) if server == "starting" else None
             checks = (
                 _not_checked(server, down, release)
@@ -62,14 +61,30 @@ def run_all(platform: Platform, release: Release, scripted: Scripted, progress: 
     return sorted(found, key=lambda v: v.name)
 
 
+def trial_release(server: Server, release: Release, scripted: Scripted, folder: Path) -> Release:
+    """What the trial server of this kind runs: the release, or what `scripted` makes of it and a model in `folder`."""
+    if server not in SCRIPTS:
+        return release
+    return scripted(release, build(SCRIPTS[server](), folder / f"{server}.gguf"))
+
+
 def check_server(
-    server: Server, trial: AbstractContextManager[Endpoint], runs: Release, *, subject: Release
+    server: Server,
+    trial: AbstractContextManager[Endpoint],
+    runs: Release,
+    *,
+    subject: Release,
+    only: Iterable[Contract] | None = None,
 ) -> Iterator[Verification]:
-    """Check the promises of one kind of server on one trial server, which runs `runs` on behalf of `subject`."""
+    """Check the promises of one kind of server on one trial server, which runs `runs` on behalf of `subject`.
+
+    `only` are those to check, instead of all.
+    """
+    contracts = _of(server) if only is None else list(only)
     checked: set[str] = set()
     try:
         with trial as endpoint:
-            for contract in _of(server):
+            for contract in contracts:
                 done = verify(contract, endpoint, runs, subject=subject, basis=basis())
                 checked.add(contract.name)
                 yield done
@@ -77,7 +92,7 @@ def check_server(
         verdict = Verdict.FAILED if isinstance(error, ReleaseFailed) else Verdict.ERRORED
         summary = f"the {server} server did not come up: {error.what}".splitlines()[0]
         evidence = {"server_said": redact(error.evidence, None)}
-        for contract in _of(server):
+        for contract in contracts:
             if contract.name not in checked:
                 yield verification(contract, subject, verdict, summary, evidence=evidence, basis=basis())
 

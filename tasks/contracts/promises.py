@@ -11,9 +11,9 @@ from typing import Any, Literal
 from tasks.endpoint import Answer, Client, Stream
 from tasks.release import Endpoint, Release, ToolingError, Verdict, Verification
 
-Server = Literal["starting", "model", "scripted"]
-"""Which trial server a promise is checked on: one just started, one with the release's model, or one with the
-scripted model of `scripted.thinks_then_answers`."""
+Server = Literal["starting", "model", "scripted", "calling"]
+"""Which trial server a promise is checked on: one just started, one with the release's model, or one with a scripted
+model: `scripted.thinks_then_answers` or, for `calling`, `scripted.calls_a_tool`."""
 
 TIMEOUT_S = 60.0
 _CLIP = 2000  # characters of one string kept as evidence

@@ -5,7 +5,7 @@ the thought channel, applies budgets, and so on. What it says is not left to cha
 
     embeddings      one-hot and tied, so a hidden state is a token and a logit is its amount in the hidden state
     attention       zero, so only the last token counts
-    feed forward    gate and up are the identity, down has a 1 at (successor, token)
+    feed forward    gate and up are the identity, down has a 1 at (successor, token), and 1/2 at (second choice, token)
     post_ffw_norm   large, so that the successor outweighs the token itself at any temperature
 
 It loads in well under a second on a CPU, from b8637 (where gemma4 begins) on.
@@ -16,6 +16,7 @@ byte (Google's chat template of Gemma 4, Apache-2.0; distributed by llama.cpp un
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ _PIECE = re.compile("|".join([*map(re.escape, _SPECIAL), re.escape(PROMPT_END), 
 _BLOCKS = 2  # b11434 wants at least one sliding-window block, and one block holds the script
 _HEAD = 64
 _SUCCESSOR_WEIGHT = 20.0
+_SECOND = 0.5  # of the successor's logit: never said of its own accord, always before a token that no script mentions
 _LOGIT_SCALE = 4.0
 
 
@@ -56,9 +58,13 @@ class Script:
     The first chain starts with `model` and a newline, the prompt's end. A chain that ends with a token which already
     has a successor loops. Further chains say what follows a token that the server forces or the prompt ends with.
     A token is a special token of Gemma 4, a newline, or a word with the spaces behind it.
+
+    `instead` are chains of second choices: where the server forbids a token's successor (a grammar does), the token
+    leads to this one. They may leave the chains at any token, and join them again.
     """
 
     chains: tuple[str, ...]
+    instead: tuple[str, ...] = ()
 
     @cached_property
     def successors(self) -> dict[str, str]:
@@ -72,16 +78,21 @@ class Script:
             raise _bad("it says nothing", repr(self.chains), "give each chain at least two tokens")
         if chains[0][0] != PROMPT_END:
             raise _bad("nothing follows the prompt", repr(self.chains[0]), f"begin the first chain with {PROMPT_END!r}")
-        found: dict[str, str] = {}
-        for chain in chains:
-            for token, after in pairwise(chain):
-                if found.setdefault(token, after) != after:
-                    raise _bad(
-                        f"{token!r} has two successors",
-                        f"{found[token]!r} and {after!r}",
-                        "use another word in one of the places",
-                    )
-        return found
+        return _pairs(chains, "successors")
+
+    @cached_property
+    def seconds(self) -> dict[str, str]:
+        """Token -> the token after it where its successor is forbidden; only where that is another one.
+
+        Raises BadInput as `successors` does.
+        """
+        found = _pairs([list(_pieces(chain)) for chain in self.instead], "second choices")
+        return {token: after for token, after in found.items() if self.successors.get(token) != after}
+
+    @cached_property
+    def words(self) -> list[str]:
+        """All tokens of the script, sorted."""
+        return sorted({w for pairs in (self.successors, self.seconds) for pair in pairs.items() for w in pair})
 
     def says(self, tokens: int, *, after: str = PROMPT_END) -> str:
         """The text of up to this many tokens that follow `after`, without the token that ends the turn."""
@@ -108,14 +119,40 @@ def thinks_then_answers(words: int = 60) -> Script:
     return Script((f"model\n<|channel>thought\n{thought}<channel|>The answer is forty-two.<turn|>",))
 
 
+FIRST, SECOND = "get_weather", "get_time"
+"""The functions that `calls_a_tool` can call."""
+FIRST_ARGUMENTS: dict[str, Any] = {"days": 3, "metric": True}
+SECOND_ARGUMENTS: dict[str, Any] = {"hours": 24}
+
+
+def calls_a_tool() -> Script:
+    """Calls FIRST of its own accord, SECOND where a grammar leaves nothing else, and answers when it has the result."""
+    return Script(
+        (
+            f"model\n{call(FIRST, FIRST_ARGUMENTS)}<turn|>",
+            "<tool_response|>The answer is forty-two.<turn|>",
+        ),
+        instead=(f"<tool_response|>{call(SECOND, SECOND_ARGUMENTS)}",),
+    )
+
+
+def call(function: str, arguments: dict[str, int | bool]) -> str:
+    """A call in Gemma 4's format. What stands between its marks is one token, which a grammar takes or refuses whole.
+
+    A string would need its own marks, and the same token twice in one chain.
+    """
+    given = ",".join(f"{name}:{json.dumps(value)}" for name, value in arguments.items())
+    return f"<|tool_call>call:{function}{{{given}}}<tool_call|>"
+
+
 def build(script: Script, path: Path, template: str | None = None) -> Path:
     """Write the model (1 MB or less for a few hundred words) and return its path; the same script, the same bytes.
 
     `template` is a Jinja chat template instead of Gemma 4's. Raises BadInput for a wrong script, and ToolingError
     when the finished file, read again, does not say what the script says.
     """
-    words = sorted({w for pair in script.successors.items() for w in pair} - {*_SPECIAL, *_PLAIN} | {"thought"})
-    tokens = [*_SPECIAL, *_PLAIN, *words]
+    words = {*script.words, "thought"} - {*_SPECIAL, *_PLAIN}
+    tokens = [*_SPECIAL, *_PLAIN, *sorted(words)]
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, "gemma4")
     _describe(writer, tokens, _width(tokens))
@@ -132,6 +169,19 @@ def build(script: Script, path: Path, template: str | None = None) -> Path:
 
 def _bad(what: str, evidence: str, todo: str) -> BadInput:
     return BadInput(f"the script cannot be a model: {what}", evidence=evidence, todo=todo)
+
+
+def _pairs(chains: list[list[str]], kind: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for chain in chains:
+        for token, after in pairwise(chain):
+            if found.setdefault(token, after) != after:
+                raise _bad(
+                    f"{token!r} has two {kind}",
+                    f"{found[token]!r} and {after!r}",
+                    "use another word in one of the places",
+                )
+    return found
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -211,6 +261,8 @@ def _successor_matrix(tokens: list[str], script: Script) -> npt.NDArray[np.float
     place = {token: n for n, token in enumerate(tokens)}
     matrix = np.zeros((_width(tokens), _width(tokens)), np.float16)
     for token, n in place.items():
+        if token in script.seconds:
+            matrix[place[script.seconds[token]], n] = _SECOND
         matrix[place[script.successors.get(token, TURN_END)], n] = 1
     return matrix
 
@@ -220,8 +272,12 @@ def _check(path: Path, script: Script) -> None:
     field = reader.get_field("tokenizer.ggml.tokens")
     tokens: list[str] = field.contents() if field else []
     matrix = next((t.data for t in reader.tensors if t.name == f"blk.{_BLOCKS - 1}.ffn_down.weight"), None)
-    said = {} if matrix is None else {t: tokens[int(np.argmax(matrix[:, n]))] for n, t in enumerate(tokens)}
-    wrong = {t: said.get(t) for t, after in script.successors.items() if said.get(t) != after}
+    wrong: dict[str, list[str]] = {}
+    for n, token in enumerate(tokens):
+        order = [] if matrix is None else [tokens[row] for row in np.argsort(-matrix[:, n], kind="stable")[:2]]
+        wanted = [script.successors.get(token, TURN_END), *filter(None, [script.seconds.get(token)])]
+        if order[: len(wanted)] != wanted:
+            wrong[token] = order
     if wrong:
         raise ToolingError(
             f"{path} does not say its script", evidence=str(wrong)[:400], todo="check the installed gguf package"

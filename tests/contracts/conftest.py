@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tasks.contracts.scripted import build as build_model
-from tasks.contracts.scripted import thinks_then_answers
+from tasks.contracts.scripted import calls_a_tool, thinks_then_answers
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Build, Endpoint, Release
 from tasks.settings import Settings
+from tests.conftest import build_of
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +20,8 @@ def platform(base: Settings) -> LocalPlatform:
     return LocalPlatform(base)
 
 
-@pytest.fixture(scope="session")
-def release(platform: LocalPlatform, build: Build, smollm2: Path) -> Release:
+def release_of(platform: LocalPlatform, build: Build, smollm2: Path) -> Release:
+    """A release of this build that serves SmolLM2."""
     load = ("--load-mode", "none") if build.source.upstream.build >= 10884 else ("--no-mmap",)  # upstream b10884
     return Release(
         upstream=build.source.upstream, tree=build.source.tree, build=build.digest, alias="smollm2",
@@ -28,6 +29,41 @@ def release(platform: LocalPlatform, build: Build, smollm2: Path) -> Release:
               "--flash-attn", "on", "--metrics", "--jinja"),
         files={"model": platform.store.put_file(smollm2)},
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def release(platform: LocalPlatform, build: Build, smollm2: Path) -> Release:
+    return release_of(platform, build, smollm2)
+
+
+@pytest.fixture(scope="session")
+def older_release(platform: LocalPlatform, older_build: Build, smollm2: Path) -> Release:
+    return release_of(platform, older_build, smollm2)
+
+
+@pytest.fixture(scope="session")
+def unpatched_build(base: Settings, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """A real llama-server of b11434 as upstream has it."""
+    none = tmp_path_factory.mktemp("patches")
+    (none / "series").touch()
+    return build_of(base.model_copy(update={"patches": none}), "b11434")
+
+
+@pytest.fixture(scope="session")
+def unpatched_release(platform: LocalPlatform, unpatched_build: Build, smollm2: Path) -> Release:
+    return release_of(platform, unpatched_build, smollm2)
+
+
+@pytest.fixture(scope="session")
+def calling_release(platform: LocalPlatform, release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    model = build_model(calls_a_tool(), tmp_path_factory.mktemp("script") / "calling.gguf")
+    return release.model_copy(update={"files": {"model": platform.store.put_file(model)}})
+
+
+@pytest.fixture(scope="session")
+def calling_server(platform: LocalPlatform, calling_release: Release) -> Iterator[Endpoint]:
+    with platform.trial(calling_release) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="session")
