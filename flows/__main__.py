@@ -19,6 +19,7 @@ from prefect import Flow
 
 from flows import demo as demonstration
 from flows.outcome import Outcome
+from flows.patches import app as patches_app
 from flows.plan import plan as make_plan
 from flows.rollback import rollback as rollback_flow
 from flows.server import approver_at_the_terminal, prefect_server
@@ -35,6 +36,7 @@ INTERRUPTED = 130
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 hold_app = typer.Typer(no_args_is_help=True, help="Production's hold after a rollback.")
 app.add_typer(hold_app, name="hold")
+app.add_typer(patches_app, name="patches")
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON; the rows then go to standard error")]
 To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]

@@ -66,7 +66,8 @@ def plan(settings: Settings, to: str | None) -> Plan:
     if target is None:
         return known
     try:
-        source = patches.apply_series(Sources(settings.cache), target, source_of.fetch(target), settings.patches)
+        archive = source_of.fetch(target)
+        source = patches.apply_series(Sources(settings.cache), target, archive, settings.patches, source_of)
         release = _release(platform, source, settings)
     except ReleaseFailed as error:
         return known.model_copy(update={"problem": str(error)})

@@ -93,13 +93,36 @@ class UpstreamRelease(Model):
 
 class PatchStatus(StrEnum):
     CLEAN = "clean"
-    """It applies strictly, exactly where it was written for."""
+    """It applies with all its context on the very lines and in the very functions that it was written for."""
+    REBASED = "rebased"
+    """Lines around it moved or changed; every changed line landed in the function it was written for."""
+    UPSTREAMED = "upstreamed"
+    """Its effect is in upstream's code: evidence names the line."""
     OBSOLETE = "obsolete"
-    """Upstream's own code has its effect: evidence names the line."""
+    """Its probe passes on a build without it."""
+    NOT_APPLICABLE = "not_applicable"
+    """The target is older than what it mends: the code that it changes does not exist there yet."""
+    SOURCE_MOVED = "source_moved"
+    """The code that it changes lives elsewhere now, without its effect: evidence says where."""
     CONFLICT = "conflict"
-    """It does not apply and nothing shows that upstream has it: a person decides."""
+    """It does not fit where it was written for, and nothing shows that upstream has it: a person decides."""
     BROKEN = "broken"
-    """The file is not a patch that git can read."""
+    """The file is not a patch that may be trusted: cut off, rewritten, binary, or leaving the source tree."""
+
+    @property
+    def built_with(self) -> bool:
+        """Whether the patch is part of the source tree that is built."""
+        return self in (PatchStatus.CLEAN, PatchStatus.REBASED)
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the source tree is right without the patch. What upstream fixed may then be retired."""
+        return self in (PatchStatus.UPSTREAMED, PatchStatus.OBSOLETE, PatchStatus.NOT_APPLICABLE)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing may be built before a person has looked."""
+        return not self.built_with and not self.dropped
 
 
 class PatchResult(Model):
@@ -108,7 +131,8 @@ class PatchResult(Model):
     file: str
     title: str
     status: PatchStatus
-    evidence: str
+    evidence: str = Field(description="why this status: one line a fact, paths and line numbers in the target's tree")
+    detail: str = Field(default="", description="the new diff of a rebased patch, the report of a blocked one")
 
 
 class SourceTree(Model):

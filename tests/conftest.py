@@ -74,7 +74,7 @@ def build_of(base: Settings, tag: str) -> Build:
     """The product's own build of an upstream tag, from the store or made now."""
     upstream = open_upstream(base)
     release = find(upstream.releases(), tag)
-    source = apply_series(Sources(base.cache), release, upstream.fetch(release), base.patches)
+    source = apply_series(Sources(base.cache), release, upstream.fetch(release), base.patches, upstream)
 
     def progress(done: int, total: int, what: str) -> None:
         if done % 20 == 0:

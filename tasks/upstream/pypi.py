@@ -14,6 +14,7 @@ from tasks.process import run
 from tasks.release import BadInput, ToolingError, UpstreamRelease
 from tasks.settings import UpstreamSettings
 from tasks.store import write_atomic
+from tasks.upstream import history
 
 LIST_TIMEOUT_S = 120
 FETCH_TIMEOUT_S = 900
@@ -27,8 +28,8 @@ class Pypi:
         self._folder = cache / "downloads"
 
     def releases(self) -> list[UpstreamRelease]:
-        """Every build that the package has, oldest first. Raises ToolingError when the index cannot be read."""
-        return self._list([])
+        """Every build that can be had, history too, oldest first. Raises ToolingError when the index is unreadable."""
+        return sorted([*history.releases(), *self._list([])], key=lambda release: release.build)
 
     def eligible(self) -> list[UpstreamRelease]:
         """The builds that are old enough and not denied, oldest first."""
@@ -45,7 +46,9 @@ class Pypi:
         return [UpstreamRelease(build=n, source="pypi") for n in sorted(int(m[1]) for m in found if m)]
 
     def fetch(self, release: UpstreamRelease) -> Path:
-        """The sdist of this build: downloaded once, checked by pip against the index's hash."""
+        """The archive of this build: downloaded once, checked by pip against the index's hash."""
+        if version := history.VERSIONS.get(release.build):
+            return download(history.PACKAGE, version, self._folder, binary=True)
         return download(self._settings.package, f"{release.build}.0.0", self._folder, binary=False)
 
 

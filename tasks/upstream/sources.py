@@ -7,6 +7,7 @@ import re
 import shutil
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 
 from tasks.process import Output, run
@@ -15,7 +16,7 @@ from tasks.store import sha256_of, write_atomic
 
 GIT_TIMEOUT_S = 300
 SOURCE_FOLDER = "llama.cpp"
-"""The folder of an sdist that holds upstream's tree."""
+"""The folder of an sdist or a wheel that holds upstream's tree."""
 
 _AUTHOR = {
     f"GIT_{who}_{what}": value
@@ -38,7 +39,12 @@ class Sources:
             run(["git", "init", "--quiet", "--bare", self.repo], timeout_s=GIT_TIMEOUT_S)
 
     def git(
-        self, *argv: str | Path, index: Path | None = None, work_tree: Path | None = None, check: bool = True
+        self,
+        *argv: str | Path,
+        index: Path | None = None,
+        work_tree: Path | None = None,
+        stdin: str = "",
+        check: bool = True,
     ) -> Output:
         """Run git on this repository, away from the user's and the system's git settings."""
         env: dict[str, str | None] = {
@@ -52,7 +58,7 @@ class Sources:
         if work_tree:
             env["GIT_WORK_TREE"] = str(work_tree)
         words = ["git", "-c", "core.autocrlf=false", "-c", "core.safecrlf=false", *argv]
-        return run(words, timeout_s=GIT_TIMEOUT_S, cwd=work_tree or self.repo, env=env, check=check)
+        return run(words, timeout_s=GIT_TIMEOUT_S, cwd=work_tree or self.repo, env=env, stdin=stdin, check=check)
 
     def add(self, release: UpstreamRelease, archive: Path) -> tuple[str, str]:
         """Import an archive once; return (sha256 of the archive, git tree hash of upstream's source in it)."""
@@ -71,6 +77,11 @@ class Sources:
         self.keep(f"refs/upstream/{release.tag}", tree, f"upstream {release.tag}, archive sha256 {sha}")
         write_atomic(seen, json.dumps({"tree": tree, "build": release.build}))
         return sha, tree
+
+    def upstream_tree(self, build: int) -> str | None:
+        """The tree of a build that was imported before."""
+        said = self.git("rev-parse", "--verify", "--quiet", f"refs/upstream/b{build}^{{tree}}", check=False)
+        return said.stdout.strip() or None
 
     def keep(self, ref: str, tree: str, message: str) -> None:
         """Point a ref at a tree, so that git never collects it."""
@@ -100,9 +111,13 @@ class Sources:
 
 def _unpack(archive: Path, folder: Path) -> Path:
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")  # refuses what would leave the folder
-    except (tarfile.TarError, EOFError, OSError) as error:
+        if archive.suffix == ".whl":
+            with zipfile.ZipFile(archive) as wheel:
+                wheel.extractall(folder)  # drops what would leave the folder from its names
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter="data")  # refuses what would leave the folder
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise ToolingError(
             f"the archive {archive.name} cannot be unpacked",
             evidence=str(error),
@@ -111,5 +126,8 @@ def _unpack(archive: Path, folder: Path) -> Path:
     found = list(folder.glob(f"*/{SOURCE_FOLDER}/CMakeLists.txt"))
     if len(found) != 1:
         raise ToolingError(f"the archive {archive.name} holds no {SOURCE_FOLDER} source tree")
-    shutil.rmtree(found[0].parent / ".git", ignore_errors=True)
+    git = found[0].parent / ".git"  # a folder, or in wheels made from a submodule a file that points nowhere
+    if git.is_dir():
+        shutil.rmtree(git)
+    git.unlink(missing_ok=True)
     return found[0].parent

@@ -21,7 +21,7 @@ OLDER, NEWER = "b11401", "b11434"
 def source_of(settings: Settings, tag: str) -> SourceTree:
     upstream = open_upstream(settings)
     release = find(upstream.releases(), tag)
-    return apply_series(Sources(settings.cache), release, upstream.fetch(release), settings.patches)
+    return apply_series(Sources(settings.cache), release, upstream.fetch(release), settings.patches, upstream)
 
 
 def main() -> Iterator[str]:

@@ -1,0 +1,137 @@
+"""The life of the patch series at the command line: its table for a target, and what a person does to it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from tasks import upstream
+from tasks.patches import Placed, edit, place_series, read_series, refuse_blocked, retire, select
+from tasks.patches.export import refresh as export_series
+from tasks.release import BadInput, Event, UpstreamRelease
+from tasks.report import console, show_table
+from tasks.settings import Settings, load
+from tasks.store import Store
+from tasks.upstream.sources import Sources
+
+app = typer.Typer(help="The patch series on an upstream release: each patch's status, and the evidence for it.")
+
+To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]
+
+
+@dataclass(frozen=True)
+class Series:
+    """The series on a target."""
+
+    settings: Settings
+    sources: Sources
+    release: UpstreamRelease
+    upstream_tree: str
+    placed: list[Placed]
+
+    @classmethod
+    def on(cls, to: str | None) -> Series:
+        """Raises BadInput for a build that upstream does not have or a series that names a missing file."""
+        settings = load()
+        patches = read_series(settings.patches)
+        source_of = upstream.open_upstream(settings)
+        release = upstream.choose(source_of, to, None)
+        if release is None:
+            raise BadInput("no upstream release is eligible", todo="name one with --to")
+        sources = Sources(settings.cache)
+        _, tree = sources.add(release, source_of.fetch(release))
+        return cls(settings, sources, release, tree, place_series(sources, patches, release, tree, source_of))
+
+    def pick(self, which: str) -> int:
+        """The position of a patch. Raises BadInput when the series has none such."""
+        patches = [one.patch for one in self.placed]
+        return patches.index(select(patches, which))
+
+
+@app.callback(invoke_without_command=True)
+def table(
+    context: typer.Context,
+    to: To = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one record a patch: file, title, status, evidence")] = False,
+) -> None:
+    """Show what becomes of each patch on a release. Exits 1 when one is blocked."""
+    if context.invoked_subcommand:
+        return
+    series = Series.on(to)
+    results = [one.result for one in series.placed]
+    if as_json:
+        print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
+    else:
+        show_table(
+            f"the patch series on {series.release}",
+            ("file", "title", "status", "evidence"),
+            ((r.file, r.title, r.status, r.evidence.replace("[", "\\[")) for r in results),
+        )
+        for result in results:
+            if result.detail and not result.status.blocked:
+                console.print(f"\n{result.file}, as it is on {series.release.tag}:\n{result.detail}", markup=False)
+    refuse_blocked(series.placed, series.release, series.settings.patches)
+
+
+@app.command()
+def refresh(to: To = None) -> None:
+    """Write the series as it stands on a release. Writes nothing when a patch is blocked."""
+    series = Series.on(to)
+    refuse_blocked(series.placed, series.release, series.settings.patches)
+    store = Store(series.settings.store)
+    with store.lock("patches", holder={"doing": "patches refresh"}):
+        told = export_series(series.sources, series.placed, series.upstream_tree, series.release)
+        for path, what in told:
+            console.print(f"  {path.name}  {what}", markup=False)
+        if changed := [path.name for path, what in told if what.startswith("exported")]:
+            store.log(Event(kind="patches.refreshed", summary=f"{', '.join(changed)} exported on {series.release.tag}"))
+
+
+@app.command("retire")
+def retire_one(which: Annotated[str, typer.Argument(metavar="N|FILE")], to: To = None) -> None:
+    """Take a patch out of the series when upstream has it or its probe passes without it, and commit that."""
+    series = Series.on(to)
+    result = series.placed[series.pick(which)].result
+    store = Store(series.settings.store)
+    with store.lock("patches", holder={"doing": "patches retire"}):
+        result = retire.proved_obsolete(store, result.file, series.release) or result
+        console.print(retire.retire(store, series.settings.patches, result, series.release), markup=False)
+
+
+@app.command("edit")
+def edit_one(
+    which: Annotated[str | None, typer.Argument(metavar="N|FILE")] = None,
+    to: To = None,
+    go_on: Annotated[bool, typer.Option("--continue", help="export what you made of it as the patch")] = False,
+    abort: Annotated[bool, typer.Option("--abort", help="drop the work folder, leave the patch as it was")] = False,
+) -> None:
+    """Take a patch into your hands: a work folder with the release and the patch merged in, as git users expect."""
+    if [which is not None, go_on, abort].count(True) != 1:
+        raise BadInput("one of FILE, --continue or --abort", todo="llama-release patches edit FILE --to bN")
+    store = Store(load().store)
+    with store.lock("patches", holder={"doing": "patches edit"}):
+        if which:
+            _begin(store, which, to)
+        elif go_on:
+            done, _ = edit.finish(store.root)
+            told = f"{done.state.patch.name} exported on {done.state.release.tag}"
+            store.log(Event(kind="patches.edited", summary=told))
+            console.print(f"{told}: {done.state.patch}", markup=False, soft_wrap=True)
+        else:
+            console.print(f"dropped the edit of {edit.abort(store.root).state.patch.name}", markup=False)
+
+
+def _begin(store: Store, which: str, to: str | None) -> None:
+    series = Series.on(to)
+    at = series.pick(which)
+    start = series.placed[at - 1].tree if at else series.upstream_tree
+    work = edit.begin(store.root, series.sources, series.placed[at], start, series.release)
+    console.print(f"{work.state.patch.name} on {work.state.release.tag}: {work.tree}", markup=False, soft_wrap=True)
+    for place in work.unsettled:
+        console.print(f"  conflict marker at {place}", markup=False, soft_wrap=True)
+    if detail := series.placed[at].result.detail:
+        console.print(f"\n{detail}", markup=False, soft_wrap=True)
+    console.print("\nthen `llama-release patches edit --continue`, or --abort", markup=False)

@@ -1,0 +1,143 @@
+"""The life of the patch series: rebased to each upstream release, proved there, retired by evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.patches.classify import Notes, Placed, TreeOf, classify
+from tasks.patches.series import Patch, read_series, select
+from tasks.platforms import Platform
+from tasks.release import BadInput, PatchResult, PatchStatus, ReleaseFailed, SourceTree, ToolingError, UpstreamRelease
+from tasks.report import Row, markdown_table, stage
+from tasks.settings import Settings
+from tasks.upstream import Upstream, find, history, open_upstream
+from tasks.upstream.pypi import download
+from tasks.upstream.sources import Sources
+
+__all__ = [
+    "Patch",
+    "Placed",
+    "apply",
+    "apply_series",
+    "place_series",
+    "read_series",
+    "refuse_blocked",
+    "select",
+    "tree_without",
+]
+
+
+def apply_series(
+    sources: Sources,
+    release: UpstreamRelease,
+    archive: Path,
+    folder: Path,
+    upstream: Upstream | None = None,
+) -> SourceTree:
+    """The source tree of a release with the series on it.
+
+    The trees that patches were exported from come from `upstream` where it has them; without it, only those that
+    were imported before. Raises ReleaseFailed, with a report, when a patch is blocked.
+    """
+    sha, upstream_tree = sources.add(release, archive)
+    placed = place_series(sources, read_series(folder), release, upstream_tree, upstream)
+    refuse_blocked(placed, release, folder)
+    return _source_tree(sources, release, sha, upstream_tree, placed)
+
+
+def tree_without(settings: Settings, source: SourceTree, *files: str) -> SourceTree:
+    """The same source tree made without these patches. Raises ReleaseFailed when one of the others needs them."""
+    sources = Sources(settings.cache)
+    left = [patch for patch in read_series(settings.patches) if patch.name not in files]
+    placed = place_series(sources, left, source.upstream, source.upstream_tree, open_upstream(settings))
+    refuse_blocked(placed, source.upstream, settings.patches)
+    return _source_tree(sources, source.upstream, source.archive_sha256, source.upstream_tree, placed)
+
+
+def _source_tree(
+    sources: Sources, release: UpstreamRelease, archive_sha256: str, upstream_tree: str, placed: Sequence[Placed]
+) -> SourceTree:
+    tree = placed[-1].tree if placed else upstream_tree
+    if tree != upstream_tree:
+        sources.keep(f"refs/trees/{tree}", tree, f"{release.tag} with {len(placed)} patches")
+    return SourceTree(
+        upstream=release,
+        archive_sha256=archive_sha256,
+        upstream_tree=upstream_tree,
+        tree=tree,
+        patches=tuple(p.result for p in placed),
+    )
+
+
+def place_series(
+    sources: Sources,
+    patches: list[Patch],
+    release: UpstreamRelease,
+    upstream_tree: str,
+    upstream: Upstream | None = None,
+) -> list[Placed]:
+    """Every patch of the series on a release, whatever became of it. Raises ToolingError when git fails."""
+    return classify(sources, patches, release, upstream_tree, _tree_of(sources, upstream), _notes(sources, upstream))
+
+
+def refuse_blocked(placed: Sequence[Placed], release: UpstreamRelease, folder: Path) -> None:
+    """Raises ReleaseFailed for the first patch that nobody may build with, with all that is known of it."""
+    for found in (p.result for p in placed if p.result.status.blocked):
+        raise ReleaseFailed(
+            f"{found.file} ({found.title}) is {_words(found)} on {release}",
+            evidence="\n".join(filter(None, [found.evidence, found.detail])),
+            todo=f"`llama-release patches edit {found.file} --to {release.tag}`, or take it out of {folder / 'series'}",
+        )
+
+
+def _words(result: PatchResult) -> str:
+    return "in conflict" if result.status is PatchStatus.CONFLICT else str(result.status)
+
+
+def _tree_of(sources: Sources, upstream: Upstream | None) -> TreeOf:
+    def tree_of(build: int) -> str:
+        if known := sources.upstream_tree(build):
+            return known
+        if upstream is None:
+            raise BadInput(f"the source of b{build} was never imported here")
+        release = find(upstream.releases(), f"b{build}")
+        return sources.add(release, upstream.fetch(release))[1]
+
+    return tree_of
+
+
+def _notes(sources: Sources, upstream: Upstream | None) -> Notes:
+    def notes(low: int, high: int) -> list[history.Change]:
+        if upstream is None:
+            raise ToolingError("release notes are read only where upstream is")
+        folder = sources.repo.parent / "downloads"
+        wheel = download(history.PACKAGE, history.CHANGELOG_VERSION, folder, binary=True)
+        return history.between(history.read_changes(wheel), low, high)
+
+    return notes
+
+
+@stage("patches", "patch {release}")
+def apply(row: Row, platform: Platform, settings: Settings, release: UpstreamRelease) -> SourceTree:
+    """The release's source with the patch series on it. Raises ReleaseFailed when a patch is blocked."""
+    row.progress(0, 3, f"fetching the source of {release.tag}")
+    upstream = open_upstream(settings)
+    archive = upstream.fetch(release)
+    row.progress(1, 3, "importing it")
+    source = apply_series(Sources(settings.cache), release, archive, settings.patches, upstream)
+    told = [f"{p.file.removesuffix('.patch')} {p.status}" for p in source.patches] or ["no patches"]
+    row.done(
+        f"{', '.join(told)}; source tree {source.tree[:9]}",
+        markdown_table(
+            ("patch", "title", "status", "evidence"), [(p.file, p.title, p.status, p.evidence) for p in source.patches]
+        )
+        + "".join(f"\n\n{p.file}, rebased:\n````diff\n{p.detail}\n````" for p in source.patches if p.detail)
+        + f"\n\narchive sha256 `{source.archive_sha256}`\n\n"
+        + f"upstream tree `{source.upstream_tree}`, with patches `{source.tree}`",
+        detail={
+            "patches": [p.model_dump(mode="json") for p in source.patches],
+            "archive_sha256": source.archive_sha256,
+        },
+    )
+    return source

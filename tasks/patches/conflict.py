@@ -1,0 +1,114 @@
+"""What a person needs to settle a patch in one sitting, as Markdown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from tasks.patches.evidence import Place, Reader, occurrences
+from tasks.patches.series import Patch
+from tasks.patches.trees import Merge
+from tasks.release import UpstreamRelease
+from tasks.upstream.history import CHANGELOG_END, Change
+
+LINES_SHOWN = 60
+CHANGES_SHOWN = 8
+_SAYS_NOTHING = frozenset(
+    ("common", "init", "params", "this", "get", "set", "impl", "the", "and", "for", "new", "server")
+)
+
+
+def report(patch: Patch, release: UpstreamRelease, homes: list[str], now: str, changes: list[Change] | str) -> str:
+    """The hunks, what upstream has there now, which of its changes may have done it, and how to go on."""
+    hunks = [f"{file.path}\n{hunk.text}" for file in patch.files for hunk in file.hunks]
+    return "\n\n".join(
+        [
+            f"### The patch: {patch.title}",
+            _fenced("\n".join(hunks), "diff"),
+            f"### What {release.tag} has there now",
+            *(["The functions it changes: " + "; ".join(homes)] if homes else []),
+            now,
+            "### Which upstream changes may have touched it",
+            _suspects(patch, release, changes),
+            "### How to go on",
+            _fenced(
+                f"llama-release patches edit {patch.name} --to {release.tag}   # a work folder, the patch merged in\n"
+                "llama-release patches edit --continue   # export what you made of it as the patch\n"
+                "llama-release patches edit --abort      # or leave everything as it was",
+                "",
+            ),
+        ]
+    )
+
+
+def upstream_now(reader: Reader, patch: Patch, tree: str, moved: list[Place], merged: Merge | None) -> str:
+    """What a tree has where the patch belongs: git's merge of both, the functions that moved, or the lines near by."""
+    if merged and merged.conflicts:
+        return "\n\n".join(f"{path}:\n{_fenced(_merged(reader, merged.tree, path), '')}" for path in merged.conflicts)
+    if moved:
+        return "\n\n".join(f"{place}:\n{_fenced(_cut(list(place.lines)), 'cpp')}" for place in moved)
+    return "\n\n".join(_near(reader, patch, tree)) or "every hunk fits by its text, but not where it belongs"
+
+
+def _merged(reader: Reader, tree: str, path: str) -> str:
+    text = reader.text(tree, path) or ""
+    blocks = re.findall(r"^<{7} .*?^>{7} [^\n]*", text, re.MULTILINE | re.DOTALL)
+    named = re.sub(r"^<{7} .*", "<<<<<<< upstream", "\n...\n".join(blocks), flags=re.MULTILINE)
+    return _cut(re.sub(r"^>{7} .*", ">>>>>>> the patch", named, flags=re.MULTILINE).split("\n"))
+
+
+def _near(reader: Reader, patch: Patch, tree: str) -> list[str]:
+    """For each hunk that does not fit: the lines around the one line of it that upstream has only once."""
+    found = []
+    for file in patch.files:
+        text = reader.text(tree, file.old) if file.old else None
+        if text is None:
+            found.append(f"{file.path}: there is no such file")
+            continue
+        lines = text.split("\n")
+        for hunk in file.hunks:
+            if occurrences(text, hunk) == 1:
+                continue
+            known = [n for line in hunk.before if line.strip() and lines.count(line) == 1 for n in [lines.index(line)]]
+            at = known[0] if known else min(hunk.start, len(lines)) - 1
+            shown = lines[max(0, at - 5) : at + len(hunk.lines) + 5]
+            found.append(f"{file.path}:{max(1, at - 4)}:\n{_fenced(_cut(shown), 'cpp')}")
+    return found
+
+
+def _suspects(patch: Patch, release: UpstreamRelease, changes: list[Change] | str) -> str:
+    since = patch.exported_on
+    if isinstance(changes, str):
+        return f"Not known: {changes}."
+    if not changes:
+        return f"Not known: the notes at hand, which end with b{CHANGELOG_END}, tell nothing of these builds."
+    words = _words(patch)
+    known = f"{len(changes)} changes between b{since} and {release.tag}"
+    ranked = sorted(changes, key=lambda change: -_score(change, words))
+    likely = [change for change in ranked if _score(change, words)][:CHANGES_SHOWN]
+    unread = f" The notes end with b{CHANGELOG_END}." if release.build > CHANGELOG_END else ""
+    if not likely:
+        return f"None of {known} names these files or functions.{unread}"
+    head = f"A guess by the words of their titles, out of {known}.{unread}"
+    return "\n".join([head, "", *(f"- {change}" for change in likely)])
+
+
+def _words(patch: Patch) -> set[str]:
+    texts = [PurePosixPath(file.path).stem for file in patch.files]
+    texts += [hunk.heading for file in patch.files for hunk in file.hunks] + [patch.title.partition(" : ")[2]]
+    found = {word.lower() for text in texts for word in re.findall(r"[A-Za-z0-9]{3,}", text.replace("_", " "))}
+    return found - _SAYS_NOTHING
+
+
+def _score(change: Change, words: set[str]) -> int:
+    title = re.sub(r"\bgemma\s+(?=\d)", "gemma", change.title.lower())
+    return len(words & set(re.findall(r"[a-z0-9]{3,}", title)))
+
+
+def _cut(lines: list[str]) -> str:
+    more = [f"... {len(lines) - LINES_SHOWN} more lines"] if len(lines) > LINES_SHOWN else []
+    return "\n".join(lines[:LINES_SHOWN] + more)
+
+
+def _fenced(text: str, language: str) -> str:
+    return f"````{language}\n{text}\n````"

@@ -1,0 +1,277 @@
+"""Which function a line of C or C++ stands in: the fact that decides whether a hunk landed where it belongs.
+
+A reader of braces, not a compiler: comments, strings and preprocessor lines are blanked, each `{` is named by the
+text before it, and of `#if`/`#else` branches the first one counts for what is open afterwards. What it reads is
+verified: braces that do not close make a file unreadable, and an unreadable file proves nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+LONGEST_HEADER = 4000
+SUFFIXES = frozenset([".c", ".cc", ".cpp", ".cxx", ".h", ".hh", ".hpp", ".cu", ".cuh", ".m", ".mm", ".metal"])
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A named piece of a source file: a function, a named lambda, a class, an enum or a table."""
+
+    kind: str
+    """`function` for functions and named lambdas, else `block`."""
+    name: str
+    """As upstream names it, with the classes and functions around it: `server_context::launch`."""
+    signature: str
+    """The text before its brace without white space: tells overloads apart."""
+    first: int
+    last: int
+    """Line numbers from 1, both included."""
+
+    @property
+    def short(self) -> str:
+        """The name without what is around it."""
+        return re.split(r"::|/", self.name)[-1]
+
+
+class Unreadable(Exception):
+    """The braces of a file do not close: what its functions are is not known."""
+
+
+class Scopes:
+    """The scopes of one file. Empty for a file that is not C or C++."""
+
+    def __init__(self, path: str, text: str) -> None:
+        """Raises Unreadable."""
+        self.path = path
+        self.found = _read(text) if is_source(path) else []
+        self._names = Counter(scope.name for scope in self.found)
+        self._at: dict[int, Scope] = {}
+        for scope in self.found:  # outer ones come first
+            self._at |= dict.fromkeys(range(scope.first, scope.last + 1), scope)
+
+    def at(self, line: int) -> Scope | None:
+        """The innermost scope that holds this line (from 1)."""
+        return self._at.get(line)
+
+    @property
+    def twice(self) -> frozenset[str]:
+        """The names that more than one scope of this file has."""
+        return frozenset(name for name, n in self._names.items() if n > 1)
+
+    def named(self, name: str) -> list[Scope]:
+        """The scopes of this name."""
+        return [scope for scope in self.found if scope.name == name]
+
+
+def is_source(path: str) -> bool:
+    """Whether a path is read for functions."""
+    return PurePosixPath(path).suffix in SUFFIXES
+
+
+_BLANKED = re.compile(
+    r"""
+      //(?:\\\n|[^\n])*                                      # a comment
+    | /\*.*?\*/
+    | (?:u8|[uUL])?R"(?P<mark>[^()\\\s]{0,16})\(.*?\)(?P=mark)"   # a raw string
+    | (?<![0-9A-Za-z_])(?:u8|[uUL])?"(?:\\.|[^"\\\n])*"      # a string
+    | "(?:\\.|[^"\\\n])*"
+    | (?<![0-9A-Fa-f])'(?:\\.|[^'\\\n]){1,8}'                # a character, not a digit separator
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+_DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*(\w*)(?:\\\n|[^\n])*", re.MULTILINE)
+
+
+def _spaces(match: re.Match[str]) -> str:
+    kept = '""' if match[0][-1] == '"' else "  "
+    return kept + re.sub(r"[^\n]", " ", match[0][2:])
+
+
+@dataclass
+class _Open:
+    """A `{` that is not closed yet."""
+
+    kind: str
+    """function, block, namespace, initializer (its `}` does not end the statement) or plain"""
+    name: str
+    signature: str
+    first: int
+
+
+def _read(text: str) -> list[Scope]:
+    code = _BLANKED.sub(_spaces, text)
+    directives = {match.start(): match for match in _DIRECTIVE.finditer(code)}
+    reader = _Reader()
+    at = 0
+    token = re.compile(r"^[ \t]*#|[{};()]|\n|[^{};()\n]+", re.MULTILINE)
+    while match := token.match(code, at):
+        if directive := directives.get(match.start()):
+            reader.directive(directive[1])
+            reader.line += directive[0].count("\n")
+            at = directive.end()
+        else:
+            reader.token(match[0])
+            at = match.end()
+    return reader.finish()
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.line = 1
+        self.open: list[_Open] = []
+        self.found: list[Scope] = []
+        self._parens = 0
+        self._header = ""
+        self._header_line = 0
+        self._held: list[tuple[str, int]] = []
+        self._branches: list[tuple[_State, _State | None]] = []
+
+    # -- preprocessor branches ------------------------------------------------------------------
+
+    def directive(self, word: str) -> None:
+        if word in ("if", "ifdef", "ifndef"):
+            self._branches.append((self._state(), None))
+        elif word in ("else", "elif") and self._branches:
+            before, first = self._branches.pop()
+            self._branches.append((before, first or self._state()))
+            self._restore(before)
+        elif word == "endif" and self._branches:
+            _, first = self._branches.pop()
+            if first:
+                self._restore(first)
+
+    def _state(self) -> _State:
+        return _State(tuple(self.open), tuple(self._held), self._parens, self._header, self._header_line)
+
+    def _restore(self, state: _State) -> None:
+        self.open, self._held = list(state.open), list(state.held)
+        self._parens, self._header, self._header_line = state.parens, state.header, state.header_line
+
+    # -- tokens ---------------------------------------------------------------------------------
+
+    def token(self, text: str) -> None:
+        if text == "\n":
+            self.line += 1
+            self._header += " " if self._header else ""
+        elif text == "{":
+            self._enter()
+        elif text == "}":
+            self._leave()
+        elif text == ";" and not self._parens:
+            self._header = ""
+        else:
+            self._parens += {"(": 1, ")": -1}.get(text, 0)
+            if not self._header and text.strip():
+                self._header_line = self.line
+            if self._header or text.strip():
+                self._header += text
+
+    def _enter(self) -> None:
+        header = re.sub(r"^\s*(?:(?:public|private|protected)\s*:(?!:)\s*|\}\s*)+", "", self._header)
+        around = next((o for o in reversed(self.open) if o.name), None)
+        inside = around is not None and around.kind == "function"
+        kind, name = _kind(header.strip(), inside) if not self._parens else ("initializer", "")
+        if name and around:
+            name = f"{around.name}{'/' if inside else '::'}{name}"
+        self.open.append(_Open(kind, name, re.sub(r"\s+", "", header), self._header_line or self.line))
+        self._held.append((self._header, self._parens))
+        self._header, self._parens = "", 0
+
+    def _leave(self) -> None:
+        if not self.open:
+            raise Unreadable(f"line {self.line} closes a brace that was not opened")
+        done = self.open.pop()
+        header, self._parens = self._held.pop()
+        carries_on = done.kind == "initializer" or self._parens
+        self._header = (header + "{}")[-LONGEST_HEADER:] if carries_on else ""
+        if done.name and done.kind in ("function", "block", "initializer"):
+            kind = "function" if done.kind == "function" else "block"
+            self.found.append(Scope(kind, done.name, done.signature, done.first, self.line))
+
+    def finish(self) -> list[Scope]:
+        if self.open:
+            raise Unreadable(f"the brace of line {self.open[-1].first} is not closed")
+        return sorted(set(self.found), key=lambda s: (s.first, -s.last))
+
+
+@dataclass(frozen=True)
+class _State:
+    open: tuple[_Open, ...]
+    held: tuple[tuple[str, int], ...]
+    parens: int
+    header: str
+    header_line: int
+
+
+_NAME = r"(?:[A-Za-z_]\w*(?:<[^<>()]*>)?\s*::\s*)*(?:operator\s*(?:\(\)|\[\]|[^\s\w(]+|\w[\w:\s*&<>]*)|~?[A-Za-z_]\w*)"
+_LAMBDA = re.compile(r"([A-Za-z_][\w.\->:]*)\s*=\s*\[[^\]]*\]\s*(?:\(.*\))?[\w\s:*&<>,\->]*$", re.DOTALL)
+_CLASS = re.compile(
+    r"^(?:template\s*<.*>\s*)?(?:typedef\s+|static\s+|const\s+|inline\s+)*(?:struct|class|union|enum(?:\s+(?:class|struct))?)\b"
+    r"\s*(?:\w+\s*\(\(?[^()]*\)?\)\s*)?(?:[A-Z_]+\s+)?(?P<name>[A-Za-z_][\w:]*(?:\s*<.*?>)?)?\s*(?:final\s*)?(?::(?!:).*)?$",
+    re.DOTALL,
+)
+_CALL = re.compile(rf"(?P<name>{_NAME})\s*\(")
+_AFTER = re.compile(
+    r"\s*(?:(?:const|noexcept|override|final|volatile|mutable|try|&&?|[A-Z_][A-Z0-9_]*|__\w+)\s*(?:\(.*?\)\s*)?)*"
+    r"(?:->.*|:(?!:).*|requires.*)?$",
+    re.DOTALL,
+)
+_NOT_A_NAME = frozenset(
+    (
+        "alignas",
+        "decltype",
+        "noexcept",
+        "__attribute__",
+        "__declspec",
+        "requires",
+        "throw",
+        "if",
+        "for",
+        "while",
+        "switch",
+    )
+)
+
+
+def _kind(header: str, inside: bool) -> tuple[str, str]:
+    if re.match(r"^(?:inline\s+)?namespace\b|^extern\s*\"\"\s*$", header):
+        return "namespace", ""
+    if re.search(r"(?:^|[^\w])(?:struct|class|union|enum)\b", header) and (match := _CLASS.match(header)):
+        return "block", re.sub(r"\s+", "", match["name"] or "")
+    if match := _LAMBDA.search(header):
+        return "function", match[1]
+    if inside:
+        return ("initializer" if _VALUE.search(header) and not _STATEMENT.search(header) else "plain"), ""
+    if (match := re.search(r"([A-Za-z_]\w*)\s*(?:\[[^\]]*\]\s*)*=\s*$", header)) and "operator" not in match[0]:
+        return "initializer", match[1]
+    return _function(header)
+
+
+_VALUE = re.compile(r"[=,\w]\s*$")
+_STATEMENT = re.compile(r"(?:^|\s|\}|\))(?:else|do|try|mutable|const|noexcept)\s*$|^\s*$")
+
+
+def _function(header: str) -> tuple[str, str]:
+    if not header.rstrip().endswith((")", "}")) and re.search(
+        r"\)\s*(?:noexcept\s*)?:(?!:).*[\w>]$", header, re.DOTALL
+    ):
+        return "initializer", ""  # `foo() : member{1} {`: the brace of a member
+    for match in _CALL.finditer(header):
+        name = re.sub(r"\s+", "", match["name"]) if "operator" not in match["name"] else " ".join(match["name"].split())
+        end = _closing(header, match.end() - 1)
+        if name not in _NOT_A_NAME and end and _AFTER.fullmatch(header, end):
+            return "function", name
+    return "initializer", ""
+
+
+def _closing(text: str, at: int) -> int:
+    """The position after the parenthesis that closes the one at `at`; 0 when none does."""
+    depth = 0
+    for n in range(at, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[n], 0)
+        if not depth:
+            return n + 1
+    return 0

