@@ -84,10 +84,12 @@ def place_series(
 def refuse_blocked(placed: Sequence[Placed], release: UpstreamRelease, folder: Path) -> None:
     """Raises ReleaseFailed for the first patch that nobody may build with, with all that is known of it."""
     for found in (p.result for p in placed if p.result.status.blocked):
+        edit = f"`llama-release patches edit {found.file} --to {release.tag}`"
+        mend = "restore the file or export it again" if found.status is PatchStatus.BROKEN else edit
         raise ReleaseFailed(
             f"{found.file} ({found.title}) is {_words(found)} on {release}",
             evidence="\n".join(filter(None, [found.evidence, found.detail])),
-            todo=f"`llama-release patches edit {found.file} --to {release.tag}`, or take it out of {folder / 'series'}",
+            todo=f"{mend}, or take it out of {folder / 'series'}",
         )
 
 

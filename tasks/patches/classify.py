@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from tasks.patches import conflict
 from tasks.patches.evidence import Edits, Function, Line, Place, Reader, effect_line, heading_name, occurrences
 from tasks.patches.scopes import Unreadable
-from tasks.patches.series import Hunk, Patch, read_diff
+from tasks.patches.series import Patch, positions, read_diff
 from tasks.patches.trees import Merge, apply_strictly, diff, merge
 from tasks.release import PatchResult, PatchStatus, Problem, UpstreamRelease
 from tasks.upstream.history import Change
@@ -70,7 +70,7 @@ class Bases:
             return None, f"the source of b{build}, which it was exported on, can't be had: {problem.what}"
         for tree in dict.fromkeys((self._tops.get(build, upstream), upstream)):
             patched, _ = apply_strictly(self.sources, patch.path, tree)
-            if patched:
+            if patched and positions(read_diff(diff(self.sources, tree, patched, 0))) == positions(patch.files):
                 self._tops[build] = patched
                 return Base(build, tree, patched), ""
         return None, f"it does not apply to b{build}, which it says it was exported on"
@@ -246,7 +246,7 @@ class _Case:
             return self.blocked(PatchStatus.CONFLICT, fact, {}, merged)
         if left := goal - done:
             self.facts.append(f"upstream has {left.total()} of its {goal.total()} changed lines already")
-        return self.landed(merged.tree, sorted({e.scope or "outside any function" for e in done}))
+        return self.landed(merged.tree, strict, sorted({e.scope or "outside any function" for e in done}))
 
     def fits_too(self, strict: str, base: Base, goal: Edits) -> bool:
         return not self.reader.edits(self.target.tree, strict, (base.tree, base.patched)) - goal
@@ -267,23 +267,16 @@ class _Case:
             f"a merge adds nothing to upstream's own code{by}: {line or 'lines it removes are gone'}",
         )
 
-    def landed(self, tree: str, scopes: list[str]) -> Placed:
+    def landed(self, tree: str, strict: str | None, scopes: list[str]) -> Placed:
         homes = {function.name: f" ({found[0]})" for function, found in self.places.items() if found}
         where = ", ".join(f"{scope}{homes.get(scope, '')}" for scope in scopes)
         new = diff(self.reader.sources, self.target.tree, tree, 3)
-        if self.same_hunks(new):
+        if strict == tree and positions(read_diff(new)) == positions(self.patch.files):
             return self.close(PatchStatus.CLEAN, f"applies strictly, line for line, in {where}", tree=tree)
         moves = ", ".join(self.moves(new)[:3])
         return self.close(
             PatchStatus.REBASED, f"every changed line is in {where}; {moves or 'fewer hunks'}", detail=new, tree=tree
         )
-
-    def same_hunks(self, new: str) -> bool:
-        def key(hunk: Hunk) -> tuple[str, tuple[str, ...]]:
-            return hunk.header.split(" @@")[0], hunk.lines
-
-        ours = {(f.path, key(h)) for f in self.patch.files for h in f.hunks}
-        return ours == {(f.path, key(h)) for f in read_diff(new) for h in f.hunks}
 
     def moves(self, new: str) -> list[str]:
         """Where hunks went, as far as one hunk is still one hunk."""
@@ -317,4 +310,4 @@ class _Case:
                     f"it would land in {edit.scope} of {edit.path}; git's headings name {', '.join(known) or 'nothing'}"
                 )
                 return self.blocked(PatchStatus.CONFLICT, fact, {})
-        return self.landed(tree, sorted({e.scope or "outside any function" for e in done}))
+        return self.landed(tree, tree, sorted({e.scope or "outside any function" for e in done}))

@@ -97,8 +97,7 @@ class Reader:
         for file in read_diff(diff(self.sources, old, new, 0)):
             twice = frozenset[str]().union(*(self.scopes(t, file.path).twice for t in (old, new, *beside)))
             for hunk in file.hunks:
-                new_start = int(re.findall(r"\+(\d+)", hunk.header)[0])
-                at = {"-": hunk.start, "+": new_start}
+                at = {"-": hunk.start, "+": hunk.new_start}
                 for line in hunk.lines:
                     if line[0] not in at:
                         continue
@@ -117,9 +116,8 @@ class Reader:
             for hunk in file.hunks:
                 minus = sum(line[0] == "-" for line in hunk.lines)
                 plus = sum(line[0] == "+" for line in hunk.lines)
-                start = int(re.findall(r"\+(\d+)", hunk.header)[0])
                 scopes = [before.at(n) for n in range(hunk.start, hunk.start + minus)]
-                scopes += [after.at(n) for n in range(start, start + plus)]
+                scopes += [after.at(n) for n in range(hunk.new_start, hunk.new_start + plus)]
                 names = (scope.name for scope in scopes if scope)
                 found |= dict.fromkeys(Function(file.path, name) for name in names if name in known)
         return list(found)

@@ -24,6 +24,8 @@ class Hunk:
     """The whole `@@` line."""
     start: int
     """Its first line in the file before the patch, from 1."""
+    new_start: int
+    """Its first line in the file after the patch, from 1."""
     heading: str
     """What git put behind the second `@@`: the function it saw above the hunk."""
     lines: tuple[str, ...]
@@ -54,6 +56,20 @@ class FileDiff:
     @property
     def path(self) -> str:
         return self.new or self.old or ""
+
+
+def positions(files: tuple[FileDiff, ...]) -> set[tuple[str, str, int, str]]:
+    """The changed lines of a diff as (path, sign, line number on its side, text), however much context it shows."""
+    found = set()
+    for file in files:
+        for hunk in file.hunks:
+            at = {"-": hunk.start, "+": hunk.new_start}
+            for line in hunk.lines:
+                for sign in {" ": "-+", "-": "-", "+": "+"}.get(line[0], ""):
+                    if line[0] != " ":
+                        found.add((file.path, sign, at[sign], line[1:]))
+                    at[sign] += 1
+    return found
 
 
 @dataclass(frozen=True)
@@ -174,7 +190,7 @@ def read_diff(text: str) -> tuple[FileDiff, ...]:
     return tuple(found)
 
 
-_HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@ ?(.*)")
+_HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@ ?(.*)")
 
 
 def _read_file(lines: list[str], at: int) -> tuple[FileDiff, int]:
@@ -216,7 +232,7 @@ def _read_hunk(lines: list[str], at: int) -> tuple[Hunk, int]:
     match = _HUNK.match(header)
     if not match:
         raise Broken(f"this is no hunk header: {header[:80]}")
-    left, right = int(match[2] or 1), int(match[3] or 1)
+    left, right = int(match[2] or 1), int(match[4] or 1)
     body: list[str] = []
     at += 1
     while left > 0 or right > 0 or (at < len(lines) and lines[at].startswith("\\")):
@@ -229,4 +245,4 @@ def _read_hunk(lines: list[str], at: int) -> tuple[Hunk, int]:
         at += 1
     if left or right:
         raise Broken(f"{header} does not count its own lines rightly")
-    return Hunk(header, int(match[1]), match[4], tuple(body)), at
+    return Hunk(header, int(match[1]), int(match[3]), match[5], tuple(body)), at

@@ -81,10 +81,10 @@ def test_a_patch_that_fits_is_clean_and_changes_the_tree(sources: Sources, tmp_p
     assert "line 10\n" in sources.read(source.upstream_tree, "common/chat.cpp")
 
 
-def test_upstreams_own_line_makes_a_patch_obsolete_and_names_the_place(sources: Sources, tmp_path: Path) -> None:
+def test_upstreams_own_line_makes_a_patch_upstreamed_and_names_the_place(sources: Sources, tmp_path: Path) -> None:
     chat = BODY.replace("line 10\n", "line ten, upstream's own\n")
     source = apply_series(sources, RELEASE, archive(tmp_path, chat), series(tmp_path))
-    assert source.patches[0].status is PatchStatus.OBSOLETE
+    assert source.patches[0].status is PatchStatus.UPSTREAMED
     assert "common/chat.cpp:10: line ten, upstream's own" in source.patches[0].evidence
     assert source.tree == source.upstream_tree
 
@@ -98,7 +98,7 @@ def test_one_changed_line_of_context_is_a_conflict_never_fuzz(sources: Sources, 
 
 def test_half_a_patch_is_broken(sources: Sources, tmp_path: Path) -> None:
     half = PATCH[: PATCH.index(" line 11")]
-    with pytest.raises(ReleaseFailed, match="is in broken on b9000"):
+    with pytest.raises(ReleaseFailed, match="is broken on b9000"):
         apply_series(sources, RELEASE, archive(tmp_path, BODY), series(tmp_path, half))
 
 
@@ -147,7 +147,7 @@ def test_the_thinking_tags_patch_is_obsolete_on_real_trees_and_says_by_which_lin
     release = find(upstream.releases(), tag)
     source = apply_series(Sources(base.cache), release, upstream.fetch(release), base.patches)
     (result,) = source.patches
-    assert result.status is PatchStatus.OBSOLETE
+    assert result.status is PatchStatus.UPSTREAMED
     assert "common/parsers/gemma4.cpp:" in result.evidence
     assert "<channel|>" in result.evidence
     assert source.tree == source.upstream_tree
