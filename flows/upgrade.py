@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import State, flow
 
 from flows.outcome import Outcome, ended, one_at_a_time
-from tasks import approval, build, contracts, evals, patches, preflight, promote, restore, upstream
+from tasks import approval, build, contracts, evals, patches, preflight, promote, proof, restore, upstream
 from tasks.platforms import open_platform
 from tasks.report import show_dossier
 from tasks.settings import load
@@ -13,7 +13,7 @@ from tasks.settings import load
 
 def required() -> tuple[str, ...]:
     """The names of all verifications that must be in a dossier before anybody may approve it."""
-    return tuple(sorted((preflight.NAME, promote.STAGING, restore.NAME, evals.NAME, *contracts.required())))
+    return tuple(sorted((proof.NAME, preflight.NAME, promote.STAGING, restore.NAME, evals.NAME, *contracts.required())))
 
 
 @flow(name="upgrade", flow_run_name="upgrade to {to}")
@@ -37,7 +37,9 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
             return ended("nothing_newer")
         source = patches.apply(platform, settings, target)
         built = build.make(platform, source, settings.recipe)
+        source, built = proof.check(platform, settings, source, built)
         release = preflight.check(platform, built, settings.server, again)
+        proof.record(platform, release, source)
         if release.id == production.release:
             return ended("already_there", release)
 

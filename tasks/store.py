@@ -5,6 +5,7 @@
     releases/<id>.json
     dossiers/<id>/<verification>.json
     approvals/<dossier digest>.json
+    proofs/<key>.json           what the probes of a patch said, with it and without it
     answers/<id>/<set digest>.json     what a release answered to the evals
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
@@ -225,6 +226,13 @@ class Store:
 
     def approval(self, dossier_digest: str) -> Approval | None:
         return self._load(self.root / "approvals" / f"{dossier_digest}.json", Approval)
+
+    def proof(self, key: str, kind: type[M]) -> M | None:
+        """What the probes of a patch said, under a key that names all that they depend on."""
+        return self._load(self.root / "proofs" / f"{key}.json", kind)
+
+    def save_proof(self, key: str, proof: Model) -> None:
+        self._save(self.root / "proofs" / f"{key}.json", proof)
 
     def answers_path(self, release_id: str, set_digest: str) -> Path:
         return self.root / "answers" / release_id / f"{set_digest}.json"

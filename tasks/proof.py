@@ -1,0 +1,179 @@
+"""A patch that proves nothing is rejected: its probes must fail on a build without it and pass on the build with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tasks import contracts, patches
+from tasks.contracts.probes import probes_of, run_probes, shows_fault
+from tasks.platforms import Platform, Progress
+from tasks.preflight import bundle, with_model
+from tasks.release import (
+    Build,
+    Model,
+    PatchResult,
+    PatchStatus,
+    Release,
+    ReleaseFailed,
+    SourceTree,
+    ToolingError,
+    Verdict,
+    Verification,
+    digest_of,
+)
+from tasks.report import Row, markdown_table, stage
+from tasks.settings import Settings
+
+NAME = "patches"
+
+
+class Proof(Model):
+    """What the probes of one patch said of two builds; `without` is empty where the patch is not built with."""
+
+    file: str
+    probes: tuple[str, ...]
+    without: dict[str, Verdict]
+    present: dict[str, Verdict]
+    fault: dict[str, bool]
+    """Probe -> whether the server without the patch ran and broke the promise."""
+    evidence: dict[str, str]
+
+    @property
+    def errored(self) -> list[str]:
+        """The probes that our own tooling could not run, as they are called in `evidence`."""
+        found = [name for name, v in self.present.items() if v is Verdict.ERRORED]
+        return found + [f"{name} without" for name, v in self.without.items() if v is Verdict.ERRORED]
+
+    @property
+    def told(self) -> str:
+        """One line for a person."""
+        if not self.probes:
+            return "no proof is owed: what it mends is not there"
+        after = f"{list(self.present.values()).count(Verdict.PASSED)} of {len(self.probes)} probes pass"
+        if not self.without:
+            return f"{after} on upstream's own code"
+        failing = sum(self.fault.values())
+        return f"{failing} of {len(self.probes)} probes fail without it, {after} with it"
+
+
+def judge(result: PatchResult, proof: Proof) -> PatchResult:
+    """The patch's result with its proof, `obsolete` when no probe misses it.
+
+    Raises ReleaseFailed when a probe fails where the patch's effect should be, ToolingError when a probe could not
+    be run: then nothing is known.
+    """
+    if broken := proof.errored:
+        raise ToolingError(
+            f"the probes of {result.file} could not be run",
+            evidence="\n".join(f"{name}: {proof.evidence.get(name, '')}" for name in broken),
+            todo="mend it and run the upgrade again",
+        )
+    if failed := [name for name, v in proof.present.items() if v is not Verdict.PASSED]:
+        raise ReleaseFailed(
+            f"{result.file} is {result.status}, and its effect is not there",
+            evidence="\n".join(f"{name}: {proof.evidence[name]}" for name in failed),
+            todo=f"`llama-release patches edit {result.file}` and mend the patch, or its status's evidence",
+        )
+    told = f"{result.evidence}\n{proof.told}"
+    if proof.without and not any(proof.fault.values()):
+        if any(v is not Verdict.PASSED for v in proof.without.values()):
+            raise ToolingError(f"the server without {result.file} did not come up", evidence=proof.told)
+        return result.model_copy(update={"status": PatchStatus.OBSOLETE, "evidence": told})
+    return result.model_copy(update={"evidence": told})
+
+
+def prove(
+    platform: Platform, settings: Settings, source: SourceTree, built: Build, progress: Progress
+) -> tuple[SourceTree, Build]:
+    """The source tree with every patch of its series proved, without those that prove nothing here, and its build.
+
+    Builds the tree once more without each patch that is in it; probes are run on trial servers. Raises what `judge`
+    raises.
+    """
+    by_name = {patch.name: patch for patch in patches.read_series(settings.patches)}
+    results: list[PatchResult] = []
+    for result in source.patches:
+        progress(len(results), len(source.patches), f"probing {result.file}")
+        names = _probes(result, by_name[result.file].trailers)
+        others: Build | None = None
+        if result.status.built_with:
+            without = patches.tree_without(settings, source, result.file)
+            others = platform.build(without, settings.recipe, progress)
+        results.append(judge(result, _proof(platform, settings, result, names, built, others)))
+    proved = source.model_copy(update={"patches": tuple(results)})
+    if dropped := [r.file for r in results if r.status is PatchStatus.OBSOLETE]:
+        proved = proved.model_copy(update={"tree": patches.tree_without(settings, source, *dropped).tree})
+        built = platform.build(proved, settings.recipe, progress)
+    return proved, built
+
+
+def _probes(result: PatchResult, trailers: dict[str, str]) -> tuple[str, ...]:
+    return () if result.status is PatchStatus.NOT_APPLICABLE else probes_of(trailers.get("Proved-by", ""))
+
+
+def _proof(
+    platform: Platform,
+    settings: Settings,
+    result: PatchResult,
+    names: Sequence[str],
+    built: Build,
+    others: Build | None,
+) -> Proof:
+    """The proof of one patch, from the store when these builds were probed with these contracts before."""
+    key = digest_of([result.file, list(names), built.digest, others.digest if others else None, contracts.basis()])[:16]
+    if known := platform.store.proof(key, Proof):
+        return known
+    with_patch = _run(platform, settings, built, names)
+    without = _run(platform, settings, others, names) if others else {}
+    proof = Proof(
+        file=result.file,
+        probes=tuple(names),
+        present={name: v.verdict for name, v in with_patch.items()},
+        without={name: v.verdict for name, v in without.items()},
+        fault={name: shows_fault(v) for name, v in without.items()},
+        evidence={name: v.summary for name, v in with_patch.items()}
+        | {f"{name} without": v.summary for name, v in without.items()},
+    )
+    if not proof.errored:
+        platform.store.save_proof(key, proof)
+    return proof
+
+
+def _run(platform: Platform, settings: Settings, built: Build, names: Sequence[str]) -> dict[str, Verification]:
+    if not names:
+        return {}
+    store = platform.store
+    release, _ = bundle(store, built, settings.server)
+    return run_probes(platform, release, names, lambda subject, path: with_model(store, subject, path))
+
+
+@stage("proof", "prove the patches on {source.upstream}")
+def check(
+    row: Row, platform: Platform, settings: Settings, source: SourceTree, built: Build
+) -> tuple[SourceTree, Build]:
+    """The source tree with every patch in it proved and none that proves nothing, and its build.
+
+    Raises what `judge` raises.
+    """
+    proved, built = prove(platform, settings, source, built, row.progress)
+    told = [f"{p.file.removesuffix('.patch')} {p.status}: {p.evidence.splitlines()[-1]}" for p in proved.patches]
+    row.done(
+        "; ".join(told) or "no patches",
+        markdown_table(("patch", "status", "evidence"), [(p.file, p.status, p.evidence) for p in proved.patches]),
+        detail={"patches": [p.model_dump(mode="json", exclude={"detail"}) for p in proved.patches]},
+    )
+    return proved, built
+
+
+def record(platform: Platform, release: Release, source: SourceTree) -> None:
+    """Put the proofs into the release's dossier as the verification `patches`."""
+    platform.store.record(
+        Verification(
+            name=NAME,
+            release=release.id,
+            verdict=Verdict.PASSED,
+            summary=", ".join(f"{p.file.removesuffix('.patch')} {p.status}" for p in source.patches) or "no patches",
+            promise="no patch is applied or dropped without a probe that says so (guide, issue 8)",
+            evidence={"patches": [p.model_dump(mode="json") for p in source.patches], "tree": source.tree},
+        )
+    )

@@ -1,0 +1,149 @@
+"""Patches are proved by their probes: the rules, and the proof of the real series on real builds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tasks.patches import apply_series, tree_without
+from tasks.platforms.local import LocalPlatform
+from tasks.proof import Proof, judge, prove
+from tasks.release import Build, PatchResult, PatchStatus, ReleaseFailed, SourceTree, ToolingError, Verdict
+from tasks.settings import LocalSettings, ServerSettings, Settings
+from tasks.store import Store
+from tasks.upstream import find, open_upstream
+from tasks.upstream.sources import Sources
+
+THINKING = "0001-gemma4-thinking-tags.patch"
+TOOLS = "0002-honour-named-tool-choice.patch"
+
+
+def result(status: PatchStatus) -> PatchResult:
+    return PatchResult(file="0001-x.patch", title="x", status=status, evidence="seen")
+
+
+def proof(present: Verdict, without: Verdict | None = None, *, fault: bool = True) -> Proof:
+    return Proof(
+        file="0001-x.patch",
+        probes=("s.p",),
+        present={"s.p": present},
+        without={"s.p": without} if without else {},
+        fault={"s.p": without is Verdict.FAILED and fault} if without else {},
+        evidence={"s.p": "what it said"},
+    )
+
+
+def test_failing_without_and_passing_with_proves_a_patch() -> None:
+    judged = judge(result(PatchStatus.CLEAN), proof(Verdict.PASSED, Verdict.FAILED))
+    assert judged.status is PatchStatus.CLEAN
+    assert judged.evidence.endswith("1 of 1 probes fail without it, 1 of 1 probes pass with it")
+
+
+def test_passing_without_makes_a_patch_obsolete() -> None:
+    assert judge(result(PatchStatus.REBASED), proof(Verdict.PASSED, Verdict.PASSED)).status is PatchStatus.OBSOLETE
+
+
+def test_failing_with_the_patch_fails_the_release() -> None:
+    with pytest.raises(ReleaseFailed, match="its effect is not there"):
+        judge(result(PatchStatus.CLEAN), proof(Verdict.FAILED, Verdict.FAILED))
+
+
+def test_what_upstream_is_said_to_have_must_pass_on_upstreams_code() -> None:
+    assert judge(result(PatchStatus.UPSTREAMED), proof(Verdict.PASSED)).status is PatchStatus.UPSTREAMED
+    with pytest.raises(ReleaseFailed, match="is upstreamed, and its effect is not there"):
+        judge(result(PatchStatus.UPSTREAMED), proof(Verdict.FAILED))
+
+
+def test_a_probe_that_could_not_be_run_proves_nothing_either_way() -> None:
+    for seen in (proof(Verdict.ERRORED, Verdict.FAILED), proof(Verdict.PASSED, Verdict.ERRORED)):
+        with pytest.raises(ToolingError):
+            judge(result(PatchStatus.CLEAN), seen)
+
+
+def test_a_server_that_does_not_come_up_without_the_patch_is_not_what_the_patch_mends() -> None:
+    with pytest.raises(ToolingError, match="did not come up"):
+        judge(result(PatchStatus.CLEAN), proof(Verdict.PASSED, Verdict.FAILED, fault=False))
+
+
+@pytest.fixture
+def settings(base: Settings, smollm2: Path) -> Settings:
+    server = ServerSettings(model=smollm2, alias="m", ctx_per_slot=1024, threads=1)
+    local = LocalSettings(staging_port=0, production_port=0)
+    return base.model_copy(update={"server": server, "local": local})
+
+
+def source_of(settings: Settings, tag: str) -> SourceTree:
+    upstream = open_upstream(settings)
+    release = find(upstream.releases(), tag)
+    return apply_series(Sources(settings.cache), release, upstream.fetch(release), settings.patches, upstream)
+
+
+def quiet(done: int, total: int, what: str) -> None:
+    if done % 40 == 0:
+        print(f"{done}/{total} {what}", flush=True)
+
+
+def made(platform: LocalPlatform, settings: Settings, source: SourceTree) -> Build:
+    return platform.build(source, settings.recipe, quiet)
+
+
+def proved(settings: Settings, tag: str) -> dict[str, PatchResult]:
+    source, platform = source_of(settings, tag), LocalPlatform(settings)
+    done, _ = prove(platform, settings, source, made(platform, settings, source), quiet)
+    return {p.file: p for p in done.patches}
+
+
+@pytest.mark.real
+def test_on_b11434_upstream_has_the_thinking_tags_and_the_tool_choice_patch_is_needed(settings: Settings) -> None:
+    found = proved(settings, "b11434")
+    assert found[THINKING].status is PatchStatus.UPSTREAMED
+    assert "3 of 3 probes pass on upstream's own code" in found[THINKING].evidence
+    assert found[TOOLS].status.built_with
+    assert "probes fail without it, 5 of 5 probes pass with it" in found[TOOLS].evidence
+
+
+@pytest.mark.real
+def test_on_b8672_the_thinking_tags_patch_is_needed_and_works(settings: Settings, tmp_path: Path) -> None:
+    only = tmp_path / "patches"
+    only.mkdir()
+    (only / "series").write_text(f"{THINKING}\n")
+    (only / THINKING).write_bytes((settings.patches / THINKING).read_bytes())
+    found = proved(settings.model_copy(update={"patches": only}), "b8672")
+    assert found[THINKING].status is PatchStatus.CLEAN
+    assert "3 of 3 probes fail without it, 3 of 3 probes pass with it" in found[THINKING].evidence
+
+
+@pytest.mark.real
+def test_a_patch_whose_probe_passes_without_it_is_obsolete_and_is_left_out(settings: Settings, tmp_path: Path) -> None:
+    """The tool-choice patch with the thinking patch's probes: it applies, and nothing misses it on b11434."""
+    idle = tmp_path / "patches"
+    idle.mkdir()
+    (idle / "series").write_text(f"{TOOLS}\n")
+    text = (settings.patches / TOOLS).read_text().splitlines(keepends=True)
+    probes = "Proved-by: thinking.budget_0 thinking.budget_6\n"
+    (idle / TOOLS).write_text("".join(probes if line.startswith("Proved-by:") else line for line in text))
+    changed = settings.model_copy(update={"patches": idle})
+    source, platform = source_of(changed, "b11434"), LocalPlatform(changed)
+    done, build = prove(platform, changed, source, made(platform, changed, source), quiet)
+    assert done.patches[0].status is PatchStatus.OBSOLETE
+    assert source.tree != done.tree == source.upstream_tree
+    assert build.source.tree == done.tree
+
+
+@pytest.mark.real
+def test_a_proof_is_kept_and_the_probes_are_not_run_again(settings: Settings) -> None:
+    source = source_of(settings, "b11434")
+    platform = LocalPlatform(settings)
+    build = made(platform, settings, source)
+    first = prove(platform, settings, source, build, quiet)
+    trials = Store(settings.store).root / "run" / "trials"
+    before = sorted(trials.iterdir()) if trials.exists() else []
+    assert prove(platform, settings, source, build, quiet) == first
+    assert (sorted(trials.iterdir()) if trials.exists() else []) == before
+
+
+@pytest.mark.real
+def test_the_tree_without_a_patch_is_upstreams_when_it_was_the_only_one(settings: Settings) -> None:
+    source = source_of(settings, "b11434")
+    assert tree_without(settings, source, TOOLS).tree == source.upstream_tree != source.tree
