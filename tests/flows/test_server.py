@@ -179,7 +179,7 @@ def test_somebody_at_a_terminal_is_asked_and_answers_there(store: Store, page: s
         f"print('OUTCOME', run_flow(asking(Store(Path({str(store.root)!r}))), 'page', None).kind, flush=True)"
     )
     master, slave = pty.openpty()
-    env = os.environ | {"PREFECT_API_URL": f"{page}/api", "USER": "grace", "TERM": "xterm"}
+    env = os.environ | {"PREFECT_API_URL": f"{page}/api", "LOGNAME": "grace", "TERM": "xterm"}
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=REPOSITORY, env=env, stdin=slave, stdout=slave, stderr=slave
     )
