@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import sys
@@ -25,7 +26,7 @@ from flows.rollback import rollback as rollback_flow
 from flows.server import approver_at_the_terminal, prefect_server
 from flows.upgrade import upgrade as upgrade_flow
 from tasks.platforms import open_platform
-from tasks.promote import lift_hold
+from tasks.promote import lift_hold, serve_pointer
 from tasks.release import Problem, StageName, StagePointer, now
 from tasks.report import console, show_table
 from tasks.settings import load
@@ -40,7 +41,7 @@ app.add_typer(patches_app, name="patches")
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON; the rows then go to standard error")]
 To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]
-By = Annotated[str, typer.Option(help="who does it", envvar="USER")]
+By = Annotated[str, typer.Option(help="who does it", default_factory=getpass.getuser, show_default="you")]
 
 
 @app.command()
@@ -126,8 +127,17 @@ def history(
 
 
 @app.command()
+def start() -> None:
+    """Have both stages serve what their pointers say, after a `stop` or a reboot of this machine."""
+    platform = open_platform(load())
+    for stage in get_args(StageName):
+        if served := serve_pointer(platform, stage):
+            console.print(f"{stage} answers at {served.base_url}")
+
+
+@app.command()
 def stop() -> None:
-    """Stop the servers that the local platform runs for the stages; the next deploy starts them again."""
+    """Have both stages serve nothing; their pointers stay, and `start` brings them back."""
     platform = open_platform(load())
     for stage in get_args(StageName):
         platform.stop(stage)
@@ -156,6 +166,7 @@ def _what_next(page: str, keep: bool) -> None:
         "llama-release status                     both stages and what is retained",
         "llama-release history                    everything that happened",
         "llama-release plan --to b11393           what another upgrade would do",
+        "llama-release start                      production answers again (it was stopped with the demo)",
         "DEMO_KEEP=1 make demo                    leaves the servers and the Prefect page running",
     ):
         console.print(f"  {line}", markup=False)

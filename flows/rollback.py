@@ -10,7 +10,7 @@ from tasks.platforms import open_platform
 from tasks.settings import load
 
 
-@flow(name="rollback", flow_run_name="rollback to {to}")
+@flow(name="rollback", flow_run_name="rollback by {by}")
 def rollback(by: str, reason: str, to: str | None = None) -> State[Outcome]:
     """Put production back to a release that was retained, and hold it there until a person lifts the hold.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import getpass
 import os
 import select
 import socket
@@ -169,7 +170,7 @@ def _paused(flow_run_id: UUID) -> bool:
 
 
 def _prompt(flow_run_id: UUID, stop: threading.Event) -> Decided | None:
-    who = os.environ.get("USER", "somebody")
+    who = getpass.getuser()
     console.print(f"  [bold]approve[/] this release as {who}? (approve / reject, and a note if you like): ", end="")
     while not stop.is_set() and _paused(flow_run_id):
         if select.select([sys.stdin], [], [], 1.0)[0]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect import State, flow
+from prefect.runtime import flow_run
 
 from flows.outcome import Outcome, ended, one_at_a_time
 from tasks import approval, build, contracts, evals, patches, preflight, promote, proof, restore, upstream
@@ -16,7 +17,11 @@ def required() -> tuple[str, ...]:
     return tuple(sorted((proof.NAME, preflight.NAME, promote.STAGING, restore.NAME, evals.NAME, *contracts.required())))
 
 
-@flow(name="upgrade", flow_run_name="upgrade to {to}")
+def _run_name() -> str:
+    return f"upgrade to {flow_run.parameters.get('to') or 'the newest'}"
+
+
+@flow(name="upgrade", flow_run_name=_run_name)
 def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
     """Bring production to a newer upstream release, when every proof holds and a person agrees.
 

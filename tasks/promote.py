@@ -271,6 +271,19 @@ def _serve(platform: Platform, release_id: str | None) -> None:
     platform.deploy("production", release, lambda endpoint: _checked(endpoint, release))
 
 
+def serve_pointer(platform: Platform, stage_name: StageName) -> Endpoint | None:
+    """The stage serves the release that its pointer names; where, or None when it names none.
+
+    Raises what keeps the release from being served.
+    """
+    pointer = platform.store.pointer(stage_name)
+    if pointer.release is None:
+        return None
+    release = platform.store.get_release(pointer.release)
+    whole(platform.store, release)
+    return platform.deploy(stage_name, release, lambda endpoint: _checked(endpoint, release))
+
+
 def _log_once(store: Store, intent: Intent, event: Event) -> None:
     mark = intent.at.isoformat()
     if not any(e.detail.get("intent") == mark and e.kind == event.kind for e in store.ledger()):

@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -126,6 +127,7 @@ class Row:
         console.print(f"  {self.name:<{NAME_WIDTH}}", end=" ", markup=False)
         console.print(summary, markup=False, end="  ", soft_wrap=True)
         console.print(f"{mark} [dim]{_clock(self.seconds)}[/]")
+        get_run_logger().info("%s: %s", self.name, summary)
         self._platform.store.log(
             Event(
                 kind=f"stage.{self.name}",

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.platforms.local import LocalPlatform
 from tasks.preflight import bundle
-from tasks.promote import back_to, check_serving, lift_hold, recover, swap
+from tasks.promote import back_to, check_serving, lift_hold, recover, serve_pointer, swap
 from tasks.release import (
     Approval,
     BadInput,
@@ -203,6 +203,18 @@ def test_the_first_promotion_undone_leaves_nothing_serving(platform: LocalPlatfo
     assert "undid" in recover(platform)
     assert platform.status("production") is None
     assert platform.store.pointer("production") == StagePointer(stage="production")
+
+
+def test_after_a_stop_the_pointer_is_served_again_at_the_same_address(platform: LocalPlatform, one: Release) -> None:
+    assert serve_pointer(platform, "production") is None
+    promote(platform, one, None)
+    before = platform.endpoint("production").base_url
+    platform.stop("production")
+    assert platform.status("production") is None
+    served_at = serve_pointer(platform, "production")
+    assert served_at
+    assert served_at.base_url == before
+    assert served(platform) == "one"
 
 
 def test_rollback_goes_to_a_retained_release_only(platform: LocalPlatform, one: Release, two: Release) -> None:

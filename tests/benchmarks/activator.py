@@ -1,15 +1,13 @@
 """What the activator adds: each request once through it and once past it, in turn, against the same server.
 
-    python -m tests.benchmarks.activator STORE [RELEASE]
-
 Ratios are median through the activator / median direct; 1.00 is no cost at all.
 """
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import pairwise
@@ -19,7 +17,7 @@ from statistics import median
 from tasks.endpoint import Client
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Endpoint, Release
-from tasks.settings import LocalSettings, Settings
+from tasks.settings import LocalSettings, Settings, load
 from tasks.store import Store
 
 Measure = Callable[[Client], list[float]]
@@ -58,32 +56,38 @@ def compare(measure: Measure, through: Endpoint, direct: Endpoint, rounds: int, 
     return median(found[0]), median(found[1])
 
 
-def main(release: Release, platform: LocalPlatform) -> list[str]:
-    """The lines of a small table. The release is deployed to staging and left there, idle."""
+def main() -> Iterator[str]:
+    """Lines of a small table, measured on a copy of the newest release in the store that the settings name."""
+    settings = load()
+    known = Store(settings.store)
+    if not known.releases():
+        yield f"there is no release in {known.root}: run `make demo` first"
+        return
+    release = known.releases()[0]
+    with tempfile.TemporaryDirectory(prefix="llama-release-bench-") as folder:
+        local = LocalSettings(staging_port=0, production_port=0, idle_s=600)
+        platform = LocalPlatform(Settings(store=Path(folder), cache=settings.cache, local=local))
+        shutil.copytree(known.build_dir(release.build), platform.store.build_dir(release.build))
+        for ref in release.files.values():
+            platform.store.put_file(known.file(ref))
+        try:
+            yield from measured(release, platform)
+        finally:
+            platform.shut_down()
+
+
+def measured(release: Release, platform: LocalPlatform) -> Iterator[str]:
+    """The table's lines, one as soon as it is measured."""
     through = platform.deploy("staging", release, lambda endpoint: None)
     with Client(through) as client:
         client.get("/health")
     status = platform.status("staging")
-    assert status is not None and status.server_url is not None
+    assert status is not None
+    assert status.server_url is not None
     direct = Endpoint(base_url=status.server_url, api_key=through.api_key)
-    lines = [f"{'request':32}{'clients':>8}{'activator ms':>14}{'direct ms':>11}{'ratio':>7}"]
+    yield f"{'request':32}{'clients':>8}{'activator ms':>14}{'direct ms':>11}{'ratio':>7}"
     measures = {"GET /health": health, "16 tokens": completion, "16 tokens streamed, per token": token_gaps}
     for name, measure in measures.items():
         for at_once in (1, 8):
-            began = time.monotonic()
             a, d = compare(measure, through, direct, ROUNDS[name], at_once)
-            lines.append(f"{name:32}{at_once:8}{1000 * a:14.2f}{1000 * d:11.2f}{a / d:7.2f}")
-            print(f"{name}, {at_once} at once: {time.monotonic() - began:.0f} s", file=sys.stderr)
-    platform.idle("staging")
-    return lines
-
-
-if __name__ == "__main__":
-    root = Path(sys.argv[1])
-    store = Store(root)
-    chosen = store.get_release(sys.argv[2]) if len(sys.argv) > 2 else store.releases()[0]
-    local = LocalPlatform(Settings(store=root, local=LocalSettings(staging_port=0, production_port=0, idle_s=600)))
-    try:
-        print("\n".join(main(chosen, local)))
-    finally:
-        local.shut_down()
+            yield f"{name:32}{at_once:8}{1000 * a:14.2f}{1000 * d:11.2f}{a / d:7.2f}"

@@ -113,12 +113,11 @@ def test_a_second_activator_of_a_stage_is_refused(stand: Stand) -> None:
 def test_a_deploy_under_load_loses_no_request(stand: Stand) -> None:
     stand.serve(stand.first)
     over = threading.Event()
+    said: list[str] = []
 
-    def ask() -> list[str]:
-        said = []
+    def ask() -> None:
         while not over.is_set():
             said.append(stand.say())
-        return said
 
     def read_long() -> bool:
         with Client(stand.platform.endpoint("staging")) as client:
@@ -131,9 +130,11 @@ def test_a_deploy_under_load_loses_no_request(stand: Stand) -> None:
             until(lambda: stand.status().in_flight == 4)
             stand.serve(stand.second)
             assert stand.say() == "second"
+            assert until(lambda: "second" in said, 60.0)
         finally:
             over.set()
-        said = [alias for each in asking for alias in each.result()]
+        for each in asking:
+            each.result()
         assert reading.result()
     assert set(said) == {"first", "second"}
     assert until(lambda: len(stand.servers()) == 1)

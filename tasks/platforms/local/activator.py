@@ -377,7 +377,8 @@ def say(message: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one activator; 0 when it was told to stop, else the exit code of the Problem."""
     options = _options(argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    line = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=line, force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     key = os.environ.pop(KEY_VARIABLE, None)
     alone = False

@@ -1,0 +1,203 @@
+"""Prefect as the commands use it: a real server on loopback, real pauses, answers from everywhere a person may be."""
+
+from __future__ import annotations
+
+import contextvars
+import importlib.metadata
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from prefect import flow, get_client
+
+from flows.__main__ import run_flow
+from flows.outcome import Outcome, ended, one_at_a_time
+from flows.server import answer_pause, mark_crashed, prefect_server
+from tasks.approval import ask
+from tasks.release import Dossier, ReleaseFailed, ToolingError, Verdict
+from tasks.settings import ApprovalSettings
+from tasks.store import Store
+from tests.flows.conftest import REPOSITORY
+from tests.test_release import a_release, seen
+
+pytestmark = pytest.mark.wire
+
+DOSSIER = Dossier(release=a_release(), required=("a",), verifications=(seen("a"),))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server of our own, in force for this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        with prefect_server(tmp_path_factory.mktemp("store")) as address:
+            yield address
+
+
+def asking(store: Store, dossier: Dossier = DOSSIER, timeout_s: int = 120) -> object:
+    @flow(name="asking")
+    def one_question() -> object:
+        with one_at_a_time(store):
+            given = ask(store, dossier, None, ApprovalSettings(timeout_s=timeout_s))
+        return ended("promoted" if given.decision == "approve" else "rejected", dossier.release)
+
+    return one_question
+
+
+def wait_for(condition: object, seconds: float = 60) -> object:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():  # type: ignore[operator]
+            return found
+        time.sleep(0.2)
+    raise AssertionError("it never came")
+
+
+def paused_runs() -> list[UUID]:
+    with get_client(sync_client=True) as client:
+        return [run.id for run in client.read_flow_runs() if run.state and run.state.is_paused()]
+
+
+def state_of(run: UUID) -> str:
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run).state
+    return state.name if state else ""
+
+
+def in_a_process(store: Store, script: str) -> subprocess.Popen[bytes]:
+    text = f"from tests.flows.test_server import *; store = Store(Path({str(store.root)!r}))\n{script}"
+    return subprocess.Popen([sys.executable, "-c", text], cwd=REPOSITORY)
+
+
+def test_the_installed_versions_are_the_pinned_ones_and_fit_our_bounds() -> None:
+    lines = (REPOSITORY / "constraints.txt").read_text().split()
+    assert not [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.+!]+", line)]
+    pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    for text in importlib.metadata.requires("llama-release") or []:
+        requirement = Requirement(text)
+        installed = importlib.metadata.version(requirement.name)
+        assert requirement.specifier.contains(installed, prereleases=True)
+        assert pinned[canonicalize_name(requirement.name)] == installed
+
+
+def test_our_server_comes_up_serves_its_page_and_the_api(page: str) -> None:
+    assert httpx.get(f"{page}/api/health", trust_env=False).status_code == 200
+    assert "<html" in httpx.get(f"{page}/v2/runs", headers={"Accept": "text/html"}, trust_env=False).text.lower()
+
+
+def test_a_server_that_is_given_is_used_and_not_stopped(
+    page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"{page}/api")
+    with prefect_server(tmp_path) as used:
+        assert used == page
+    assert httpx.get(f"{page}/api/health", trust_env=False).status_code == 200
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("page")
+def test_an_unattended_approver_is_recorded_by_name(store: Store, page: str) -> None:
+    outcome = run_flow(asking(store), page, "ada")  # type: ignore[arg-type]
+    assert outcome == Outcome(kind="promoted", release=DOSSIER.release)
+    recorded = store.approval(DOSSIER.digest)
+    assert recorded
+    assert (recorded.approver, recorded.decision, recorded.expected) == ("ada", "approve", None)
+    assert [e.kind for e in store.ledger()] == ["approval_wanted", "approved"]
+
+
+def test_a_rejection_ends_the_run_as_rejected_and_not_as_failed(store: Store, page: str) -> None:
+    def reject() -> None:
+        (run,) = wait_for(paused_runs)  # type: ignore[misc]
+        answer_pause(run, {"decision": "reject", "approver": "bob", "note": "not today"})
+        rejected.append(run)
+
+    rejected: list[UUID] = []
+    person = threading.Thread(target=contextvars.copy_context().run, args=(reject,))
+    person.start()
+    outcome = run_flow(asking(store), page, None)  # type: ignore[arg-type]
+    person.join()
+    assert (outcome.kind, outcome.exit_code) == ("rejected", 4)
+    assert state_of(rejected[0]) == "Rejected"
+    assert store.ledger()[-1].summary == f"bob: reject dossier {DOSSIER.digest} not today"
+
+
+def test_an_approval_given_to_a_run_that_died_is_not_asked_for_again(store: Store, page: str) -> None:
+    run_flow(asking(store), page, "ada")  # type: ignore[arg-type]
+    assert run_flow(asking(store), page, None).kind == "promoted"  # type: ignore[arg-type]
+    assert [e.kind for e in store.ledger()].count("approval_wanted") == 1
+
+
+def test_nobody_is_asked_about_a_dossier_with_a_failed_verification(store: Store, page: str) -> None:
+    bad = DOSSIER.model_copy(update={"verifications": (seen("a", Verdict.FAILED),)})
+    with pytest.raises(ReleaseFailed, match="may not be promoted"):
+        run_flow(asking(store, bad), page, "ada")  # type: ignore[arg-type]
+    assert store.ledger() == []
+
+
+def test_when_nobody_decides_in_time_it_is_our_trouble_and_nothing_is_recorded(store: Store, page: str) -> None:
+    with pytest.raises(ToolingError, match="nobody decided"):
+        run_flow(asking(store, timeout_s=3), page, None)  # type: ignore[arg-type]
+    assert store.approval(DOSSIER.digest) is None
+
+
+def test_a_second_run_is_refused_and_a_killed_run_is_marked_crashed_by_the_next(store: Store, page: str) -> None:
+    environment = {"PREFECT_API_URL": f"{page}/api"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        waiting = in_a_process(store, "asking(store)()")
+        (run,) = wait_for(paused_runs)  # type: ignore[misc]
+        with pytest.raises(ToolingError, match="another process holds the lock"):
+            run_flow(asking(store), page, "ada")  # type: ignore[arg-type]
+        waiting.kill()
+        waiting.wait()
+    assert state_of(run) == "Paused"
+    assert run_flow(asking(store), page, "ada").kind == "promoted"  # type: ignore[arg-type]
+    assert state_of(run) == "Crashed"
+
+
+def test_marking_a_run_that_the_server_does_not_know_does_nothing(page: str) -> None:
+    mark_crashed("00000000-0000-0000-0000-000000000000")
+    mark_crashed("None")
+
+
+def test_somebody_at_a_terminal_is_asked_and_answers_there(store: Store, page: str) -> None:
+    script = (
+        "from tests.flows.test_server import *; from flows.__main__ import run_flow\n"
+        f"print('OUTCOME', run_flow(asking(Store(Path({str(store.root)!r}))), 'page', None).kind, flush=True)"
+    )
+    master, slave = pty.openpty()
+    env = os.environ | {"PREFECT_API_URL": f"{page}/api", "LOGNAME": "grace", "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=REPOSITORY, env=env, stdin=slave, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    said, answered = "", 0
+    deadline = time.monotonic() + 90
+    while "OUTCOME" not in said and time.monotonic() < deadline:
+        if select.select([master], [], [], 0.5)[0]:
+            said += os.read(master, 4096).decode(errors="replace")
+        if answered == 0 and "approve / reject" in said:
+            os.write(master, b"perhaps\n")
+            answered = 1
+        if answered == 1 and "please say approve or reject" in said:
+            os.write(master, b"approve looks good\n")
+            answered = 2
+    process.wait(30)
+    os.close(master)
+    assert re.search(r"OUTCOME promoted", said), said
+    recorded = store.approval(DOSSIER.digest)
+    assert recorded
+    assert (recorded.approver, recorded.note) == ("grace", "looks good")
