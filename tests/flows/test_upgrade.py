@@ -58,7 +58,8 @@ def builds_seen(seen: Traffic) -> set[str]:
 
 def test_the_first_release_goes_the_whole_way(machine: Machine) -> None:
     said = machine.run("upgrade", "--to", OLDER, "--approver", "alice")
-    assert "obsolete" in said
+    assert "0001-gemma4-thinking-tags upstreamed: 3 of 3 probes pass on upstream's own code" in said
+    assert "5 of 5 probes fail without it, 5 of 5 probes pass with it" in said
     assert machine.production() == OLDER == answered_by(machine)
     (promoted,) = machine.events("promoted")
     assert "by alice" in promoted.summary
@@ -79,7 +80,7 @@ def test_a_plan_says_what_would_happen_and_does_nothing(machine: Machine) -> Non
     plan = json.loads(machine.run("plan", "--to", NEWER, "--json"))
     assert plan["target"]["build"] == 11434
     assert plan["build"] is None
-    assert [p["status"] for p in plan["patches"]] == ["obsolete"]
+    assert [p["status"] for p in plan["patches"]] == ["upstreamed", "clean"]
     assert sorted(p for p in machine.store.root.rglob("*.json")) == before
 
 
@@ -92,7 +93,7 @@ def test_killed_in_the_middle_of_the_build_nothing_looks_finished(machine: Machi
 
     with traffic(machine) as seen:
         machine.kill_when(half_way, "upgrade", "--to", NEWER)
-    assert [b.tag for b in machine.store.builds()] == [OLDER]
+    assert {b.tag for b in machine.store.builds()} == {OLDER}
     assert machine.production() == OLDER
     assert builds_seen(seen) == {OLDER}
     assert seen.lost == []
@@ -106,7 +107,11 @@ def test_killed_while_a_person_thinks_everything_verified_is_kept(machine: Machi
 
 
 def test_a_second_upgrade_is_refused_and_a_rejection_is_no_failure(machine: Machine) -> None:
-    verified = {p: p.stat().st_mtime_ns for p in machine.store.root.glob("dossiers/*/*.json") if p.stem != "preflight"}
+    verified = {
+        p: p.stat().st_mtime_ns
+        for p in machine.store.root.glob("dossiers/*/*.json")
+        if p.stem not in ("preflight", "patches")
+    }
     page = machine.start("upgrade", "--to", NEWER)
     deadline = time.monotonic() + PATIENCE_S
     while len(machine.events("approval_wanted")) < 3 and time.monotonic() < deadline:
@@ -206,7 +211,18 @@ def test_every_stage_left_its_evidence_in_prefect_and_no_run_is_stuck(machine: M
     with closing(sqlite3.connect(machine.store.root / "prefect" / "prefect.db")) as database:
         keys = {key for (key,) in database.execute("select key from artifact where type = 'markdown'")}
         states = [state for (state,) in database.execute("select state_type from flow_run")]
-    stages = {"upstream", "patches", "build", "preflight", "contracts", "staging", "restore", "evals", "production"}
+    stages = {
+        "upstream",
+        "patches",
+        "build",
+        "proof",
+        "preflight",
+        "contracts",
+        "staging",
+        "restore",
+        "evals",
+        "production",
+    }
     assert stages | {"rollback"} <= keys
     assert set(states) <= {"COMPLETED", "FAILED", "CRASHED"}
     assert states.count("CRASHED") == 4  # as many as were killed
