@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -167,15 +168,22 @@ class _Case:
         """The line of upstream's that shows every changed line there, function by function."""
         if not self.base or not wanted:
             return None
-        base, patched = (self.reader.locate(tree, wanted) for tree in (self.base.tree, self.base.patched))
-        edits = self.reader.edits(self.base.tree, self.base.patched, (self.base.tree, self.base.patched))
-        lines = []
+        lines, left = self.effects(self.base, wanted, places)
+        return lines[0] if lines and all(lines) and not left else None
+
+    def effects(
+        self, base: Base, wanted: list[Function], places: dict[Function, list[Place]]
+    ) -> tuple[list[Line | None], Edits]:
+        """(for each function a line that shows the patch's effect there, the edits that are in none of them)."""
+        before, after = (self.reader.locate(tree, wanted) for tree in (base.tree, base.patched))
+        left = self.reader.edits(base.tree, base.patched)
+        lines: list[Line | None] = []
         for function in wanted:
-            own = type(edits)({e: n for e, n in edits.items() if e.path == function.path and e.scope == function.name})
+            own = Counter({e: n for e, n in left.items() if (e.path, e.scope) == (function.path, function.name)})
             if own:
-                lines.append(effect_line(own, base[function], patched[function], places[function]))
-            edits -= own
-        return lines[0] if lines and all(lines) and not edits else None
+                lines.append(effect_line(own, before[function], after[function], places[function]))
+            left -= own
+        return lines, left
 
     # -- what can be said -----------------------------------------------------------------------
 
@@ -252,20 +260,24 @@ class _Case:
         return not self.reader.edits(self.target.tree, strict, (base.tree, base.patched)) - goal
 
     def adds_nothing(self, base: Base) -> Placed:
-        """A merge left the target as it is: every changed line stands there."""
-        texts = {e.text.strip() for e in self.reader.edits(base.tree, base.patched) if e.sign == "+"}
-        lines = (
+        """A merge leaves the target as it is: upstream has every line, if it has them where they belong."""
+        upstream = self.target.upstream
+        lines, left = self.effects(base, list(self.places), self.places)
+        names = {s.name for file in self.patch.files for s in self.reader.scopes(upstream, file.path).found}
+        elsewhere = None in lines or any(e.scope not in names for e in left if e.scope and e.sign == "+")
+        if elsewhere or merge(self.reader.sources, base.tree, upstream, base.patched).tree != upstream:
+            fact = "a merge adds nothing, but its lines are another function's, or an earlier patch's of the series"
+            return self.blocked(PatchStatus.CONFLICT, fact, {})
+        texts = {e.text for e in left if e.sign == "+"}
+        found = (
             Line(file.path, number, text)
             for file in self.patch.files
-            for number, text in enumerate((self.reader.text(self.target.tree, file.path) or "").split("\n"), 1)
-            if text.strip() in texts
+            for number, text in enumerate((self.reader.text(upstream, file.path) or "").split("\n"), 1)
+            if text in texts
         )
-        line = next(lines, None)
-        by = "" if self.target.tree == self.target.upstream else ", or an earlier patch of the series has"
-        return self.close(
-            PatchStatus.UPSTREAMED,
-            f"a merge adds nothing to upstream's own code{by}: {line or 'lines it removes are gone'}",
-        )
+        line = next(filter(None, lines), None) or next(found, None)
+        told = line or "the lines it removes are gone"
+        return self.close(PatchStatus.UPSTREAMED, f"a merge adds nothing to upstream's own code: {told}")
 
     def landed(self, tree: str, strict: str | None, scopes: list[str]) -> Placed:
         homes = {function.name: f" ({found[0]})" for function, found in self.places.items() if found}

@@ -19,7 +19,7 @@ from pathlib import Path
 from tasks.patches.classify import Placed
 from tasks.patches.export import commit_like, export
 from tasks.process import Output, run
-from tasks.release import BadInput, Model, ReleaseFailed, UpstreamRelease
+from tasks.release import BadInput, Model, ReleaseFailed, ToolingError, UpstreamRelease
 from tasks.store import write_atomic
 from tasks.upstream.sources import GIT_TIMEOUT_S, Sources
 
@@ -70,7 +70,10 @@ def under_way(store: Path) -> Edit | None:
     state = store / "edit" / "state.json"
     if not state.exists():
         return None
-    return Edit(store / "edit", State.model_validate_json(state.read_text(encoding="utf-8")))
+    try:
+        return Edit(store / "edit", State.model_validate_json(state.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ToolingError(f"{state} is not readable", evidence=str(error)[:300], todo="remove that folder") from error
 
 
 def begin(store: Path, sources: Sources, placed: Placed, start: str, release: UpstreamRelease) -> Edit:
@@ -117,8 +120,8 @@ def _fill(edit: Edit, sources: Sources, placed: Placed) -> None:
         root = sources.git("commit-tree", placed.base.tree, "-m", f"b{placed.base.build}").stdout.strip()
         patched = commit_like(sources.git, placed.patch.path, root, placed.base.patched)
         edit.git("cherry-pick", patched, check=False)  # a conflict is what the person is here for
-    else:
-        edit.git("apply", "--index", placed.patch.path.absolute(), check=False)
+    elif placed.result.status.built_with:
+        edit.git("read-tree", "--reset", "-u", placed.tree)  # never a plain apply: it may take another function
 
 
 def finish(store: Path) -> tuple[Edit, str]:

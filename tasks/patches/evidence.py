@@ -194,7 +194,7 @@ def fits(path: str, glob: str) -> bool:
 
 
 def effect_line(edits: Edits, base: list[Place], patched: list[Place], now: list[Place]) -> Line | None:
-    """The first line of the patch in `now`, when a function there holds all that the patch brings.
+    """The first line of the patch (or of the function) in `now`, when a function there holds all that the patch brings.
 
     That is: no fewer of each added line than the patched function and no more of each removed one, white space
     aside, where the function before the patch holds fewer or more.
@@ -211,14 +211,12 @@ def effect_line(edits: Edits, base: list[Place], patched: list[Place], now: list
         )
 
     added = {_plain(edit.text) for edit in edits if edit.sign == "+"}
-    if not added or not now or not all(edit.scope for edit in edits) or short_of(now) or not short_of(base):
+    if not now or not all(edit.scope for edit in edits) or short_of(now) or not short_of(base):
         return None
-    return next(
-        Line(place.path, number, text)
-        for place in now
-        for number, text in enumerate(place.lines, place.scope.first)
-        if _plain(text) in added
-    )
+    lines = [
+        Line(place.path, number, text) for place in now for number, text in enumerate(place.lines, place.scope.first)
+    ]
+    return next((line for line in lines if _plain(line.text) in added), lines[0])
 
 
 def _plain(line: str) -> str:

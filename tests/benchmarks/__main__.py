@@ -6,9 +6,9 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import activator, building, stages
+from tests.benchmarks import activator, building, patches, stages
 
-SECTIONS = {"stages": stages.main, "building": building.main, "activator": activator.main}
+SECTIONS = {"stages": stages.main, "patches": patches.main, "building": building.main, "activator": activator.main}
 
 
 def main() -> None:

@@ -16,11 +16,12 @@ CHAT = "common/chat.cpp"
 HEAD = '#include "chat.h"\n\n'
 
 
-def function(name: str, tag: str = "", lines: str = "") -> str:
+def function(name: str, tag: str = "") -> str:
     """One of many functions with the same lines around the place that a patch changes."""
     return (
         f"static params {name}(const tmpl & t) {{\n    params data;\n\n    data.prompt = apply(t);\n"
-        f"    data.supports_thinking = true;\n{tag}\n    data.preserved = {{\n        1,\n    }};\n{lines}    return data;\n}}\n\n"
+        f"    data.supports_thinking = true;\n{tag}\n    data.preserved = {{\n        1,\n    }};\n"
+        "    return data;\n}\n\n"
     )
 
 
@@ -131,7 +132,9 @@ def test_an_older_release_without_the_function_is_not_applicable(tagged: World) 
 
 def test_an_older_release_with_half_of_its_functions_is_a_persons_business(world: World) -> None:
     world.upstream(100, SIBLINGS)
-    world.patch(100, {CHAT: HEAD + function("init_gpt_oss", TAG) + function("init_gemma4", TAG) + function("init_qwen")})
+    world.patch(
+        100, {CHAT: HEAD + function("init_gpt_oss", TAG) + function("init_gemma4", TAG) + function("init_qwen")}
+    )
     world.upstream(99, {CHAT: HEAD + function("init_gpt_oss")})
     assert world.one(99).result.status is PatchStatus.CONFLICT
 
@@ -195,6 +198,14 @@ def test_two_patches_that_touch_the_same_lines_are_a_conflict_that_names_the_ser
         refuse_blocked([first, second], UpstreamRelease(build=101), tagged.folder)
 
 
+def test_what_an_earlier_patch_does_already_is_not_upstreams(tagged: World) -> None:
+    tagged.patch(100, PATCHED, "0002-again.patch")
+    tagged.upstream(101, SIBLINGS)
+    second = tagged.place(101)[1].result
+    assert second.status is PatchStatus.CONFLICT
+    assert "an earlier patch's of the series" in second.evidence
+
+
 def test_a_patch_on_top_of_another_is_rebased_with_it(tagged: World) -> None:
     on_top = {CHAT: PATCHED[CHAT].replace(TAG, TAG + "    data.more = 1;\n")}
     tagged.patch(tagged.one(100).tree, on_top, "0002-more.patch", "Exported-on: b100")
@@ -238,13 +249,17 @@ def broken(world: World, text: str) -> str:
 def test_what_is_no_patch_is_broken_and_says_why(tagged: World) -> None:
     text = (tagged.folder / "0001-tags.patch").read_text()
     assert "CRLF" in broken(tagged, text.replace("\n", "\r\n"))
-    assert "leaves the source tree: ../chat.cpp" in broken(tagged, text.replace("a/common/", "a/../").replace("b/common/", "b/../"))
-    assert "leaves the source tree: /etc/chat.cpp" in broken(tagged, re.sub(r"(---|\+\+\+) [ab]/common", r"\1 /etc", text))
+    upwards = re.sub(r"([ab])/common/", r"\1/../", text)
+    assert "leaves the source tree: ../chat.cpp" in broken(tagged, upwards)
+    absolute = re.sub(r"(---|\+\+\+) [ab]/common", r"\1 /etc", text)
+    assert "leaves the source tree: /etc/chat.cpp" in broken(tagged, absolute)
     assert "there is no diff" in broken(tagged, "hello\n")
     assert "binary patch" in broken(tagged, text.split("index ")[0] + "index 0..1\nGIT binary patch\nliteral 3\nKcmZ\n")
     assert "belongs to no hunk" in broken(tagged, text + "+ more\n")
     assert "renames or copies" in broken(tagged, text.replace("index ", "rename from x\nrename to y\nindex "))
-    assert "no regular expression" in broken(tagged, text.replace("Exported-on", "Evidence: common/*.cpp :: (\nExported-on"))
+    assert "no regular expression" in broken(
+        tagged, text.replace("Exported-on", "Evidence: common/*.cpp :: (\nExported-on")
+    )
 
 
 def test_half_a_patch_is_broken_wherever_it_is_cut(tagged: World) -> None:
