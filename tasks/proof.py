@@ -160,7 +160,10 @@ def check(
     row.done(
         "; ".join(told) or "no patches",
         markdown_table(("patch", "status", "evidence"), [(p.file, p.status, p.evidence) for p in proved.patches]),
-        detail={"patches": [p.model_dump(mode="json", exclude={"detail"}) for p in proved.patches]},
+        detail={
+            "upstream": source.upstream.tag,
+            "patches": [p.model_dump(mode="json", exclude={"detail"}) for p in proved.patches],
+        },
     )
     return proved, built
 
