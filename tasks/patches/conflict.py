@@ -84,7 +84,8 @@ def _suspects(patch: Patch, release: UpstreamRelease, changes: list[Change] | st
         return f"Not known: the notes at hand, which end with b{CHANGELOG_END}, tell nothing of these builds."
     words = _words(patch)
     known = f"{len(changes)} changes between b{since} and {release.tag}"
-    ranked = sorted(changes, key=lambda change: -_score(change, words))
+    folders = {part.lower() for file in patch.files for part in PurePosixPath(file.path).with_suffix("").parts}
+    ranked = sorted(changes, key=lambda change: (-_score(change, words), not _prefix(change) & folders))
     likely = [change for change in ranked if _score(change, words)][:CHANGES_SHOWN]
     unread = f" The notes end with b{CHANGELOG_END}." if release.build > CHANGELOG_END else ""
     if not likely:
@@ -103,6 +104,11 @@ def _words(patch: Patch) -> set[str]:
 def _score(change: Change, words: set[str]) -> int:
     title = re.sub(r"\bgemma\s+(?=\d)", "gemma", change.title.lower())
     return len(words & set(re.findall(r"[a-z0-9]{3,}", title)))
+
+
+def _prefix(change: Change) -> set[str]:
+    """The words before a title's colon: upstream puts the folder or the part there."""
+    return set(re.findall(r"\w+", change.title.lower().partition(":")[0]))
 
 
 def _cut(lines: list[str]) -> str:
