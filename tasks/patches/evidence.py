@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tasks.patches.scopes import Scope, Scopes, Unreadable, is_source
 from tasks.patches.series import Hunk, Patch, read_diff
 from tasks.patches.trees import diff, lines_of, mentioning, text_of
-from tasks.upstream.sources import Sources
+from tasks.upstream.sources import Sources, fits
 
 Edits = Counter["Edit"]
 
@@ -185,12 +185,6 @@ def _label(scope: Scope | None, twice: frozenset[str]) -> str:
     if scope is None:
         return ""
     return scope.signature if scope.name in twice else scope.name
-
-
-def fits(path: str, glob: str) -> bool:
-    """Whether a path matches a glob in which `**/` crosses any number of folders, none too."""
-    parts = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    return bool(re.fullmatch("".join(parts.get(p) or re.escape(p) for p in re.split(r"(\*\*/|\*|\?)", glob)), path))
 
 
 def effect_line(edits: Edits, base: list[Place], patched: list[Place], now: list[Place]) -> Line | None:

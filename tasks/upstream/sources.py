@@ -100,13 +100,17 @@ class Sources:
     def files(self, tree: str, pattern: str) -> list[str]:
         """Paths in a tree that match a glob; `**/` crosses any number of folders, none too."""
         names = self.git("ls-tree", "-r", "--name-only", "--full-tree", tree).stdout.splitlines()
-        parts = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-        expression = "".join(parts.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*|\?)", pattern))
-        return [name for name in names if re.fullmatch(expression, name)]
+        return [name for name in names if fits(name, pattern)]
 
     def read(self, tree: str, path: str) -> str:
         """The text of one file of a tree."""
         return self.git("cat-file", "blob", f"{tree}:{path}").stdout
+
+
+def fits(path: str, glob: str) -> bool:
+    """Whether a path matches a glob in which `**/` crosses any number of folders, none too."""
+    parts = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    return bool(re.fullmatch("".join(parts.get(p) or re.escape(p) for p in re.split(r"(\*\*/|\*|\?)", glob)), path))
 
 
 def _unpack(archive: Path, folder: Path) -> Path:
