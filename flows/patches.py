@@ -14,8 +14,8 @@ from tasks.patches.export import refresh as export_series
 from tasks.release import BadInput, Event, UpstreamRelease
 from tasks.report import console, show_table
 from tasks.settings import Settings, load
+from tasks.sources import Sources
 from tasks.store import Store
-from tasks.upstream.sources import Sources
 
 app = typer.Typer(help="The patch series on an upstream release: each patch's status, and the evidence for it.")
 

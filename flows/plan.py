@@ -9,7 +9,7 @@ from tasks import patches, preflight, upstream
 from tasks.platforms import Platform, open_platform
 from tasks.release import Hold, Model, PatchResult, Release, ReleaseFailed, SourceTree, UpstreamRelease, Verdict
 from tasks.settings import Settings
-from tasks.upstream.sources import Sources
+from tasks.sources import Sources
 
 
 class Plan(Model):

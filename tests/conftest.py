@@ -19,9 +19,9 @@ from tasks.patches import apply_series
 from tasks.platforms.local import compile as local_compile
 from tasks.release import Build
 from tasks.settings import Settings
+from tasks.sources import Sources
 from tasks.store import Store
 from tasks.upstream import find, open_upstream
-from tasks.upstream.sources import Sources
 
 REPOSITORY = Path(__file__).parent.parent
 TIERS = ("unit", "wire", "real")

@@ -18,8 +18,8 @@ from tasks.platforms.local.compile import check_version, first_error
 from tasks.process import run
 from tasks.release import Build, Recipe, ReleaseFailed, SourceTree, ToolingError, UpstreamRelease
 from tasks.settings import Settings
+from tasks.sources import Sources
 from tasks.store import Store
-from tasks.upstream.sources import Sources
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -11,9 +11,9 @@ from tasks.platforms.local import LocalPlatform
 from tasks.proof import Proof, judge, prove
 from tasks.release import Build, PatchResult, PatchStatus, ReleaseFailed, SourceTree, ToolingError, Verdict
 from tasks.settings import LocalSettings, ServerSettings, Settings
+from tasks.sources import Sources
 from tasks.store import Store
 from tasks.upstream import find, open_upstream
-from tasks.upstream.sources import Sources
 
 THINKING = "0001-gemma4-thinking-tags.patch"
 TOOLS = "0002-honour-named-tool-choice.patch"

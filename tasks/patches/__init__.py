@@ -11,9 +11,9 @@ from tasks.platforms import Platform
 from tasks.release import BadInput, PatchResult, PatchStatus, ReleaseFailed, SourceTree, ToolingError, UpstreamRelease
 from tasks.report import Row, markdown_table, stage
 from tasks.settings import Settings
+from tasks.sources import Sources
 from tasks.upstream import Upstream, find, history, open_upstream
 from tasks.upstream.pypi import download
-from tasks.upstream.sources import Sources
 
 __all__ = [
     "Patch",

@@ -12,8 +12,8 @@ from tasks.patches.scopes import Unreadable
 from tasks.patches.series import Patch, positions, read_diff
 from tasks.patches.trees import Merge, apply_strictly, diff, merge
 from tasks.release import PatchResult, PatchStatus, Problem, UpstreamRelease
+from tasks.sources import Sources
 from tasks.upstream.history import Change
-from tasks.upstream.sources import Sources
 
 TreeOf = Callable[[int], str]
 """The upstream tree (git hash) of a build. Raises Problem when it can't be had."""

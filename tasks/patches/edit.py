@@ -20,8 +20,8 @@ from tasks.patches.classify import Placed
 from tasks.patches.export import commit_like, export
 from tasks.process import Output, run
 from tasks.release import BadInput, Model, ReleaseFailed, ToolingError, UpstreamRelease
+from tasks.sources import GIT_TIMEOUT_S, Sources
 from tasks.store import write_atomic
-from tasks.upstream.sources import GIT_TIMEOUT_S, Sources
 
 MARKER = re.compile(r"^(?:<{7} |>{7} |\|{7} )")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tasks.patches.scopes import Scope, Scopes, Unreadable, is_source
 from tasks.patches.series import Hunk, Patch, read_diff
 from tasks.patches.trees import diff, lines_of, mentioning, text_of
-from tasks.upstream.sources import Sources, fits
+from tasks.sources import Sources, fits
 
 Edits = Counter["Edit"]
 

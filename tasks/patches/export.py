@@ -11,8 +11,8 @@ from typing import Protocol
 from tasks.patches.classify import Placed
 from tasks.process import Output
 from tasks.release import ToolingError, UpstreamRelease
+from tasks.sources import Sources
 from tasks.store import write_atomic
-from tasks.upstream.sources import Sources
 
 FORMAT = ("--zero-commit", "--full-index", "--no-signature", "--no-numbered", "--no-renames")
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.upstream.sources import Sources
+from tasks.sources import Sources
 
 NO_RENAMES = ("-c", "merge.renames=false")
 """A merge that followed a rename could land a hunk in a file that nobody named."""

@@ -11,9 +11,9 @@ from tasks.patches import apply_series
 from tasks.platforms.local.compile import build
 from tasks.release import Build, SourceTree
 from tasks.settings import Settings, load
+from tasks.sources import Sources
 from tasks.store import Store
 from tasks.upstream import find, open_upstream
-from tasks.upstream.sources import Sources
 
 OLDER, NEWER = "b11401", "b11434"
 

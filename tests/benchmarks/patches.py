@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from tasks.patches import place_series, read_series
 from tasks.settings import load
+from tasks.sources import Sources
 from tasks.upstream import find, open_upstream
-from tasks.upstream.sources import Sources
 
 TARGETS = ("b8672", "b9105", "b11434")
 RUNS = 5

@@ -12,8 +12,8 @@ from tasks.patches.classify import classify
 from tasks.patches.export import FORMAT
 from tasks.patches.trees import commit, scratch_index
 from tasks.release import BadInput, UpstreamRelease
+from tasks.sources import Sources
 from tasks.upstream.history import Change
-from tasks.upstream.sources import Sources
 
 MAIL = "somebody <somebody@example.invalid>"
 

@@ -8,8 +8,8 @@ import pytest
 from tasks.patches import apply_series, read_series
 from tasks.release import BadInput, PatchStatus, ReleaseFailed, ToolingError, UpstreamRelease
 from tasks.settings import Settings
+from tasks.sources import Sources
 from tasks.upstream import find, open_upstream
-from tasks.upstream.sources import Sources
 
 RELEASE = UpstreamRelease(build=9000)
 BODY = "".join(f"line {n}\n" for n in range(1, 21))

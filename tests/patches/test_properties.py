@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tasks.patches.series import positions, read_diff
 from tasks.patches.trees import diff
 from tasks.release import PatchStatus
-from tasks.upstream.sources import Sources
+from tasks.sources import Sources
 from tests.patches.conftest import World
 
 FILE = "common/chat.cpp"

@@ -14,9 +14,9 @@ from tasks.patches.export import refresh
 from tasks.patches.scopes import Scopes, is_source
 from tasks.release import PatchResult, PatchStatus
 from tasks.settings import Settings
+from tasks.sources import Sources
 from tasks.upstream import Upstream, find, history, open_upstream
 from tasks.upstream.pypi import download
-from tasks.upstream.sources import Sources
 from tests.patches.conftest import World
 
 pytestmark = pytest.mark.real

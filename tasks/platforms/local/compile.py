@@ -16,8 +16,8 @@ from tasks.platforms import Progress
 from tasks.process import die_with_parent, run
 from tasks.release import Build, Problem, Recipe, ReleaseFailed, SourceTree, ToolingError, digest_of, now
 from tasks.settings import Settings
+from tasks.sources import Sources
 from tasks.store import Store, hold, sha256_of
-from tasks.upstream.sources import Sources
 
 CONFIGURE_TIMEOUT_S = 300
 SERVER_START_S = 30.0
