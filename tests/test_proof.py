@@ -98,7 +98,7 @@ def proved(settings: Settings, tag: str) -> dict[str, PatchResult]:
 def test_on_b11434_upstream_has_the_thinking_tags_and_the_tool_choice_patch_is_needed(settings: Settings) -> None:
     found = proved(settings, "b11434")
     assert found[THINKING].status is PatchStatus.UPSTREAMED
-    assert "3 of 3 probes pass on upstream's own code" in found[THINKING].evidence
+    assert "4 of 4 probes pass on upstream's own code" in found[THINKING].evidence
     assert found[TOOLS].status.built_with
     assert "probes fail without it, 5 of 5 probes pass with it" in found[TOOLS].evidence
 
@@ -111,7 +111,7 @@ def test_on_b8672_the_thinking_tags_patch_is_needed_and_works(settings: Settings
     (only / THINKING).write_bytes((settings.patches / THINKING).read_bytes())
     found = proved(settings.model_copy(update={"patches": only}), "b8672")
     assert found[THINKING].status is PatchStatus.CLEAN
-    assert "3 of 3 probes fail without it, 3 of 3 probes pass with it" in found[THINKING].evidence
+    assert "4 of 4 probes fail without it, 4 of 4 probes pass with it" in found[THINKING].evidence
 
 
 @pytest.mark.real

@@ -67,6 +67,11 @@ def budget_1(ctx: Context) -> str:
     return _is_bounded(ctx, 1)
 
 
+@promise("thinking.budget_2", "thinking_budget_tokens 2 allows two tokens of thought", _BUDGET, server="scripted")
+def budget_2(ctx: Context) -> str:
+    return _is_bounded(ctx, 2)
+
+
 @promise("thinking.budget_6", "thinking_budget_tokens 6 allows six tokens of thought", _BUDGET, server="scripted")
 def budget_6(ctx: Context) -> str:
     summary = _is_bounded(ctx, 6)
@@ -76,12 +81,12 @@ def budget_6(ctx: Context) -> str:
 
 @promise("thinking.answer_after_budget", "the answer comes after a spent budget", _BUDGET, server="scripted")
 def answer_after_budget(ctx: Context) -> str:
-    for budget in (0, 1, 6):
+    for budget in (0, 1, 2, 6):
         answer = ctx.client.chat(PROMPT, max_tokens=_LIMIT, thinking_budget_tokens=budget)
         text, reason = said(answer), at(answer.body, "choices", 0, "finish_reason")
         expect(text.endswith(ANSWER), f"with budget {budget} the answer is {text[-80:]!r}")
         expect(reason == "stop", f"with budget {budget} finish_reason is {reason!r}")
-    return f"{ANSWER!r} after budgets 0, 1 and 6"
+    return f"{ANSWER!r} after budgets 0, 1, 2 and 6"
 
 
 @promise(

@@ -138,7 +138,7 @@ class CutsResponses(Breakage):
         return ask.path == "/v1/responses" and b'"max_output_tokens":8' in ask.body.replace(b" ", b"")
 
 
-BUDGET = {"budget_0", "budget_1", "budget_6"}
+BUDGET = {"budget_0", "budget_1", "budget_2", "budget_6"}
 LIVE = "chat.stream_live"  # the scripted model is too fast for it
 BROKEN: list[tuple[Breakage, set[str]]] = [
     (Breakage(), set()),
