@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from flows.demo import model as demo_model
 from tasks.patches import apply_series
@@ -22,6 +24,10 @@ from tasks.settings import Settings
 from tasks.sources import Sources
 from tasks.store import Store
 from tasks.upstream import find, open_upstream
+
+# a busy machine is no finding
+hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("any machine")
 
 REPOSITORY = Path(__file__).parent.parent
 TIERS = ("unit", "wire", "real")
