@@ -15,11 +15,11 @@ import pytest
 
 from tasks.platforms.local.compile import build as compile_build
 from tasks.platforms.local.compile import check_version, first_error
-from tasks.process import run
 from tasks.release import Build, Recipe, ReleaseFailed, SourceTree, ToolingError, UpstreamRelease
 from tasks.settings import Settings
 from tasks.sources import Sources
 from tasks.store import Store
+from tests.platforms.stand import command_lines
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -159,8 +159,8 @@ def test_a_killed_build_leaves_no_build_and_no_process_and_the_next_one_is_whole
         process.send_signal(signal.SIGKILL)
     time.sleep(0.5)
     assert Store(settings.store).builds() == []
-    left = run(["pgrep", "-af", f"ninja.*{settings.cache}"], timeout_s=10, check=False).stdout
-    assert left == ""
+    lines = [" ".join(words) for words in command_lines().values()]
+    assert [line for line in lines if "ninja" in line and str(settings.cache) in line] == []
     assert made(settings, tiny(settings, tmp_path, MAIN)).version.startswith("version: 9999")
 
 

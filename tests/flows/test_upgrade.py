@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tasks.process import run
 from tests.flows.conftest import KEY, PATIENCE_S, REPOSITORY, Machine, Traffic
+from tests.platforms.stand import command_lines, until
 
 pytestmark = pytest.mark.real
 
@@ -45,11 +45,7 @@ def traffic(machine: Machine) -> Traffic:
 
 def processes_gone(pattern: str) -> bool:
     """Whether no process of this command line is left, at the latest when what was being compiled is done."""
-    for _ in range(60):
-        if not run(["pgrep", "-f", pattern], timeout_s=10, check=False).stdout:
-            return True
-        time.sleep(0.5)
-    return False
+    return until(lambda: not any(re.search(pattern, " ".join(words)) for words in command_lines().values()), 30.0)
 
 
 def builds_seen(seen: Traffic) -> set[str]:
