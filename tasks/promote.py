@@ -178,16 +178,12 @@ def _move(platform: Platform, intent: Intent, release: Release, moved: StagePoin
     store = platform.store
     store.open_intent(intent)
     try:
-        platform.deploy("production", release, lambda endpoint: _checked(endpoint, release))
+        platform.deploy("production", release, lambda endpoint: check_serving(endpoint, release))
     except Problem:
         _undo(platform, intent)
         raise
     store.save_pointer(moved)
     _finish(platform, intent)
-
-
-def _checked(endpoint: Endpoint, release: Release) -> None:
-    check_serving(endpoint, release)
 
 
 def _finish(platform: Platform, intent: Intent) -> None:
@@ -268,7 +264,7 @@ def _serve(platform: Platform, release_id: str | None) -> None:
         platform.stop("production")
         return
     release = platform.store.get_release(release_id)
-    platform.deploy("production", release, lambda endpoint: _checked(endpoint, release))
+    platform.deploy("production", release, lambda endpoint: check_serving(endpoint, release))
 
 
 def serve_pointer(platform: Platform, stage_name: StageName) -> Endpoint | None:
@@ -281,7 +277,7 @@ def serve_pointer(platform: Platform, stage_name: StageName) -> Endpoint | None:
         return None
     release = platform.store.get_release(pointer.release)
     whole(platform.store, release)
-    return platform.deploy(stage_name, release, lambda endpoint: _checked(endpoint, release))
+    return platform.deploy(stage_name, release, lambda endpoint: check_serving(endpoint, release))
 
 
 def _log_once(store: Store, intent: Intent, event: Event) -> None:
@@ -370,7 +366,7 @@ def lift_hold(store: Store, by: str) -> Hold:
 def to_stage(platform: Platform, stage_name: StageName, release: Release) -> tuple[Endpoint, dict[str, object]]:
     """Have a stage that needs no approval serve a release; where it answers, and the proof that it does."""
     store = platform.store
-    endpoint = platform.deploy(stage_name, release, lambda at: _checked(at, release))
+    endpoint = platform.deploy(stage_name, release, lambda at: check_serving(at, release))
     evidence = check_serving(endpoint, release)
     pointer = store.pointer(stage_name)
     if pointer.release != release.id:

@@ -89,7 +89,7 @@ class LocalPlatform:
         finally:
             started.stop()
 
-    def deploy(self, stage: StageName, release: Release, check: Callable[[Endpoint], None]) -> Endpoint:
+    def deploy(self, stage: StageName, release: Release, check: Callable[[Endpoint], object]) -> Endpoint:
         """The stage serves this release from now on; nothing happens when it does already, with the same key.
 
         `check` is given the new server before traffic moves. What it raises leaves the stage as it was.

@@ -46,10 +46,10 @@ def build(source: SourceTree, recipe: Recipe, store: Store, settings: Settings, 
     Raises ReleaseFailed with the compiler's first error when upstream's code does not compile or the binary
     names another build, ToolingError when this machine could not do it.
     """
-    if found := finished(source, recipe, store):
-        return found
     tools = toolchain(recipe)
     digest = Build.identity(source, recipe, tools)
+    if found := _intact(store, digest):
+        return found
     with hold(settings.cache / "compile.lock", holder={"source": source.upstream.tag}, wait=True):
         if found := _intact(store, digest):
             return found
