@@ -91,6 +91,28 @@ class UpstreamRelease(Model):
         return f"{self.stable} ({self.tag})" if self.stable else self.tag
 
 
+class Change(Model):
+    """One upstream pull request (or, without one, one commit), as upstream's own notes tell of it."""
+
+    build: int = Field(gt=0, description="the first build that has it")
+    pull: int | None = Field(default=None, description="number of the pull request")
+    title: str
+    body: str = Field(default="", description="what its author says of it, where the upstream tells it")
+    files: tuple[str, ...] = Field(default=(), description="the paths that it touches, where the upstream tells them")
+
+    def __str__(self) -> str:
+        return f"b{self.build} #{self.pull} {self.title}" if self.pull else f"b{self.build} {self.title}"
+
+
+class ReleaseNotes(Model):
+    """What upstream's notes tell of the builds after `low`, up to and with `high`."""
+
+    low: int
+    high: int
+    until: int = Field(description="the last build that the notes speak of; less than `high`: the rest is unknown")
+    changes: tuple[Change, ...] = Field(description="oldest first")
+
+
 class PatchStatus(StrEnum):
     CLEAN = "clean"
     """It applies with all its context on the very lines and in the very functions that it was written for."""

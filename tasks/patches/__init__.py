@@ -8,12 +8,20 @@ from pathlib import Path
 from tasks.patches.classify import Notes, Placed, TreeOf, classify
 from tasks.patches.series import Patch, read_series, select
 from tasks.platforms import Platform
-from tasks.release import BadInput, PatchResult, PatchStatus, ReleaseFailed, SourceTree, ToolingError, UpstreamRelease
+from tasks.release import (
+    BadInput,
+    PatchResult,
+    PatchStatus,
+    ReleaseFailed,
+    ReleaseNotes,
+    SourceTree,
+    ToolingError,
+    UpstreamRelease,
+)
 from tasks.report import Row, markdown_table, stage
 from tasks.settings import Settings
 from tasks.sources import Sources
-from tasks.upstream import Upstream, find, history, open_upstream
-from tasks.upstream.pypi import download
+from tasks.upstream import Upstream, find, open_upstream
 
 __all__ = [
     "Patch",
@@ -78,7 +86,7 @@ def place_series(
     upstream: Upstream | None = None,
 ) -> list[Placed]:
     """Every patch of the series on a release, whatever became of it. Raises ToolingError when git fails."""
-    return classify(sources, patches, release, upstream_tree, _tree_of(sources, upstream), _notes(sources, upstream))
+    return classify(sources, patches, release, upstream_tree, _tree_of(sources, upstream), _notes(upstream))
 
 
 def refuse_blocked(placed: Sequence[Placed], release: UpstreamRelease, folder: Path) -> None:
@@ -109,13 +117,11 @@ def _tree_of(sources: Sources, upstream: Upstream | None) -> TreeOf:
     return tree_of
 
 
-def _notes(sources: Sources, upstream: Upstream | None) -> Notes:
-    def notes(low: int, high: int) -> list[history.Change]:
+def _notes(upstream: Upstream | None) -> Notes:
+    def notes(low: int, high: int) -> ReleaseNotes:
         if upstream is None:
             raise ToolingError("release notes are read only where upstream is")
-        folder = sources.repo.parent / "downloads"
-        wheel = download(history.PACKAGE, history.CHANGELOG_VERSION, folder, binary=True)
-        return history.between(history.read_changes(wheel), low, high)
+        return upstream.changes(low, high)
 
     return notes
 

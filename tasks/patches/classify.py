@@ -11,13 +11,12 @@ from tasks.patches.evidence import Edits, Function, Line, Place, Reader, effect_
 from tasks.patches.scopes import Unreadable
 from tasks.patches.series import Patch, positions, read_diff
 from tasks.patches.trees import Merge, apply_strictly, diff, merge
-from tasks.release import PatchResult, PatchStatus, Problem, UpstreamRelease
+from tasks.release import PatchResult, PatchStatus, Problem, ReleaseNotes, UpstreamRelease
 from tasks.sources import Sources
-from tasks.upstream.history import Change
 
 TreeOf = Callable[[int], str]
 """The upstream tree (git hash) of a build. Raises Problem when it can't be had."""
-Notes = Callable[[int, int], list[Change]]
+Notes = Callable[[int, int], ReleaseNotes]
 """What upstream changed after one build, up to and with another. Raises Problem when it can't be had."""
 
 
@@ -218,7 +217,7 @@ class _Case:
         detail = conflict.report(self.patch, self.target.release, homes, now, self.changes())
         return self.close(status, fact, detail=detail)
 
-    def changes(self) -> list[Change] | str:
+    def changes(self) -> ReleaseNotes | str:
         """Upstream's changes since the patch was exported, or why they are not known."""
         exported = self.patch.exported_on
         if exported is None:

@@ -8,8 +8,7 @@ from pathlib import PurePosixPath
 from tasks.patches.evidence import Place, Reader, occurrences
 from tasks.patches.series import Patch
 from tasks.patches.trees import Merge
-from tasks.release import UpstreamRelease
-from tasks.upstream.history import CHANGELOG_END, Change
+from tasks.release import Change, ReleaseNotes, UpstreamRelease
 
 LINES_SHOWN = 60
 CHANGES_SHOWN = 8
@@ -18,7 +17,7 @@ _SAYS_NOTHING = frozenset(
 )
 
 
-def report(patch: Patch, release: UpstreamRelease, homes: list[str], now: str, changes: list[Change] | str) -> str:
+def report(patch: Patch, release: UpstreamRelease, homes: list[str], now: str, notes: ReleaseNotes | str) -> str:
     """The hunks, what upstream has there now, which of its changes may have done it, and how to go on."""
     hunks = [f"{file.path}\n{hunk.text}" for file in patch.files for hunk in file.hunks]
     return "\n\n".join(
@@ -29,7 +28,7 @@ def report(patch: Patch, release: UpstreamRelease, homes: list[str], now: str, c
             *(["The functions it changes: " + "; ".join(homes)] if homes else []),
             now,
             "### Which upstream changes may have touched it",
-            _suspects(patch, release, changes),
+            _suspects(patch, release, notes),
             "### How to go on",
             _fenced(
                 f"llama-release patches edit {patch.name} --to {release.tag}   # a work folder, the patch merged in\n"
@@ -76,18 +75,19 @@ def _near(reader: Reader, patch: Patch, tree: str) -> list[str]:
     return found
 
 
-def _suspects(patch: Patch, release: UpstreamRelease, changes: list[Change] | str) -> str:
+def _suspects(patch: Patch, release: UpstreamRelease, notes: ReleaseNotes | str) -> str:
     since = patch.exported_on
-    if isinstance(changes, str):
-        return f"Not known: {changes}."
+    if isinstance(notes, str):
+        return f"Not known: {notes}."
+    changes = notes.changes
     if not changes:
-        return f"Not known: the notes at hand, which end with b{CHANGELOG_END}, tell nothing of these builds."
+        return f"Not known: the notes at hand, which end with b{notes.until}, tell nothing of these builds."
     words = _words(patch)
     known = f"{len(changes)} changes between b{since} and {release.tag}"
     folders = {part.lower() for file in patch.files for part in PurePosixPath(file.path).with_suffix("").parts}
     ranked = sorted(changes, key=lambda change: (-_score(change, words), not _prefix(change) & folders))
     likely = [change for change in ranked if _score(change, words)][:CHANGES_SHOWN]
-    unread = f" The notes end with b{CHANGELOG_END}." if release.build > CHANGELOG_END else ""
+    unread = f" The notes end with b{notes.until}." if notes.until < notes.high else ""
     if not likely:
         return f"None of {known} names these files or functions.{unread}"
     head = f"A guess by the words of their titles, out of {known}.{unread}"

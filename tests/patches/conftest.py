@@ -11,9 +11,9 @@ from tasks.patches import Placed, read_series
 from tasks.patches.classify import classify
 from tasks.patches.export import FORMAT
 from tasks.patches.trees import commit, scratch_index
-from tasks.release import BadInput, UpstreamRelease
+from tasks.release import BadInput, Change, UpstreamRelease
 from tasks.sources import Sources
-from tasks.upstream.history import Change
+from tasks.upstream import history
 
 MAIL = "somebody <somebody@example.invalid>"
 
@@ -76,7 +76,7 @@ class World:
             release,
             self.trees[build],
             self.known,
-            lambda low, high: [c for c in self.changes if low < c.build <= high],
+            lambda low, high: history.between(self.changes, low, high),
         )
 
     def one(self, build: int) -> Placed:

@@ -8,8 +8,7 @@ from itertools import pairwise
 import pytest
 
 from tasks.patches import read_series, refuse_blocked
-from tasks.release import BadInput, PatchStatus, ReleaseFailed, UpstreamRelease
-from tasks.upstream.history import Change
+from tasks.release import BadInput, Change, PatchStatus, ReleaseFailed, UpstreamRelease
 from tests.patches.conftest import World
 
 CHAT = "common/chat.cpp"

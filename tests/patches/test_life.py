@@ -16,8 +16,9 @@ from flows.__main__ import app
 from tasks.patches import edit, retire
 from tasks.patches.export import refresh
 from tasks.patches.series import read_patch
-from tasks.release import BadInput, Event, PatchResult, PatchStatus, ReleaseFailed, UpstreamRelease
+from tasks.release import BadInput, Event, PatchResult, PatchStatus, ReleaseFailed, ReleaseNotes, UpstreamRelease
 from tasks.store import Store
+from tasks.upstream import history
 from tests.patches.conftest import World
 from tests.patches.test_classify import CHAT, HEAD, PATCHED, SIBLINGS, TAG, function
 
@@ -236,6 +237,9 @@ class Here:
         with tarfile.open(archive, "w:gz") as tar:
             tar.add(pack, "pkg")
         return archive
+
+    def changes(self, low: int, high: int) -> ReleaseNotes:
+        return history.between(self.world.changes, low, high)
 
 
 @pytest.fixture
