@@ -37,7 +37,7 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
         production = store.pointer("production")
         promote.refuse_on_hold(production)
 
-        target = upstream.read(platform, settings, to)
+        target, notes = upstream.read(platform, settings, to)
         if target is None:
             return ended("nothing_newer")
         source = patches.apply(platform, settings, target)
@@ -55,7 +55,7 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
 
         dossier = store.dossier(release, required())
         show_dossier(dossier)
-        decision = approval.ask(store, dossier, production.release, settings.approval)
+        decision = approval.ask(store, dossier, production.release, settings.approval, notes)
         if decision.decision == "reject":
             return ended("rejected", release)
         promote.promote(platform, store.dossier(release, required()), decision, settings.retain)

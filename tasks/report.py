@@ -222,8 +222,8 @@ def _together(found: list[Verification]) -> str:
     return f"{len(found)} kept: {', '.join(v.name.rpartition('.')[2].replace('_', ' ') for v in found)}"
 
 
-def dossier_markdown(dossier: Dossier, replaces: str) -> str:
-    """The dossier as a person is asked to approve it."""
+def dossier_markdown(dossier: Dossier, replaces: str, changes: str) -> str:
+    """The dossier as a person is asked to approve it; `changes` is the digest of upstream's notes, '' for none."""
     counts = ", ".join(f"{len(found)} {verdict}" for verdict in Verdict if (found := dossier.having(verdict)))
     rows = ((v.name, v.verdict, v.summary) for v in dossier.verifications)
     return "\n\n".join(
@@ -231,6 +231,7 @@ def dossier_markdown(dossier: Dossier, replaces: str) -> str:
             f"## Release {dossier.release.label}, to replace {replaces}",
             f"Dossier `{dossier.digest}`: {counts}.",
             markdown_table(("verification", "verdict", "what was seen"), rows),
+            *(["### What changed upstream", changes] if changes else []),
             f"`{' '.join(dossier.release.argv)}`",
             "An approval holds for this dossier only, and only while production is what it is now.",
         ]

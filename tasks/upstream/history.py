@@ -53,14 +53,15 @@ def read_changes(wheel: Path) -> list[Change]:
         raise ToolingError(
             f"the changelog in {wheel.name} cannot be read", evidence=str(error), todo=f"delete {wheel.parent}"
         ) from error
-    found: dict[tuple[int, int], Change] = {}
-    for build, title, pull, lines in _CHANGE.findall(text):
+    found: dict[str, Change] = {}
+    for build, title, pull, lines in sorted(_CHANGE.findall(text), key=lambda entry: int(entry[0])):
         said = (_LEFT_IN.sub("", line.removeprefix("  - ")).strip() for line in lines.splitlines())
-        change = Change(build=int(build), pull=int(pull), title=title, body="\n".join(filter(None, said)))
-        found[change.build, int(pull)] = change
+        body = "\n".join(filter(None, said))
+        # a later change that only mentions a pull request is listed under its title and number, too
+        found.setdefault(pull, Change(build=int(build), pull=int(pull), title=title, body=body))
     if not found:
         raise ToolingError(f"{wheel.name} holds no changelog", todo="look at its METADATA: its form may have changed")
-    return [found[key] for key in sorted(found)]
+    return sorted(found.values(), key=lambda change: (change.build, change.pull))
 
 
 def between(changes: list[Change], low: int, high: int) -> ReleaseNotes:
