@@ -56,7 +56,8 @@ def main() -> Iterator[str]:
         yield f"{part} part, all: {recall(told + left_out)}"
         for record, found in told + left_out:
             if record.breaking and not warned(found):
-                yield f"  missed ({record.kind}): #{record.pull} {record.title}: {record.reason}"
+                listed = f"; listed as naming {', '.join(found.touches)}" if found.touches else ""
+                yield f"  missed ({record.kind}): #{record.pull} {record.title}: {record.reason}{listed}"
     bumps = [
         assess_all(history.between(list(notes.changes), low, low + BUMP), used)
         for low in range(SPLIT, history.CHANGELOG_END - BUMP, BUMP)

@@ -245,7 +245,7 @@ def test_an_assessment_is_json_on_disk() -> None:
     assert Assessment.model_validate_json(found.model_dump_json()) == found
 
 
-def test_the_approver_sees_the_digest_and_the_dossier_is_the_same_with_and_without() -> None:
+def test_the_approver_sees_the_digest_on_the_dossier_s_page() -> None:
     dossier = Dossier(release=a_release(), required=(), verifications=())
     page = dossier_markdown(dossier, "b8999", digest(assess_all(MIXED, USED)))
     assert page.index("What changed upstream") < page.index("b9004 #4 arg : remove --flash-attn")
