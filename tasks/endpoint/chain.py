@@ -127,16 +127,16 @@ class Chain:
             case 200:
                 return self._rejected(said)
             case 401:
-                raise _key_refused(self.key, _words(said))
+                raise _key_refused(self.key, self._words(said))
             case 408:
-                _slow(_words(said))
+                _slow(self._words(said))
             case 502:
                 return self._lost(said)
             case 503:
                 return self._starting(said, "the server is starting")
         kind = BadInput if said.status < 500 else ToolingError
         todo = "correct the request" if said.status < 500 else "look at the server's log"
-        raise kind(f"the server answered {said.status}", evidence=_words(said), todo=todo)
+        raise kind(f"the server answered {said.status}", evidence=self._words(said), todo=todo)
 
     def _starting(self, said: Answer | ToolingError, why: str) -> str:
         self.cold = True
@@ -144,7 +144,7 @@ class Chain:
         if self._clock() + self.pause_s > self._deadline:
             raise ToolingError(
                 f"the server did not come up in {self.patience.cold_start_s:.0f} s",
-                evidence=_words(said),
+                evidence=self._words(said),
                 todo="look at the server's log; allow a longer Patience.cold_start_s when it only needs more time",
             )
         return why
@@ -153,7 +153,7 @@ class Chain:
         if not self.repeatable:
             raise ToolingError(
                 "the server broke off a request that may have run a tool: it is not sent again",
-                evidence=_words(said),
+                evidence=self._words(said),
                 todo="find out whether the tool ran; ask with idempotent=True where running it twice does no harm",
             )
         return self._starting(said, "the server broke off")
@@ -162,7 +162,7 @@ class Chain:
         if not choices(answer):
             raise ToolingError(
                 "the answer is no chat completion",
-                evidence=_words(answer),
+                evidence=self._words(answer),
                 todo="check that the base URL is a llama-server's",
             )
         _not_empty(answer)
@@ -173,7 +173,7 @@ class Chain:
         if self._answers >= self.patience.answers:
             raise Rejected(
                 f"{self._answers} answers were rejected, the last one because {fault}",
-                evidence=_words(answer),
+                evidence=self._words(answer),
                 todo="prefer tool_choice auto, say in the prompt what is wanted, or give the tool a simpler schema",
             )
         self.body = self.guard.stricter(fault)
@@ -191,11 +191,12 @@ class Chain:
     def _clean(self, text: str) -> str:
         return text.replace(self.key, "[key]") if self.key else text
 
-
-def _words(said: Answer | ToolingError) -> str:
-    if isinstance(said, ToolingError):
-        return said.evidence
-    return said.body[:_EXCERPT] if isinstance(said.body, str) else json.dumps(said.body, ensure_ascii=False)[:_EXCERPT]
+    def _words(self, said: Answer | ToolingError) -> str:
+        """The beginning of what the server said; the key is taken out before a cut could leave half of it."""
+        if isinstance(said, ToolingError):
+            return said.evidence
+        text = said.body if isinstance(said.body, str) else json.dumps(said.body, ensure_ascii=False)
+        return self._clean(text)[:_EXCERPT]
 
 
 def _slow(evidence: str) -> NoReturn:

@@ -24,11 +24,11 @@ def answer(reply: Reply) -> Answer:
     return Answer("POST", "/v1/chat/completions", None, reply.status, reply.body, 0.1)
 
 
-def unreached() -> ToolingError:
-    try:
-        raise ToolingError("no answer") from httpx.ConnectError("refused")
-    except ToolingError as error:
-        return error
+def broken(cause: Exception) -> ToolingError:
+    """What the strict client raises for httpx's error."""
+    error = ToolingError("no answer", evidence=repr(cause))
+    error.__cause__ = cause
+    return error
 
 
 def chain(clock: Clock, **options: Any) -> Chain:
@@ -40,7 +40,7 @@ def wait(chain: Chain, clock: Clock) -> float:
     return chain.pause_s
 
 
-@pytest.mark.parametrize("said", [answer(STARTING), unreached()], ids=["503", "no connection"])
+@pytest.mark.parametrize("said", [answer(STARTING), broken(httpx.ConnectError(""))], ids=["503", "refused"])
 def test_a_starting_server_is_asked_5_to_15_s_apart_until_the_deadline(said: Answer | ToolingError) -> None:
     clock = Clock()
     made = chain(clock)
@@ -65,12 +65,36 @@ def test_the_first_request_may_take_as_long_as_a_cold_start_and_a_later_one_may_
     assert warm.request["timeout_s"] == 200
 
 
-def test_answers_are_not_paused_for_and_a_chain_keeps_its_id() -> None:
-    made = Chain(
-        chat_body("Hi", tools=[{"function": {"name": "f"}}], tool_choice="required"),
-        Patience(), timeout_s=1, cold=False,
-    )  # fmt: skip
-    first = made.request["headers"]["x-request-id"]
-    assert made.take(answer(says("No."))) is None
+def calling() -> Chain:
+    body = chat_body("Hi", tools=[{"function": {"name": "f"}}], tool_choice="required")
+    return Chain(body, Patience(), timeout_s=1, cold=False)
+
+
+def test_a_rejected_answer_is_followed_up_at_once_under_the_chains_id() -> None:
+    made = calling()
+    ids = [made.request["headers"]["x-request-id"]]
+    for said in (answer(STARTING), answer(says("No."))):
+        assert made.take(said) is None
+        ids.append(made.request["headers"]["x-request-id"])
+    assert ids == [f"{made.id}-{n}" for n in (1, 2, 3)]
     assert made.pause_s == 0
-    assert first == f"{made.id}-1" and made.request["headers"]["x-request-id"] == f"{made.id}-2"
+
+
+@pytest.mark.parametrize("cause", [httpx.ConnectError(""), httpx.ConnectTimeout("")], ids=repr)
+def test_a_request_that_never_reached_the_server_is_repeated_whatever_it_may_run(cause: Exception) -> None:
+    assert calling().take(broken(cause)) is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "what"),
+    [
+        (httpx.ReadError(""), "may have run a tool"),
+        (httpx.RemoteProtocolError(""), "may have run a tool"),
+        (httpx.ReadTimeout(""), "took too long"),
+        (httpx.UnsupportedProtocol("ftp"), "no answer"),
+    ],
+    ids=repr,
+)
+def test_a_request_that_may_have_reached_it_is_not(cause: Exception, what: str) -> None:
+    with pytest.raises(ToolingError, match=what):
+        calling().take(broken(cause))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,8 +95,10 @@ def test_a_request_that_cannot_be_guarded_is_refused(body: dict[str, Any], what:
         guard(body)
 
 
-def test_a_schemas_reference_is_never_fetched() -> None:
-    remote = {"function": {"name": "f", "parameters": {"$ref": "http://127.0.0.1:9/schema.json"}}}
+def test_a_schemas_reference_is_never_fetched(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text("{}")
+    remote = {"function": {"name": "f", "parameters": {"$ref": schema.as_uri()}}}
     with pytest.raises(BadInput, match="refers to what is not in it"):
         guard(asked(tools=[remote])).fault(answer(calls("f", "{}")))
 
