@@ -139,14 +139,15 @@ def _in(area: Area, change: Change) -> bool:
 
 def _said(change: Change, used: Ours) -> Iterable[str]:
     """Each rule's words as they stand in the change, with what they mean; then the files."""
-    inside = INSIDE.search(change.title) and not OUTSIDE.search(change.title)
+    title, *body = [
+        "" if INSIDE.search(line) and not OUTSIDE.search(line) else line
+        for line in (change.title, *change.body.splitlines())
+    ]
     for rule in RULES:
         if not rule.of.search(change.title) or (rule.only_ours and not used.serves(change.title)):
             continue
-        found = None if inside else rule.words.search(change.title)
-        if not found and rule.body:
-            found = rule.words.search(change.body)
-        if found:
+        lines = (title, *body) if rule.body else (title,)
+        if found := next(filter(None, map(rule.words.search, lines)), None):
             yield f"{rule.means}: `{found[0].strip(' :')}`"
     if not ADDS.search(change.title):
         yield from (f"touches {path}: {why}" for path, why in DECLARED.items() if path in change.files)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks import contracts, endpoint, preflight
+from tasks import contracts, preflight
 from tasks.platforms.local.compile import definitions
 from tasks.settings import Settings
 
@@ -82,11 +83,10 @@ def _name(name: str) -> re.Pattern[str]:
 def promised() -> dict[str, set[str]]:
     """Route, or name of a field of a request, -> the modules of the contracts that ask for it, read from their code."""
     found: dict[str, set[str]] = {}
-    modules = {subject.__name__.rpartition(".")[2]: subject.__file__ for subject in contracts.SUBJECTS}
-    for subject, path in {**modules, "endpoint": endpoint.__file__}.items():
-        for node in ast.walk(ast.parse(Path(str(path)).read_text(encoding="utf-8"))):
+    for subject in contracts.SUBJECTS:
+        for node in ast.walk(ast.parse(inspect.getsource(subject))):
             for name in _asked(node):
-                found.setdefault(name, set()).add(subject)
+                found.setdefault(name, set()).add(subject.__name__.rpartition(".")[2])
     return found
 
 

@@ -96,7 +96,7 @@ def test_what_is_ours_is_read_from_the_code_that_uses_it(tmp_path: Path) -> None
     assert set(used.files) == {diff.path for patch in read_series(settings.patches) for diff in patch.files}
     for name in ("/v1/chat/completions", "/metrics", "thinking_budget_tokens", "enable_thinking", "cache_prompt"):
         assert any(what.startswith("contracts ") and name in what for what in used.words), name
-    subjects = {name.split(".")[1] for name in CONTRACTS} | {"endpoint"}
+    subjects = {name.split(".")[1] for name in CONTRACTS}
     told = [what.removeprefix("contracts ").split(" (")[0] for what in used.words if what.startswith("contracts ")]
     assert {subject for words in told for subject in words.split(", ")} <= subjects
     assert used_by(Settings(patches=REPOSITORY / "patches")).architecture == ""
