@@ -88,14 +88,12 @@ class Assessment(Model):
         ours = len(self.of(Risk.MAY_BREAK_US, Risk.TOUCHES_US))
         may = f", {n} may break it" if (n := len(self.of(Risk.MAY_BREAK_US))) else ""
         end = f"; the notes end at b{self.until}" if self.until < self.high else ""
-        return f"{len(self.changes)} changes read, {ours} touch what we use{may}{end}"
+        return f"{len(self.changes)} changes read ({self.coverage}), {ours} touch what we use{may}{end}"
 
     @property
     def coverage(self) -> str:
         """How much of what lies between the notes tell of; upstream gives each commit a build number."""
-        told, all_of = len({change.build for change in self.changes}), self.high - self.low
-        end = f" They end at b{self.until}: what came after is not told." if self.until < self.high else ""
-        return f"The notes tell of {told} of {all_of} builds after b{self.low}.{end}"
+        return f"{len({change.build for change in self.changes})} of {self.high - self.low} builds are told of"
 
 
 def assess(change: Change, used: Ours) -> Assessed:
@@ -180,7 +178,7 @@ def digest(found: Assessment) -> str:
     if found.problem:
         return f"**What changed upstream is not known:** {found.problem}"
     risky = found.shown
-    parts = [f"{found.summary}. {found.coverage}"]
+    parts = [f"b{found.low} to b{found.high}: {found.summary}."]
     if risky:
         rows = ((c.risk, c.name, "; ".join(c.why), "; ".join(c.touches) or "-") for c in risky)
         parts.append(markdown_table(("risk", "change", "why", "what of ours it names"), rows))
