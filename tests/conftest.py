@@ -101,14 +101,19 @@ def older_build(base: Settings) -> Build:
     return build_of(base, "b11401")
 
 
+def first_patch_alone(base: Settings, folder: Path) -> Settings:
+    """Settings whose series, in this empty folder, is patch 0001: what old upstream tags are built with."""
+    (patch,) = base.patches.glob("0001-*.patch")
+    shutil.copy(patch, folder)
+    (folder / "series").write_text(f"{patch.name}\n")
+    return base.model_copy(update={"patches": folder})
+
+
 @pytest.fixture(scope="session")
 def build_at(base: Settings, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Build]:
     """Gives a real llama-server of any upstream tag, with patch 0001 alone: 0002 conflicts before b11401."""
-    series = tmp_path_factory.mktemp("patches")
-    (patch,) = base.patches.glob("0001-*.patch")
-    shutil.copy(patch, series)
-    (series / "series").write_text(f"{patch.name}\n")
-    return lambda tag: build_of(base.model_copy(update={"patches": series}), tag)
+    settings = first_patch_alone(base, tmp_path_factory.mktemp("patches"))
+    return lambda tag: build_of(settings, tag)
 
 
 @pytest.fixture(scope="session")

@@ -126,6 +126,10 @@ def table(found: Sequence[Difference]) -> str:
     )
 
 
+def _list(title: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"{title}:", *(f"- `{line}`" for line in lines)]) if lines else ""
+
+
 def strays(inherited: Sequence[str]) -> list[str]:
     """Variables of llama.cpp's own that are set here and that no server sees, sorted."""
     ours = (name for name in os.environ if name.startswith(OURS) and not name.startswith("LLAMA_RELEASE_"))
@@ -183,7 +187,7 @@ def check(
         [accepted, verified],
         f"{accepted.summary}; {verified.summary}",
         f"release `{release.id}`\n\n```\n{' '.join(release.argv)}\n```\n\n{markdown_table(('file', 'content'), files)}"
-        f"\n\n{table(found)}",
+        f"\n\n{table(found)}\n\n{_list('Where --help and the README disagree', verified.evidence['readme'])}",
     )
     return release
 
@@ -191,12 +195,17 @@ def check(
 def compare_with_production(
     platform: Platform, settings: Settings, build: Build, release: Release, before: Release | None
 ) -> Verification:
-    """The verification `surface`, recorded: as it was before when nothing that it rests on has changed."""
+    """The verification `surface`, recorded: as it was before when nothing that it rests on has changed.
+
+    What was found of a release before it went into production stays. Raises what `differences` raises.
+    """
     store = platform.store
+    if before and before.id == release.id and (known := store.verification(release.id, SURFACE)):
+        return known
     ours = sorted(name for name in platform.inherits() if name.startswith(OURS))
     rests_on = digest_of([basis(), before.id if before else None, ours])[:12]
-    if known := store.fresh(release.id, (SURFACE,), rests_on):
-        return known[0]
+    if fresh := store.fresh(release.id, (SURFACE,), rests_on):
+        return fresh[0]
     here = surface_of(platform, settings, build)
     found = differences(platform, settings, build, release, before) if before else ()
     unread = [name for name in ours if not here.reads(name)]

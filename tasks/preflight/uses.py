@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
 
-from tasks.contracts.promises import CONTRACTS, Recorder
+from tasks.contracts.promises import CONTRACTS
 from tasks.endpoint import Answer, Client, Stream
 from tasks.patches.series import Patch
 from tasks.preflight.argv import Want, spelled
@@ -21,7 +21,7 @@ from tasks.release import Release
 from tasks.settings import ServerSettings
 
 _OURS = "tasks."
-_METHODS = (Recorder, Client, Stream, Answer)
+_METHODS = (Client, Stream, Answer)
 _TRANSPORT = ("request", "evidence")  # their words are about an exchange, not of it
 _PATH = re.compile(r"/[\w/-]+")
 

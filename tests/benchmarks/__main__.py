@@ -6,9 +6,12 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import activator, building, patches, stages
+from tests.benchmarks import activator, building, patches, stages, surface
 
-SECTIONS = {"stages": stages.main, "patches": patches.main, "building": building.main, "activator": activator.main}
+SECTIONS = {
+    "stages": stages.main, "patches": patches.main, "building": building.main, "activator": activator.main,
+    "surface": surface.main,
+}  # fmt: skip
 
 
 def main() -> None:

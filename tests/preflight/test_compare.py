@@ -101,11 +101,13 @@ def test_answers_are_compared_by_status_and_by_key() -> None:
         "GET /props": Exchange(status=200, keys={"webui": "boolean", "total_slots": "number"}),
         "GET /metrics": Exchange(status=200, keys={"llamacpp:prompt_tokens_total": "counter"}),
         "GET /v1/models, no key": Exchange(status=200, keys={"data": "array"}),
+        "GET /health, no key": Exchange(status=200, keys={"status": "string"}),
     }
     after = {
-        "GET /props": Exchange(status=200, keys={"ui": "boolean", "slot_count": "number"}),
+        "GET /props": Exchange(status=200, keys={"ui": "boolean", "n_ctx": "number"}),
         "GET /metrics": Exchange(status=200),
         "GET /v1/models, no key": Exchange(status=401, keys={"error": "object"}),
+        "GET /health, no key": Exchange(status=200),
     }
     old, new = (B11434.model_copy(update={"exchanges": each}) for each in (before, after))
     differences = compare(old, new)
@@ -113,7 +115,7 @@ def test_answers_are_compared_by_status_and_by_key() -> None:
         "status GET /v1/models, no key status changed 200 -> 401",
         "response key webui renamed -> ui",
         "response key total_slots removed",
-        "response key slot_count added",
+        "response key n_ctx added",
         "metric llamacpp:prompt_tokens_total removed",
     ]
     marked = {d.name: d for d in map(uses(SERVER, release(), release(), (), ()).mark, differences)}
@@ -121,6 +123,16 @@ def test_answers_are_compared_by_status_and_by_key() -> None:
     assert marked["total_slots"].fails
     assert marked["llamacpp:prompt_tokens_total"].used_by == ("contracts.metrics.prompt_tokens",)
     assert not marked["webui"].fails
+    assert marked["n_ctx"].used_by == ()  # contracts read it; it is not gone
+    assert marked["GET /v1/models, no key"].used_by == ()  # contracts ask for models, none without a key
+
+
+def test_a_key_in_another_place_is_another_key() -> None:
+    old, new = (
+        B11434.model_copy(update={"exchanges": {"GET /props": Exchange(status=200, keys=keys)}})
+        for keys in ({"a.webui": "boolean"}, {"b.ui": "boolean"})
+    )
+    assert [d.what for d in compare(old, new)] == [What.REMOVED, What.ADDED]
 
 
 def test_what_our_argv_says_and_is_gone_fails_and_names_the_replacement() -> None:

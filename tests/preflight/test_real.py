@@ -109,6 +109,8 @@ def test_a_build_observed_again_does_not_differ_from_itself(
     platform: LocalPlatform, settings: Settings, builds: dict[str, Build], store_with: Store
 ) -> None:
     first = surface_of(platform, settings, builds["b11434"])
+    assert first.exchanges["GET /metrics"].keys["llamacpp:prompt_tokens_total"] == "counter"
+    assert first.exchanges["POST /v1/chat/completions"].keys["choices[].message.reasoning_content"] == "string"
     elsewhere = LocalPlatform(settings.model_copy(update={"store": store_with.root}))
     assert surface_of(elsewhere, settings, builds["b11434"]) == first
 
@@ -157,6 +159,7 @@ def test_a_flag_of_ours_that_the_candidate_no_longer_lists_fails_the_release(
     assert found.verdict is Verdict.FAILED
     assert found.summary.endswith("flag --metrics removed (setting metrics)")
     assert store_with.verification(release.id, "surface") == found
+    assert compare_with_production(platform, settings, hidden, release, release) == found  # now in production
 
 
 def test_a_flag_that_the_candidate_refuses_is_told_with_its_new_name(

@@ -23,6 +23,7 @@ def test_the_clients_own_methods_are_followed() -> None:
     assert live.routes == {"/v1/chat/completions"}
     assert {"messages", "stream", "max_tokens"} <= live.sent
     assert live.reads("delta")
+    assert "timeout" not in live.sent  # of the transport, not of the request
 
 
 def test_a_key_that_is_put_together_is_read() -> None:
