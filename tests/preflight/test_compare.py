@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tasks.patches.series import read_series
-from tasks.preflight import told
+from tasks.preflight import strays, told
 from tasks.preflight.compare import Difference, Kind, What, compare
 from tasks.preflight.surface import Exchange, Flag
 from tasks.preflight.uses import Uses, uses
@@ -156,6 +158,14 @@ def test_a_variable_that_servers_see_and_nobody_reads_any_more_fails() -> None:
     gone = Uses(variables=frozenset({"GGML_CUDA_P2P"})).mark(found(compare(old, B11434), "GGML_CUDA_P2P", What.REMOVED))
     assert gone.fails
     assert gone.used_by == ("environment GGML_CUDA_P2P",)
+
+
+def test_a_variable_that_is_set_here_and_kept_from_servers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LLAMA_ARG_MMAP", "GGML_SCHED_DEBUG", "LLAMA_RELEASE_STORE"):
+        monkeypatch.setenv(name, "0")
+    found = strays(("GGML_SCHED_DEBUG", "PATH"))
+    assert "LLAMA_ARG_MMAP" in found
+    assert not {"GGML_SCHED_DEBUG", "LLAMA_RELEASE_STORE", "PATH"} & set(found)
 
 
 def test_a_field_that_contracts_send_and_a_patch_handles_names_both() -> None:
