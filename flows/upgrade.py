@@ -14,7 +14,8 @@ from tasks.settings import load
 
 def required() -> tuple[str, ...]:
     """The names of all verifications that must be in a dossier before anybody may approve it."""
-    return tuple(sorted((proof.NAME, preflight.NAME, promote.STAGING, restore.NAME, evals.NAME, *contracts.required())))
+    ours = (proof.NAME, preflight.NAME, preflight.SURFACE, promote.STAGING, restore.NAME, evals.NAME)
+    return tuple(sorted((*ours, *contracts.required())))
 
 
 def _run_name() -> str:
@@ -43,7 +44,7 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
         source = patches.apply(platform, settings, target)
         built = build.make(platform, source, settings.recipe)
         source, built = proof.check(platform, settings, source, built)
-        release = preflight.check(platform, built, settings.server, again)
+        release = preflight.check(platform, settings, built, production.release, again)
         proof.record(platform, release, source)
         if release.id == production.release:
             return ended("already_there", release)

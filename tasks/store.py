@@ -6,6 +6,7 @@
     dossiers/<id>/<verification>.json
     approvals/<dossier digest>.json
     proofs/<key>.json           what the probes of a patch said, with it and without it
+    surfaces/<build digest>-<basis>.json     what may be asked of a build
     answers/<id>/<set digest>.json     what a release answered to the evals
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
@@ -233,6 +234,13 @@ class Store:
 
     def save_proof(self, key: str, proof: Model) -> None:
         self._save(self.root / "proofs" / f"{key}.json", proof)
+
+    def surface(self, digest: str, basis: str, kind: type[M]) -> M | None:
+        """The API surface of a build as code of this basis read it."""
+        return self._load(self.root / "surfaces" / f"{digest}-{basis}.json", kind)
+
+    def save_surface(self, digest: str, basis: str, surface: Model) -> None:
+        self._save(self.root / "surfaces" / f"{digest}-{basis}.json", surface)
 
     def answers_path(self, release_id: str, set_digest: str) -> Path:
         return self.root / "answers" / release_id / f"{set_digest}.json"

@@ -12,7 +12,7 @@ from tasks.contracts import auth, chat, errors, health, metrics, models, respons
 from tasks.contracts.promises import CONTRACTS, Contract, Server, redact, verification, verify
 from tasks.contracts.scripted import Script, build, calls_a_tool, thinks_then_answers
 from tasks.platforms import Platform, Progress
-from tasks.preflight import with_model
+from tasks.preflight.argv import with_model
 from tasks.release import Endpoint, Problem, Release, ReleaseFailed, Verdict, Verification
 from tasks.report import Row, markdown_table, stage
 

@@ -6,13 +6,14 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import activator, building, notes, patches, stages
+from tests.benchmarks import activator, building, notes, patches, stages, surface
 
 SECTIONS = {
     "stages": stages.main,
     "patches": patches.main,
     "notes": notes.main,
     "building": building.main,
+    "surface": surface.main,
     "activator": activator.main,
 }
 

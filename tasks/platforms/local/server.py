@@ -32,7 +32,7 @@ STOP_GRACE_S = 5.0
 KEPT_LOGS = 20
 FILE_NAMES = ("model", "mmproj", "chat_template")
 
-# A release is served as it is: LLAMA_ARG_* and our own secrets are not handed down.
+# A release is served as it is: LLAMA_* and our own secrets are not handed down; the preflight says so.
 _INHERITED = re.compile(
     r"(PATH|HOME|USER|LANG|TZ|TMPDIR|LD_LIBRARY_PATH|(LC|XDG|CUDA|NVIDIA|GGML|OMP|GOMP|HIP|HSA|ROCR|VK|MALLOC)_\w+)"
 )
@@ -210,9 +210,14 @@ def redacted(argv: Sequence[str]) -> str:
     return " ".join(words)
 
 
+def inherited() -> tuple[str, ...]:
+    """The names of this process's environment variables that a server sees too, sorted."""
+    return tuple(sorted(name for name in os.environ if _INHERITED.fullmatch(name)))
+
+
 def environment(folder: Path, key: str | None) -> dict[str, str]:
     """What a server sees of the environment: the build's own libraries first, the key, and no other secret."""
-    env = {name: value for name, value in os.environ.items() if _INHERITED.fullmatch(name)}
+    env = {name: os.environ[name] for name in inherited()}
     env["LD_LIBRARY_PATH"] = ":".join(filter(None, (str(folder), env.get("LD_LIBRARY_PATH"))))
     return env | ({KEY_VARIABLE: key} if key else {})
 
