@@ -102,5 +102,9 @@ def read(row: Row, platform: Platform, settings: Settings, to: str | None) -> Up
     here = f"b{build}" if build else "empty"
     summary = f"production {here}, {len(later)} newer upstream, target {target or 'none: nothing eligible is newer'}"
     rows = [(r.tag, "target" if r == target else "") for r in reversed(later[-DECLINED_SHOWN:])]
-    row.done(summary, markdown_table(("newer than production", ""), rows))
+    row.done(
+        summary,
+        markdown_table(("newer than production", ""), rows),
+        detail={"target": target.tag} if target else {},
+    )
     return target
