@@ -11,6 +11,7 @@ from tasks.platforms import Platform, open_platform
 from tasks.release import Hold, Model, PatchResult, Release, ReleaseFailed, SourceTree, UpstreamRelease, Verdict
 from tasks.settings import Settings
 from tasks.sources import Sources
+from tasks.upstream import stage
 from tasks.upstream.notes import Assessment
 
 
@@ -68,7 +69,7 @@ def plan(settings: Settings, to: str | None) -> Plan:
         hold=pointer.hold,
         newer=tuple(r.tag for r in upstream.newer(source_of.releases(), build)),
         target=target,
-        notes=upstream.changed(source_of, settings, build, target) if target else None,
+        notes=stage.changed(source_of, settings, build, target) if target else None,
     )
     if target is None:
         return known

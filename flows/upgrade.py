@@ -6,10 +6,11 @@ from prefect import State, flow
 from prefect.runtime import flow_run
 
 from flows.outcome import Outcome, ended, one_at_a_time
-from tasks import approval, build, contracts, evals, patches, preflight, promote, proof, restore, upstream
+from tasks import approval, build, contracts, evals, notify, patches, preflight, promote, proof, restore
 from tasks.platforms import open_platform
 from tasks.report import show_dossier
 from tasks.settings import load
+from tasks.upstream import stage as upstream
 
 
 def required() -> tuple[str, ...]:
@@ -33,7 +34,7 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
     settings = load()
     platform = open_platform(settings)
     store = platform.store
-    with one_at_a_time(store):
+    with one_at_a_time(store), notify.following(store, settings.notify):
         promote.recover(platform)
         production = store.pointer("production")
         promote.refuse_on_hold(production)

@@ -7,6 +7,7 @@ from typing import Literal
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
+from prefect.runtime import flow_run
 from pydantic import Field
 
 from tasks.release import Approval, Dossier, Event, ReleaseFailed, ToolingError
@@ -64,6 +65,7 @@ def ask(
             release=dossier.release.id,
             stage="production",
             summary=f"dossier {dossier.digest} of {dossier.release.label} waits for a person",
+            detail={"link": flow_run.ui_url},
         )
     )
     try:

@@ -88,6 +88,12 @@ class ApprovalSettings(Section):
     timeout_s: int = Field(default=24 * 60 * MINUTES, ge=1, description="how long a person may take to decide")
 
 
+class NotifySettings(Section):
+    slack_channel: str | None = Field(default=None, description="where people are told; without it they read the log")
+    slack_token_env: str = Field(default="SLACK_BOT_TOKEN", description="the variable that holds the bot's token")
+    slack_api_url: str = Field(default="https://slack.com/api/", description="Slack's Web API")
+
+
 class Settings(BaseSettings):
     """Everything a person may set."""
 
@@ -109,6 +115,7 @@ class Settings(BaseSettings):
     restore: RestoreSettings = RestoreSettings()
     evals: EvalSettings = EvalSettings()
     approval: ApprovalSettings = ApprovalSettings()
+    notify: NotifySettings = NotifySettings()
 
     @classmethod
     def settings_customise_sources(

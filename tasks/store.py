@@ -10,6 +10,7 @@
     answers/<id>/<set digest>.json     what a release answered to the evals
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
+    outbox.json                 how far people were told of the ledger
     locks/, run/                of this machine only
 
 Every write is atomic (write, fsync, rename, fsync of the folder), so a reader sees a whole file or none.
@@ -273,8 +274,20 @@ class Store:
 
     def ledger(self) -> list[Event]:
         """Every event, oldest first."""
-        found = [self._load(path, Event) for path in sorted(self.root.glob("ledger/*.json"))]
-        return [e for e in found if e is not None]
+        return [event for _, event in self.events()]
+
+    def events(self, *, after: str = "", until: str = "~") -> Iterator[tuple[str, Event]]:
+        """(file name, event), oldest first, of those whose name comes after `after`, up to and with `until`."""
+        for path in sorted(self.root.glob("ledger/*.json")):
+            if after < path.name <= until and (event := self._load(path, Event)):
+                yield path.name, event
+
+    def load_outbox(self, kind: type[M]) -> M | None:
+        """How far people were told of the ledger."""
+        return self._load(self.root / "outbox.json", kind)
+
+    def save_outbox(self, outbox: Model) -> None:
+        self._save(self.root / "outbox.json", outbox)
 
     # -- locks ----------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from tasks.settings import ServerSettings
 
 _OURS = "tasks."
 _METHODS = (Client, Stream, Answer)
-_TRANSPORT = ("request", "evidence")  # their words are about an exchange, not of it
+_TRANSPORT = ("request", "evidence", "_asked", "_reaching", "_chain")  # their words are about an exchange, not of it
 _PATH = re.compile(r"/[\w/-]+")
 
 

@@ -8,17 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from tasks.platforms import Platform
 from tasks.release import BadInput, ReleaseNotes, UpstreamRelease
-from tasks.report import Row, markdown_table, stage
 from tasks.settings import Settings, UpstreamSettings
-from tasks.upstream import notes
 from tasks.upstream.github import Github
-from tasks.upstream.notes import Assessment, Risk
-from tasks.upstream.ours import used_by
 from tasks.upstream.pypi import Pypi
-
-DECLINED_SHOWN = 40
 
 
 class Upstream(Protocol):
@@ -89,40 +82,3 @@ def _find_stable(releases: list[UpstreamRelease], tag: str) -> UpstreamRelease:
 def newer(releases: list[UpstreamRelease], production: int | None) -> list[UpstreamRelease]:
     """The releases after production's build, oldest first."""
     return [r for r in releases if production is None or r.build > production]
-
-
-def changed(source: Upstream, settings: Settings, production: int | None, target: UpstreamRelease) -> Assessment | None:
-    """What upstream's notes tell of the way from production's build to the target; None when it is no way forward."""
-    if production is None or target.build <= production:
-        return None
-    return notes.read(source.changes, production, target.build, used_by(settings))
-
-
-@stage("upstream", "read upstream")
-def read(
-    row: Row, platform: Platform, settings: Settings, to: str | None
-) -> tuple[UpstreamRelease | None, Assessment | None]:
-    """The upstream release to go to, and what its notes tell; None when production has the newest eligible one.
-
-    Raises BadInput for a build that upstream does not have, ToolingError when upstream cannot be read; notes that
-    cannot be read are only said to be so.
-    """
-    source = open_upstream(settings)
-    current = platform.store.pointer("production").release
-    build = platform.store.get_release(current).upstream.build if current else None
-    target = choose(source, to, build)
-    later = newer(source.releases(), build)
-    if target is None:
-        row.done(f"production b{build}, {len(later)} newer upstream, target none: nothing eligible is newer")
-        return None, None
-    found = changed(source, settings, build, target)
-    summary = f"{len(later)} builds newer, target {target}" if build else f"production empty, target {target}"
-    rows = [(r.tag, "target" if r == target else "") for r in reversed(later[-DECLINED_SHOWN:])]
-    listed = markdown_table(("newer than production", ""), rows)
-    if found is None:
-        row.done(summary, listed)
-    else:
-        risky = found.model_copy(update={"changes": found.of(*(r for r in Risk if r is not Risk.NONE))})
-        detail = {"notes": risky.model_dump(mode="json"), "changes_read": len(found.changes)}
-        row.done(f"{summary}; {found.summary}", f"{notes.digest(found)}\n\n{listed}", detail=detail)
-    return target, found

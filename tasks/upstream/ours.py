@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks import contracts, preflight
+from tasks.patches.series import read_series
 from tasks.platforms.local.compile import definitions
 from tasks.settings import Settings
 
@@ -45,8 +46,6 @@ def used_by(settings: Settings) -> Ours:
 
     All of it is read from the code that uses it. Raises BadInput when there is no patch series.
     """
-    from tasks.patches.series import read_series  # tasks.patches needs tasks.upstream
-
     words: dict[str, re.Pattern[str]] = {}
     files: dict[str, str] = {}
     for want in preflight.wants(settings.server):

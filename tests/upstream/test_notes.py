@@ -10,10 +10,11 @@ from tasks.preflight import wants
 from tasks.release import BadInput, Change, Dossier, ReleaseNotes, ToolingError, UpstreamRelease
 from tasks.report import dossier_markdown
 from tasks.settings import ServerSettings, Settings
-from tasks.upstream import changed, history, open_upstream
+from tasks.upstream import history, open_upstream
 from tasks.upstream.notes import SHOWN, Assessment, Risk, assess, assess_all, digest, read
 from tasks.upstream.ours import Ours, used_by
 from tasks.upstream.rules import RULES, Area
+from tasks.upstream.stage import changed
 from tests.test_release import a_release
 from tests.upstream.labelled import COUNTED, SPLIT, judged, labelled, reference, warned
 
