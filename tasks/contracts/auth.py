@@ -7,11 +7,27 @@ from tasks.endpoint import chat_body
 
 WRONG_KEY = "not-the-key"
 _SOURCE = "llama.cpp tools/server/README.md `--api-key`; guide 04: 401 is a missing or invalid API key"
-_PRIVATE = ("/metrics", "/props", "/slots")  # /v1/models is left out: public until b9105, private from b10605 on
+_POSTED = (
+    "/props", "/completion", "/completions", "/v1/completions", "/chat/completions", "/v1/chat/completions",
+    "/api/chat", "/api/show", "/v1/chat/completions/control", "/responses", "/v1/responses", "/v1/messages",
+    "/v1/messages/count_tokens", "/chat/completions/input_tokens", "/v1/chat/completions/input_tokens",
+    "/responses/input_tokens", "/v1/responses/input_tokens", "/audio/transcriptions", "/v1/audio/transcriptions",
+    "/infill", "/embedding", "/embeddings", "/v1/embeddings", "/rerank", "/reranking", "/v1/rerank", "/v1/reranking",
+    "/v1/systemone", "/tokenize", "/detokenize", "/apply-template", "/lora-adapters", "/slots/0", "/models",
+    "/models/load", "/models/unload", "/v1/streams/lookup", "/cors-proxy", "/tools",
+)  # fmt: skip
+_GOT = ("/props", "/metrics", "/slots", "/lora-adapters", "/models/sse", "/v1/stream", "/cors-proxy", "/tools")
+_DELETED = ("/models", "/v1/stream")
+PRIVATE = tuple(
+    (method, path) for method, paths in (("POST", _POSTED), ("GET", _GOT), ("DELETE", _DELETED)) for path in paths
+)
+"""Every (method, path) that llama-server has had from b8672 to b11434, but for those that need no key: a route that a
+build does not have wants the key too."""
+LISTS = ("/models", "/v1/models")
 _ASK = chat_body("Hi", max_tokens=1)
 
 
-@promise("auth.right_key", "a chat with the right key is answered", _SOURCE)
+@promise("auth.right_key", "a chat with the right key is answered", _SOURCE, must=True)
 def right_key(ctx: Context) -> str:
     expect(ctx.client.endpoint.api_key, "the server was started without a key")
     status = ctx.client.post("/v1/chat/completions", _ASK).status
@@ -19,23 +35,34 @@ def right_key(ctx: Context) -> str:
     return "200"
 
 
-@promise("auth.no_key", "a chat without a key gets 401", _SOURCE)
-def no_key(ctx: Context) -> str:
-    status = ctx.client.post("/v1/chat/completions", _ASK, key=None).status
-    expect(status == 401, f"no key got {status}")
-    return "401"
-
-
-@promise("auth.wrong_key", "a chat with a wrong key gets 401", _SOURCE)
-def wrong_key(ctx: Context) -> str:
-    status = ctx.client.post("/v1/chat/completions", _ASK, key=WRONG_KEY).status
-    expect(status == 401, f"a wrong key got {status}")
-    return "401"
-
-
-@promise("auth.private_routes", f"{', '.join(_PRIVATE)} want the key", _SOURCE)
-def private_routes(ctx: Context) -> str:
-    statuses = {path: ctx.client.get(path, key=None).status for path in _PRIVATE}
-    open_to_all = {path: status for path, status in statuses.items() if status != 401}
-    expect(not open_to_all, f"without a key: {open_to_all}")
+def _is_closed(ctx: Context, routes: tuple[tuple[str, str], ...], key: str | None, how: str) -> str:
+    body = {"POST": _ASK}
+    statuses = {
+        f"{method} {path}": ctx.client.request(method, path, body.get(method), key=key).status
+        for method, path in routes
+    }
+    open_to_all = {route: status for route, status in statuses.items() if status != 401}
+    expect(not open_to_all, f"{how}: {open_to_all}")
     return f"401 from {len(statuses)} routes"
+
+
+@promise("auth.no_key", "every route but /health and the list of models wants the key", _SOURCE, must=True)
+def no_key(ctx: Context) -> str:
+    return _is_closed(ctx, PRIVATE, None, "without a key")
+
+
+@promise("auth.wrong_key", "no route but /health and the list of models takes a wrong key", _SOURCE, must=True)
+def wrong_key(ctx: Context) -> str:
+    return _is_closed(ctx, PRIVATE, WRONG_KEY, "with a wrong key")
+
+
+@promise(
+    "auth.models",
+    "the list of models wants the key",
+    f"{_SOURCE}; llama.cpp closed it between b9105 and b10605",
+    known="before b10605 /models and /v1/models were public on purpose: anybody may read the model's name",
+)
+def models(ctx: Context) -> str:
+    routes = tuple(("GET", path) for path in LISTS)
+    _is_closed(ctx, routes, None, "without a key")
+    return _is_closed(ctx, routes, WRONG_KEY, "with a wrong key")

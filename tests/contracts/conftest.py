@@ -26,7 +26,7 @@ def release_of(platform: LocalPlatform, build: Build, smollm2: Path) -> Release:
     return Release(
         upstream=build.source.upstream, tree=build.source.tree, build=build.digest, alias="smollm2",
         argv=("--model", "{model}", "--alias", "smollm2", "--ctx-size", "8192", "--parallel", "2", *load,
-              "--flash-attn", "on", "--metrics", "--jinja"),
+              "--flash-attn", "on", "--metrics", "--jinja", "--threads", "1"),
         files={"model": platform.store.put_file(smollm2)},
     )  # fmt: skip
 

@@ -1,0 +1,70 @@
+"""Slots: requests at the same time, and what becomes of a request whose client has gone.
+
+Checked on the model that counts by chance, so that each seed has an answer of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tasks.contracts.chat import said, streamed
+from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.sampling import PROMPT, token_of
+from tasks.contracts.scripted import COUNTED
+
+_SEEDS = range(1, 7)
+_ENDLESS = 3000  # tokens: some seconds, unless somebody ends it
+_SETTLE_S = 10.0
+_SOURCE = "llama.cpp tools/server/README.md `--parallel`, GET /slots"
+
+
+def endless(ctx: Context) -> dict[str, Any]:
+    """Parameters of a chat that goes on for as long as the server lets it."""
+    last = token_of(ctx, f"w{COUNTED} ")
+    return {"max_tokens": _ENDLESS, "logit_bias": [[last, -100]], "temperature": 0, "cache_prompt": False}
+
+
+def is_idle(ctx: Context) -> list[int]:
+    """Tokens that each slot said last, when no slot works any more. Raises Unmet when one does for too long."""
+    deadline = time.monotonic() + _SETTLE_S
+    while True:
+        slots = ctx.client.get("/slots").body
+        if not any(at(slot, "is_processing") for slot in slots):
+            return [at(slot, "next_token", 0, "n_decoded") for slot in slots if "next_token" in slot]
+        expect(time.monotonic() < deadline, f"a slot still works {_SETTLE_S:.0f} s after its client has gone")
+        time.sleep(0.05)
+
+
+@promise(
+    "slots.streams_do_not_mix",
+    "streams at the same time hold what each of them holds alone",
+    f"{_SOURCE}; OpenAI API: an answer is that of its own request",
+    server="counting",
+    must=True,
+)
+def streams_do_not_mix(ctx: Context) -> str:
+    alone = [said(ctx.client.chat(PROMPT, seed=seed, cache_prompt=False)) for seed in _SEEDS]
+    expect(len(set(alone)) > 2, f"{len(_SEEDS)} seeds have {len(set(alone))} answers between them")
+    with ThreadPoolExecutor(len(_SEEDS)) as pool:
+        streams = pool.map(lambda seed: ctx.client.stream(PROMPT, seed=seed, cache_prompt=False), _SEEDS)
+        together = [streamed(stream, "content") for stream in streams]
+    mixed = [seed for seed, one, other in zip(_SEEDS, alone, together, strict=True) if one != other]
+    expect(not mixed, f"the streams of seeds {mixed} hold something else when {len(_SEEDS)} run at the same time")
+    return f"{len(_SEEDS)} streams, {len(set(alone))} different answers"
+
+
+@promise(
+    "slots.cancelled",
+    "a slot is free soon after its client has gone",
+    f"{_SOURCE}; llama.cpp ends a task whose connection is closed",
+    server="counting",
+)
+def cancelled(ctx: Context) -> str:
+    with ctx.client.open_stream(PROMPT, **endless(ctx)) as lines:
+        next(lines)
+    most = max(is_idle(ctx))
+    fits = min(_ENDLESS, at(ctx.client.get("/props").body, "default_generation_settings", "n_ctx") - 100)
+    expect(most < fits, f"the slot went on to {most} tokens for nobody")
+    return f"{most} of {fits} tokens, then the slot was free"
