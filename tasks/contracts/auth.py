@@ -13,17 +13,18 @@ _POSTED = (
     "/v1/messages/count_tokens", "/chat/completions/input_tokens", "/v1/chat/completions/input_tokens",
     "/responses/input_tokens", "/v1/responses/input_tokens", "/audio/transcriptions", "/v1/audio/transcriptions",
     "/infill", "/embedding", "/embeddings", "/v1/embeddings", "/rerank", "/reranking", "/v1/rerank", "/v1/reranking",
-    "/v1/systemone", "/tokenize", "/detokenize", "/apply-template", "/lora-adapters", "/slots/0", "/models",
+    "/v1/systemone", "/tokenize", "/detokenize", "/apply-template", "/lora-adapters", "/slots/0",
     "/models/load", "/models/unload", "/v1/streams/lookup", "/cors-proxy", "/tools",
 )  # fmt: skip
 _GOT = ("/props", "/metrics", "/slots", "/lora-adapters", "/models/sse", "/v1/stream", "/cors-proxy", "/tools")
-_DELETED = ("/models", "/v1/stream")
+_DELETED = ("/v1/stream",)
 PRIVATE = tuple(
     (method, path) for method, paths in (("POST", _POSTED), ("GET", _GOT), ("DELETE", _DELETED)) for path in paths
 )
 """Every (method, path) that llama-server has had from b8672 to b11434, but for those that need no key: a route that a
 build does not have wants the key too."""
-LISTS = ("/models", "/v1/models")
+MODELS = (("GET", "/models"), ("GET", "/v1/models"), ("POST", "/models"), ("DELETE", "/models"))
+"""Routes that needed no key at first: llama-server looks at the path alone, whatever the method."""
 _ASK = chat_body("Hi", max_tokens=1)
 
 
@@ -58,11 +59,10 @@ def wrong_key(ctx: Context) -> str:
 
 @promise(
     "auth.models",
-    "the list of models wants the key",
-    f"{_SOURCE}; llama.cpp closed it between b9105 and b10605",
-    known="before b10605 /models and /v1/models were public on purpose: anybody may read the model's name",
+    "the list of models wants the key too",
+    f"{_SOURCE}; llama.cpp PR 26347",
+    known="llama.cpp PR 26347: public until b9105, closed on b10605; it tells the model's name and path to anybody",
 )
 def models(ctx: Context) -> str:
-    routes = tuple(("GET", path) for path in LISTS)
-    _is_closed(ctx, routes, None, "without a key")
-    return _is_closed(ctx, routes, WRONG_KEY, "with a wrong key")
+    _is_closed(ctx, MODELS, None, "without a key")
+    return _is_closed(ctx, MODELS, WRONG_KEY, "with a wrong key")

@@ -6,7 +6,7 @@ import re
 import time
 
 from tasks.contracts.promises import Context, at, expect, promise
-from tasks.contracts.slots import endless, is_idle
+from tasks.contracts.slots import endless, until_idle
 
 _SOURCE = "llama.cpp tools/server/README.md `GET /metrics`; guide 05: scrape /metrics for token counters"
 _PROMPT = "<channel|>"  # the scripted model answers at once
@@ -82,7 +82,7 @@ def processing(ctx: Context) -> str:
     with ctx.client.open_stream("Count.", **endless(ctx)) as lines:
         next(lines)
         during = counter(ctx, "requests_processing")
-    is_idle(ctx)
+    until_idle(ctx)
     after = counter(ctx, "requests_processing")
     expect((during, after) == (1, 0), f"requests_processing is {during:g} during a request and {after:g} after it")
     return "1 during a request, 0 after it"

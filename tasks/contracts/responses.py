@@ -131,7 +131,7 @@ def budget(ctx: Context) -> str:
     "reasoning effort `none` leaves thought out of a response",
     f"{_SOURCE}, reasoning.effort",
     server="scripted",
-    known="the field came later; old builds ignore it",
+    known="llama.cpp PR 26045: ignored before; chat_template_kwargs turns thought off on every build",
 )
 def effort_none(ctx: Context) -> str:
     free = _ask(ctx, chat_template_kwargs={}, max_output_tokens=LIMIT).body

@@ -90,16 +90,15 @@ def logit_bias(ctx: Context) -> str:
     return f"{without[:20]!r} instead of {free[:20]!r}"
 
 
-@promise(
-    "sampling.repeats", "presence_penalty and frequency_penalty keep words from coming again", EFFECT, server="counting"
-)
+@promise("sampling.repeats", "presence_penalty and frequency_penalty end a repetition", EFFECT, server="counting")
 def repeats(ctx: Context) -> str:
-    last = {"logit_bias": {str(token_of(ctx, "w40 ")): -100}, "max_tokens": 90}  # it begins again, with a word skipped
-    free = _once(ctx, **last)
+    sticks = {"logit_bias": {str(token_of(ctx, "w7 ")): 24}, "max_tokens": 20}  # just enough to say it over and over
+    free = _once(ctx, **sticks)
+    expect(free.endswith("w7 w7"), f"it does not repeat itself: {free!r}")
     for name in ("presence_penalty", "frequency_penalty"):
-        bounded = _once(ctx, repeat_last_n=-1, **{name: 2.0}, **last)
-        expect(bounded != free, f"{name} changes nothing: {free[-40:]!r} with and without it")
-    return "the second round is another one"
+        ended = _once(ctx, **{name: 2.0}, **sticks)
+        expect(ended != free, f"{name} changes nothing: {free[-20:]!r} with and without it")
+    return f"{free[-11:]!r} without, no more with each of them"
 
 
 @promise("sampling.logprobs", "logprobs and top_logprobs tell each token's log-probability", OPENAI, server="counting")
@@ -118,20 +117,20 @@ def logprobs(ctx: Context) -> str:
     return f"{len(told)} tokens, each with two"
 
 
-def _is_json(text: str, how: str) -> str:
+def _json(text: str, how: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError:
         raise Unmet(f"{how} the answer is no JSON: {text[:60]!r}") from None
-    expect(isinstance(value, dict) and isinstance(value.get("answer"), bool), f"{how} the answer is {value}")
-    return json.dumps(value)
+    expect(isinstance(value, dict), f"{how} the answer is {value}")
+    return dict(value)
 
 
 @promise("sampling.grammar", "a GBNF grammar bounds the answer", _LLAMA, server="counting")
 def grammar(ctx: Context) -> str:
     free, bounded = _once(ctx), _once(ctx, grammar='root ::= "{" [^}]+ "}" " "?')
     expect(bounded != free, "grammar changes nothing")
-    return _is_json(bounded, "with a grammar")
+    return str(_json(bounded, "with a grammar"))
 
 
 @promise(
@@ -144,7 +143,9 @@ def json_schema(ctx: Context) -> str:
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": _SCHEMA}}
     free, bounded = _once(ctx), _once(ctx, response_format=wanted, max_tokens=200)
     expect(bounded != free, "response_format changes nothing")
-    return _is_json(bounded, "with a schema")
+    value = _json(bounded, "with a schema")
+    expect(list(value) == ["answer"] and isinstance(value["answer"], bool), f"with a schema the answer is {value}")
+    return str(value)
 
 
 @promise(
@@ -156,7 +157,7 @@ def json_schema(ctx: Context) -> str:
 def json_object(ctx: Context) -> str:
     bounded = _once(ctx, response_format={"type": "json_object"}, max_tokens=200)
     expect(bounded != LIKELIEST, "response_format changes nothing")
-    return _is_json(bounded, "in JSON mode")
+    return str(_json(bounded, "in JSON mode"))
 
 
 @promise("sampling.stop", "each of several stop sequences ends the answer before it", EFFECT, server="counting")

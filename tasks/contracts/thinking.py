@@ -126,7 +126,7 @@ def reasoning_budget(ctx: Context) -> str:
     "reasoning_effort `none` leaves thought out",
     "OpenAI API `POST /v1/chat/completions`, reasoning_effort",
     server="scripted",
-    known="the field came later; old builds ignore it, and chat_template_kwargs turns thought off on every build",
+    known="llama.cpp PR 26045: ignored before; chat_template_kwargs turns thought off on every build",
 )
 def effort_none(ctx: Context) -> str:
     return bounds(_thought(ctx), _thought(ctx, reasoning_effort="none"), 0, "reasoning_effort none")

@@ -22,7 +22,7 @@ _WANTED = {FIRST: FIRST_ARGUMENTS, SECOND: SECOND_ARGUMENTS}
 
 
 def chat(ctx: Context, **params: Any) -> Answer:
-    return ctx.client.chat(PROMPT, tools=TOOLS, max_tokens=LIMIT, **params)
+    return ctx.client.chat(PROMPT, tools=TOOLS, **{"max_tokens": LIMIT, **params})
 
 
 def after_result(ctx: Context, **params: Any) -> Answer:

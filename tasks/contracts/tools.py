@@ -36,7 +36,7 @@ NOBODY = "get_nothing"
 _OPENAI = "OpenAI API `POST /v1/chat/completions`, function calling"
 _RESPONSES = "OpenAI API `POST /v1/responses`, function calling; guide 07: Cursor and Codex CLI use it"
 _MESSAGES = "Anthropic API `POST /v1/messages`, tool use; llama.cpp tools/server/README.md"
-_NAMED = "patch 0002; llama.cpp issue 26535: a tool_choice that names a function was silently `auto`"
+_NAMED = "llama.cpp issue 26535: a tool_choice that names a function is silently `auto`; patch 0002 mends it"
 _MALFORMED: tuple[dict[str, Any], ...] = (
     {},
     {"type": "function"},
@@ -102,7 +102,7 @@ def none(ctx: Context) -> str:
     "tool_choice `none` yields no raw call in the content",
     f"{_OPENAI}, tool_choice; guide 03: none may leak raw tokens",
     server="calling",
-    known="with `none` llama-server's parser leaves a call unparsed, and a Gemma 4 that calls all the same is quoted",
+    known="no upstream issue found: with `none` a call that the model makes anyway is left unparsed in the content",
 )
 def none_clean(ctx: Context) -> str:
     answer = chat(ctx, tool_choice="none")
@@ -133,6 +133,7 @@ def parallel(ctx: Context) -> str:
     "tool_choice `required` makes the model call a tool where it would answer",
     f"{_OPENAI}, tool_choice",
     server="calling",
+    known="b8672 and b9105 take `required` for `auto`, b10605 and later force a call",
 )
 def required(ctx: Context) -> str:
     return calls(after_result(ctx, tool_choice="required"), FIRST, "with tool_choice required")
@@ -143,6 +144,7 @@ def required(ctx: Context) -> str:
     "tool_choice `required` makes a response call a tool where it would answer",
     f"{_RESPONSES}; guide 03: required can emit an empty payload",
     server="calling",
+    known="b8672 and b9105 take `required` for `auto`, b10605 and later force a call",
 )
 def responses_required(ctx: Context) -> str:
     return calls(respond_after_result(ctx, tool_choice="required"), FIRST, "with tool_choice required")
@@ -191,8 +193,9 @@ def messages(ctx: Context) -> str:
 @promise(
     "tools.named",
     "tool_choice with a function's name makes the model call exactly that function",
-    f"{_OPENAI}, tool_choice; {_NAMED}",
+    f"{_OPENAI}, tool_choice; patch 0002",
     server="calling",
+    known=_NAMED,
 )
 def named(ctx: Context) -> str:
     for name in (SECOND, FIRST):
@@ -204,8 +207,9 @@ def named(ctx: Context) -> str:
 @promise(
     "tools.named_responses",
     "tool_choice with a function's name works for a response too",
-    f"{_RESPONSES}; {_NAMED}",
+    f"{_RESPONSES}; patch 0002",
     server="calling",
+    known=_NAMED,
 )
 def named_responses(ctx: Context) -> str:
     answer = respond(ctx, tool_choice={"type": "function", "name": SECOND})
@@ -217,6 +221,7 @@ def named_responses(ctx: Context) -> str:
     "tool_choice with a tool's name works for a message too",
     f"{_MESSAGES}; patch 0002",
     server="calling",
+    known=_NAMED,
 )
 def named_messages(ctx: Context) -> str:
     return calls(ask_message(ctx, tool_choice={"type": "tool", "name": SECOND}), SECOND, f"with tool_choice {SECOND}")
@@ -225,8 +230,9 @@ def named_messages(ctx: Context) -> str:
 @promise(
     "tools.named_unknown",
     "tool_choice with a name that no tool has gets a 4xx, on all three endpoints",
-    f"{_OPENAI}, errors; {_NAMED}",
+    f"{_OPENAI}, errors; patch 0002",
     server="calling",
+    known=_NAMED,
 )
 def named_unknown(ctx: Context) -> str:
     what = f"a tool_choice of {NOBODY}"
@@ -238,8 +244,9 @@ def named_unknown(ctx: Context) -> str:
 @promise(
     "tools.named_malformed",
     "a tool_choice object that names no function gets a 4xx",
-    f"{_OPENAI}, errors; {_NAMED}",
+    f"{_OPENAI}, errors; patch 0002",
     server="calling",
+    known=_NAMED,
 )
 def named_malformed(ctx: Context) -> str:
     for choice in _MALFORMED:
