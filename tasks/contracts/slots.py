@@ -27,7 +27,7 @@ def endless(ctx: Context) -> dict[str, Any]:
 
 
 def until_idle(ctx: Context) -> int:
-    """The most tokens that a slot was seen to say before all of them were idle. Raises Unmet when one works for long."""
+    """The most tokens that a slot was seen to say before all were idle. Raises Unmet when one works for too long."""
     deadline, most = time.monotonic() + _SETTLE_S, 0
     while working := [slot for slot in ctx.client.get("/slots").body if at(slot, "is_processing")]:
         most = max(most, *(at(slot, "next_token", 0, "n_decoded") for slot in working), 0)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tasks.contracts.scripted import build as build_model
-from tasks.contracts.scripted import calls_a_tool, thinks_then_answers
+from tasks.contracts.promises import Server
+from tasks.contracts.trials import trial_release
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Build, Endpoint, Release
 from tasks.settings import Settings
 from tests.conftest import build_of
+
+Serving = Callable[[Server], tuple[Endpoint, Release]]
+"""Gives the trial server of a kind, and what it runs."""
 
 
 @pytest.fixture(scope="session")
@@ -55,24 +59,25 @@ def unpatched_release(platform: LocalPlatform, unpatched_build: Build, smollm2: 
 
 
 @pytest.fixture(scope="session")
-def calling_release(platform: LocalPlatform, release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    model = build_model(calls_a_tool(), tmp_path_factory.mktemp("script") / "calling.gguf")
-    return release.model_copy(update={"files": {"model": platform.store.put_file(model)}})
+def serving(platform: LocalPlatform, release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """One server of each kind for the whole session, started when it is first asked for."""
+    found: dict[Server, tuple[Endpoint, Release]] = {}
+    with ExitStack() as stack:
+
+        def serve(server: Server) -> tuple[Endpoint, Release]:
+            if server not in found:
+                runs = trial_release(platform.store, release, server, tmp_path_factory.mktemp("script"))
+                found[server] = stack.enter_context(platform.trial(runs)), runs
+            return found[server]
+
+        yield serve
 
 
 @pytest.fixture(scope="session")
-def calling_server(platform: LocalPlatform, calling_release: Release) -> Iterator[Endpoint]:
-    with platform.trial(calling_release) as endpoint:
-        yield endpoint
+def calling_release(serving: Serving) -> Release:
+    return serving("calling")[1]
 
 
 @pytest.fixture(scope="session")
-def scripted_release(platform: LocalPlatform, release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    model = build_model(thinks_then_answers(), tmp_path_factory.mktemp("script") / "script.gguf")
-    return release.model_copy(update={"files": {"model": platform.store.put_file(model)}})
-
-
-@pytest.fixture(scope="session")
-def scripted_server(platform: LocalPlatform, scripted_release: Release) -> Iterator[Endpoint]:
-    with platform.trial(scripted_release) as endpoint:
-        yield endpoint
+def calling_server(serving: Serving) -> Endpoint:
+    return serving("calling")[0]
