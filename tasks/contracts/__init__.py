@@ -26,7 +26,7 @@ from tasks.contracts import (
     vision,
 )
 from tasks.contracts.judge import judge, told
-from tasks.contracts.promises import CONTRACTS, Contract, Server, redact, verification, verify
+from tasks.contracts.promises import CONTRACTS, Contract, Recorder, Server, redact, verification, verify
 from tasks.contracts.trials import ORDER, trial_release
 from tasks.platforms import Platform, Progress
 from tasks.release import Endpoint, Problem, Release, ReleaseFailed, Verdict, Verification
@@ -90,9 +90,9 @@ def check_server(
     contracts = _of(server) if only is None else list(only)
     checked: set[str] = set()
     try:
-        with trial as endpoint:
+        with trial as endpoint, Recorder(endpoint) as client:
             for contract in contracts:
-                done = verify(contract, endpoint, runs, subject=subject, basis=basis())
+                done = verify(contract, client, runs, subject=subject, basis=basis())
                 checked.add(contract.name)
                 yield done
     except Problem as error:

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import httpx
-
 from tasks.endpoint import Answer, Client, Stream, chat_body
 from tasks.release import Endpoint, Release, ToolingError, Verdict, Verification
 
@@ -88,8 +86,7 @@ class Recorder(Client):
         exchange: dict[str, Any] = {"method": "POST", "path": "/v1/chat/completions", "request": body, "closed": False}
         self.exchanges.append(exchange)
         headers = {"Authorization": f"Bearer {self.endpoint.api_key}"}
-        url = f"{self.endpoint.base_url}/v1/chat/completions"
-        with httpx.stream("POST", url, json=body, headers=headers, timeout=TIMEOUT_S, trust_env=False) as response:
+        with self._http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
             exchange["status"] = response.status_code
             yield response.iter_lines()
         exchange["closed"] = True
@@ -150,35 +147,35 @@ def promise(
     return register
 
 
-def verify(contract: Contract, endpoint: Endpoint, release: Release, *, subject: Release, basis: str) -> Verification:
-    """Check one promise on one running server.
+def verify(contract: Contract, client: Recorder, release: Release, *, subject: Release, basis: str) -> Verification:
+    """Check one promise on one running server; the client's exchanges are then those of this promise.
 
     `release` is what the server runs (perhaps with the scripted model), `subject` is the release that the
     verification is of. An exception of our own, or no HTTP answer, is `errored` while the server lives and `failed`
     when it died of it.
     """
-    start = time.monotonic()
-    with Recorder(endpoint) as client:
-        context = Context(client, release)
-        try:
-            verdict, summary = Verdict.PASSED, contract.check(context)
-        except Unmet as unmet:
-            verdict, summary = Verdict.FAILED, str(unmet)
-            context.notes["unmet"] = summary
-        except Exception as error:  # whatever broke, it is the verdict of this promise alone
-            alive = _alive(client)
-            verdict = Verdict.ERRORED if alive else Verdict.FAILED
-            summary = f"{type(error).__name__}: {error}".splitlines()[0] if alive else "the server died"
-            context.notes["exception"] = f"{type(error).__name__}: {error}"
-        return verification(
-            contract,
-            subject,
-            verdict,
-            redact(summary, endpoint.api_key),
-            evidence=redact({**context.notes, "exchanges": client.exchanges}, endpoint.api_key),
-            basis=basis,
-            seconds=time.monotonic() - start,
-        )
+    start, key = time.monotonic(), client.endpoint.api_key
+    client.exchanges = []
+    context = Context(client, release)
+    try:
+        verdict, summary = Verdict.PASSED, contract.check(context)
+    except Unmet as unmet:
+        verdict, summary = Verdict.FAILED, str(unmet)
+        context.notes["unmet"] = summary
+    except Exception as error:  # whatever broke, it is the verdict of this promise alone
+        alive = _alive(client)
+        verdict = Verdict.ERRORED if alive else Verdict.FAILED
+        summary = f"{type(error).__name__}: {error}".splitlines()[0] if alive else "the server died"
+        context.notes["exception"] = f"{type(error).__name__}: {error}"
+    return verification(
+        contract,
+        subject,
+        verdict,
+        redact(summary, key),
+        evidence=redact({**context.notes, "exchanges": client.exchanges}, key),
+        basis=basis,
+        seconds=time.monotonic() - start,
+    )
 
 
 def verification(

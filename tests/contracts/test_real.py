@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks import contracts
-from tasks.contracts.promises import CONTRACTS, Server, verify
+from tasks.contracts.promises import CONTRACTS, Recorder, Server, verify
 from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_forever
 from tasks.endpoint import Client
@@ -31,7 +31,8 @@ def names_of(*servers: Server) -> list[str]:
 
 def check(endpoint: Endpoint, release: Release, names: Iterable[str]) -> dict[str, str]:
     """Subject.promise -> summary of each of these promises that the endpoint does not keep."""
-    every = [verify(CONTRACTS[f"contracts.{n}"], endpoint, release, subject=release, basis="0") for n in names]
+    with Recorder(endpoint) as client:
+        every = [verify(CONTRACTS[f"contracts.{n}"], client, release, subject=release, basis="0") for n in names]
     assert endpoint.api_key and endpoint.api_key not in "".join(v.model_dump_json() for v in every)
     return {v.name.removeprefix("contracts."): v.summary for v in every if v.verdict is not Verdict.PASSED}
 
