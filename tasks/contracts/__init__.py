@@ -25,7 +25,7 @@ from tasks.contracts import (
     tools,
     vision,
 )
-from tasks.contracts.judge import judge, told
+from tasks.contracts.judge import judge, kept, told
 from tasks.contracts.promises import CONTRACTS, Contract, Recorder, Server, redact, verification, verify
 from tasks.contracts.trials import ORDER, trial_release
 from tasks.platforms import Platform, Progress
@@ -120,11 +120,29 @@ def _not_checked(server: Server, down: Verification, subject: Release) -> Iterat
         )
 
 
+def weigh(
+    platform: Platform, release: Release, production: Release | None, progress: Progress
+) -> tuple[list[Verification], list[Verification], bool]:
+    """(verifications of the release by what production does, those of production, whether nothing was asked now).
+
+    All of them are recorded. What is on record of these very contracts is not asked again, of neither release;
+    production is asked once, on trial servers of its own, if it never was.
+    """
+    theirs, asked = _measured(platform, production, progress) if production else ([], False)
+    if asked:
+        theirs = judge(theirs, None, [])
+        _record(platform, [v for v in theirs if kept(v) is not None])  # what could not be asked is asked again
+    found, asked_now = _measured(platform, release, progress)
+    found = judge(found, production, theirs)
+    _record(platform, found)
+    return found, theirs, not asked_now
+
+
 def _measured(platform: Platform, release: Release, progress: Progress) -> tuple[list[Verification], bool]:
-    """(what is known of each promise of a release, whether it was recorded before)."""
+    """(what is known of each promise of a release, whether it was asked for now)."""
     if found := platform.store.fresh(release.id, required(), basis()):
-        return found, True
-    return run_all(platform, release, progress), False
+        return found, False
+    return run_all(platform, release, progress), True
 
 
 def _record(platform: Platform, found: Iterable[Verification]) -> None:
@@ -134,21 +152,12 @@ def _record(platform: Platform, found: Iterable[Verification]) -> None:
 
 
 @stage("contracts", "contracts of {release.label}")
-def check(row: Row, platform: Platform, release: Release, production: Release | None = None) -> list[Verification]:
-    """Every promise checked, judged by what production does, and recorded in the dossier.
+def check(row: Row, platform: Platform, release: Release, production: Release | None) -> list[Verification]:
+    """Every promise checked, judged by what production does, and recorded in the dossier, or as recorded before.
 
-    What is on record of these contracts is not asked again, of neither release; production is asked now if it never
-    was. Raises ReleaseFailed when a promise is newly broken, ToolingError when one could not be checked.
+    Raises ReleaseFailed when a promise is newly broken, ToolingError when one could not be checked.
     """
-    theirs: list[Verification] = []
-    if production and production.id != release.id:
-        theirs, known = _measured(platform, production, row.progress)
-        if not known:
-            theirs = judge(theirs, None, [])
-            _record(platform, theirs)
-    seen, again = _measured(platform, release, row.progress)
-    found = judge(seen, production if theirs else None, theirs)
-    _record(platform, found)
+    found, theirs, again = weigh(platform, release, production, row.progress)
     rows = [(v.name, v.verdict, v.summary, v.promise) for v in found]
     row.judged(
         found,

@@ -66,12 +66,15 @@ def told(found: Sequence[Verification], theirs: Sequence[Verification]) -> str:
     """One line for a person: `58 promises kept, 0 newly broken, 2 known upstream shortcomings`."""
     left = [v for v in found if v.verdict is Verdict.INCONCLUSIVE]
     known = [v for v in left if CONTRACTS[v.name].known]
-    broken = sum(v.verdict is Verdict.FAILED for v in found)
+    broken = [v for v in found if v.verdict is Verdict.FAILED]
+    must = sum(CONTRACTS[v.name].must for v in broken)
     parts = [
-        f"{sum(map(bool, map(kept, found)))} promises kept",
-        f"{broken} newly broken",
+        f"{sum(v.verdict is Verdict.PASSED for v in found)} promises kept",
+        f"{len(broken) - must} newly broken",
         f"{len(known)} known upstream shortcoming{'' if len(known) == 1 else 's'}",
     ]
+    if must:
+        parts.insert(2, f"{must} broken that must hold")
     if others := len(left) - len(known):
         parts.append(f"{others} not kept for reasons unknown")
     if newly := newly_kept(found, theirs):
