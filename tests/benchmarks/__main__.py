@@ -6,9 +6,12 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import activator, building, patches, stages
+from tests.benchmarks import activator, building, contracts, patches, stages
 
-SECTIONS = {"stages": stages.main, "patches": patches.main, "building": building.main, "activator": activator.main}
+SECTIONS = {
+    "stages": stages.main, "patches": patches.main, "building": building.main, "activator": activator.main,
+    "contracts": contracts.main,
+}  # fmt: skip
 
 
 def main() -> None:

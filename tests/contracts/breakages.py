@@ -136,7 +136,7 @@ class FreezesMetrics(Breakage):
         return self.frozen
 
 
-class RenamesAMetric(Breakage):
+class RenamesOneMetric(Breakage):
     def reply(self, ask: Ask, reply: Reply) -> Reply:
         return Reply(reply.status, reply.body.replace(b"requests_deferred", b"requests_waiting"))
 
@@ -351,7 +351,7 @@ BROKEN: list[tuple[Breakage, Server, tuple[str, ...]]] = [
     (StopsMessagesShort(), "scripted", ("messages.streamed",)),
     (CountsTokensWrong(), "scripted", ("messages.count_tokens",)),
     (FreezesMetrics(), "scripted", ("metrics.predicted_tokens", "metrics.prompt_tokens")),
-    (RenamesAMetric(), "scripted", ("metrics.names",)),
+    (RenamesOneMetric(), "scripted", ("metrics.names",)),
     (LosesReasoning(), "scripted", ("template.keeps_reasoning", "template.of_release")),
     (Drops("thinking_budget_tokens"), "scripted", ("responses.budget", *BUDGETS)),
     (Drops("reasoning_budget_tokens"), "scripted", ("thinking.reasoning_budget",)),
