@@ -88,7 +88,7 @@ def _breaks(platform: LocalPlatform, release: Release, standing: set[str]) -> It
         for server in ("scripted", "counting", "seeing", "calling"):
             runs = trial_release(platform.store, release, server, Path(folder))
             kinds = ("model", server) if server == "scripted" else (server,)
-            names = [name for name, contract in CONTRACTS.items() if contract.server in kinds]
+            names = sorted(name for name, contract in CONTRACTS.items() if contract.server in kinds)
             with platform.trial(runs) as endpoint:
                 for breakage, before, changed in BROKEN:
                     if before != server:

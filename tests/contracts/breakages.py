@@ -34,16 +34,17 @@ def edited(reply: Reply, edit: Callable[[Any], object]) -> Reply:
 
 
 class Drops(Breakage):
-    """Does not hear a field of the request, or hears it only when it does not hold a value of this kind."""
+    """Does not hear fields of a request: those that hold this kind of value, at this path."""
 
-    def __init__(self, *fields: str, only: type = object) -> None:
-        self.fields, self.only = fields, only
+    def __init__(self, *fields: str, only: type = object, at: str = "") -> None:
+        self.fields, self.only, self.at = fields, only, at
 
     def __str__(self) -> str:
-        return f"Drops {' and '.join(self.fields)}"
+        return f"Drops {' and '.join(self.fields)}" + (f" at {self.at}" if self.at else "")
 
     def ask(self, ask: Ask, right_key: str) -> Ask:
-        return resent(ask, self._drop) if any(field.encode() in ask.body for field in self.fields) else ask
+        heard = self.at in ("", ask.path) and any(field.encode() in ask.body for field in self.fields)
+        return resent(ask, self._drop) if heard else ask
 
     def _drop(self, body: Any) -> None:
         for field in self.fields:
@@ -61,6 +62,20 @@ class DropsTemplateArguments(Breakage):
         if b"What is the answer?" not in ask.body:
             return ask
         return Ask(ask.method, ask.path, ask.body.replace(b"enable_thinking", b"thinks_enabled"), ask.key)
+
+
+class DropsZeroTemperature(Breakage):
+    def ask(self, ask: Ask, right_key: str) -> Ask:
+        return resent(ask, self._drop)
+
+    def _drop(self, body: Any) -> None:
+        if "seed" in body and body.get("temperature") == 0:
+            del body["temperature"]
+
+
+class KnowsNobody(Breakage):
+    def reply(self, ask: Ask, reply: Reply) -> Reply:
+        return Reply(401, b"{}") if ask.path == CHAT and b'"Hi"' in ask.body else reply
 
 
 class TakesAnyKey(Breakage):
@@ -86,6 +101,24 @@ class ForgetsUsage(Breakage):
 class ForgetsUsageInStreams(Breakage):
     def line(self, ask: Ask, line: bytes) -> bytes:
         return b"" if b'"usage"' in line and ask.path == CHAT else line
+
+
+class Renames(Breakage):
+    """Says one word for another in answers and streams."""
+
+    def __init__(self, old: str, new: str, *, at: str = CHAT, among: str = "") -> None:
+        self.old, self.new, self.at, self.among = old.encode(), new.encode(), at, among.encode()
+
+    def __str__(self) -> str:
+        return f"Says {self.new.decode()} for {self.old.decode()}".replace('"', "")
+
+    def reply(self, ask: Ask, reply: Reply) -> Reply:
+        if ask.path != self.at or self.among not in ask.body:
+            return reply
+        return Reply(reply.status, reply.body.replace(self.old, self.new))
+
+    def line(self, ask: Ask, line: bytes) -> bytes:
+        return self.reply(ask, Reply(200, line)).body
 
 
 class BuffersStreams(Breakage):
@@ -156,6 +189,24 @@ class FailsOnMalformedJson(Breakage):
         return Reply(500, reply.body) if b"parse error" in reply.body else reply
 
 
+class FailsOnBadRequests(Breakage):
+    def reply(self, ask: Ask, reply: Reply) -> Reply:
+        return Reply(500, reply.body) if reply.status == 400 else reply
+
+
+class IsIllAfterBadRequests(Breakage):
+    ill = False
+
+    def reply(self, ask: Ask, reply: Reply) -> Reply:
+        self.ill = self.ill or b"parse error" in reply.body
+        return Reply(500, b"{}") if self.ill and ask.path == "/health" else reply
+
+
+class KnowsEveryRoute(Breakage):
+    def reply(self, ask: Ask, reply: Reply) -> Reply:
+        return Reply(200, reply.body) if reply.status == 404 else reply
+
+
 class SpeaksOfNoError(Breakage):
     def reply(self, ask: Ask, reply: Reply) -> Reply:
         return Reply(reply.status, b'{"detail": "no"}') if reply.status >= 400 else reply
@@ -186,6 +237,15 @@ class LeaksThoughtInStreams(Breakage):
         return line.replace(b"reasoning_content", b"content") if ask.path == CHAT else line
 
 
+class ThinksAlways(Breakage):
+    def reply(self, ask: Ask, reply: Reply) -> Reply:
+        wanted = b"enable_thinking" in ask.body or b"thinking_budget" in ask.body
+        return edited(reply, self._think) if wanted else reply
+
+    def _think(self, body: Any) -> None:
+        body["choices"][0]["message"]["reasoning_content"] = "hm"
+
+
 class HealthyTooEarly(Breakage):
     def reply(self, ask: Ask, reply: Reply) -> Reply:
         return Reply(200, b'{"status":"ok"}') if ask.path == "/health" else reply
@@ -209,9 +269,11 @@ class CutsResponses(Breakage):
         return ask.path == "/v1/responses" and b'"max_output_tokens":8' in ask.body.replace(b" ", b"")
 
 
-class StopsMessagesShort(Breakage):
+class StopsStreamsShort(Breakage):
+    """Of messages and responses."""
+
     def line(self, ask: Ask, line: bytes) -> bytes:
-        return b"" if b"message_stop" in line else line
+        return b"" if b"message_stop" in line or b"response.completed" in line else line
 
 
 class CountsTokensWrong(Breakage):
@@ -228,6 +290,17 @@ class SwallowsImages(Breakage):
         for message in body.get("messages", []):
             if isinstance(message["content"], list):
                 message["content"] = [part for part in message["content"] if part["type"] == "text"]
+
+
+class SwallowsImagesElsewhere(Breakage):
+    """In messages and responses."""
+
+    def ask(self, ask: Ask, right_key: str) -> Ask:
+        return resent(ask, self._swallow) if ask.path in ("/v1/messages", "/v1/responses") else ask
+
+    def _swallow(self, body: Any) -> None:
+        (said,) = body.get("messages") or body["input"]
+        said["content"] = [part for part in said["content"] if "image" not in part["type"]]
 
 
 class SeesOneImageOnly(Breakage):
@@ -348,7 +421,28 @@ BROKEN: list[tuple[Breakage, Server, tuple[str, ...]]] = [
     (RefusesLargeBodies(), "scripted", ("errors.large_body",)),
     (TakesLongPrompts(), "scripted", ("settings.ctx_is_enforced",)),
     (CutsResponses(), "scripted", ("responses.answers",)),
-    (StopsMessagesShort(), "scripted", ("messages.streamed",)),
+    (StopsStreamsShort(), "scripted", ("messages.streamed", "responses.streamed")),
+    (KnowsNobody(), "scripted", ("auth.right_key", "errors.large_body", "errors.survives", "errors.wrong_tools",
+                                 "settings.alias")),
+    (Renames('"chat.completion"', '"text_completion"'), "scripted", ("chat.answers",)),
+    (Renames("chat.completion.chunk", "chat.completion.piece"), "scripted", ("chat.stream_chunks",)),
+    (Renames('"finish_reason":"length"', '"finish_reason":"stop"'), "scripted", ("chat.finish_length",)),
+    (Renames('"finish_reason":"stop"', '"finish_reason":"length"'), "scripted",
+     ("chat.finish_stop", "thinking.answer_after_budget")),
+    (Renames('"model":"smollm2"', '"model":"other"'), "scripted", ("settings.alias",)),
+    (Renames('"n_ctx":4096', '"n_ctx":2048', at="/props"), "scripted", ("errors.too_long", "settings.ctx_per_slot")),
+    (FailsOnBadRequests(), "scripted", ("errors.malformed_json", "errors.missing_messages", "errors.object",
+                                        "errors.wrong_type", "errors.wrong_value", "settings.ctx_is_enforced")),
+    (IsIllAfterBadRequests(), "scripted", ("errors.survives", "health.ok")),
+    (KnowsEveryRoute(), "scripted", ("errors.object", "errors.unknown_route")),
+    (Drops("max_tokens", at="/v1/messages"), "scripted", ("messages.answers", "messages.max_tokens", "messages.usage")),
+    (Drops("max_output_tokens"), "scripted", ("responses.max_output_tokens", "responses.usage")),
+    (Drops("chat_template_kwargs", at="/v1/responses"), "scripted",
+     ("responses.answers", "responses.max_output_tokens", "responses.thinking_off")),
+    (DropsItems(), "scripted", ("messages.answers", "messages.budget", "messages.stop_sequences", "messages.streamed",
+                                "messages.thinking_off", "messages.thinking_parsed", "responses.answers",
+                                "responses.budget", "responses.effort_none", "responses.max_output_tokens",
+                                "responses.thinking_off", "responses.thinking_parsed")),
     (CountsTokensWrong(), "scripted", ("messages.count_tokens",)),
     (FreezesMetrics(), "scripted", ("metrics.predicted_tokens", "metrics.prompt_tokens")),
     (RenamesOneMetric(), "scripted", ("metrics.names",)),
@@ -365,6 +459,8 @@ BROKEN: list[tuple[Breakage, Server, tuple[str, ...]]] = [
     (LeaksThoughtInStreams(), "scripted", ("thinking.parsed_streamed",)),
     (Breakage(), "counting", ()),
     (Drops("seed"), "counting", ("sampling.seed", "slots.streams_do_not_mix")),
+    (DropsZeroTemperature(), "counting", ("sampling.temperature",)),
+    (ThinksAlways(), "counting", ("thinking.adaptive",)),
     (Drops("top_k"), "counting", ("sampling.top_k",)),
     (Drops("top_p"), "counting", ("sampling.top_p",)),
     (Drops("min_p"), "counting", ("sampling.min_p",)),
@@ -379,6 +475,8 @@ BROKEN: list[tuple[Breakage, Server, tuple[str, ...]]] = [
     (FreezesMetrics(), "counting", ("metrics.processing",)),
     (Breakage(), "seeing", ()),
     (SwallowsImages(), "seeing", ("vision.broken_image", "vision.counts", "vision.sees")),
+    (SwallowsImagesElsewhere(), "seeing", ("vision.messages", "vision.responses")),
+    (Renames("forty-two", "twelve", among="image_url"), "seeing", ("vision.answers", "vision.broken_image")),
     (SeesOneImageOnly(), "seeing", ("vision.broken_image", "vision.sees")),
     (Breakage(), "calling", ()),
     (TakesNamesForAuto(), "calling", (*NAMED, *REFUSED)),
@@ -401,6 +499,6 @@ server does not keep one, kept)."""
 
 def title(breakage: Breakage) -> str:
     """What is wrong, in a few words."""
-    if isinstance(breakage, Drops):
+    if isinstance(breakage, Drops | Renames):
         return str(breakage)
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(breakage).__name__).capitalize()

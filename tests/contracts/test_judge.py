@@ -7,7 +7,12 @@ import pytest
 from tasks.contracts.judge import judge, newly_kept, told
 from tasks.contracts.promises import CONTRACTS, verification
 from tasks.release import Release, UpstreamRelease, Verdict, Verification
+from tests.contracts.breakages import BROKEN, LIVE
+from tests.contracts.test_gate import MENDED
+from tests.contracts.test_real import SHORTCOMINGS
 
+SEEN_ELSEWHERE = {"health.loading", "health.never_early", LIVE}
+"""Promises that are broken on servers of their own, in test_real."""
 MUST, KNOWN, PLAIN = "contracts.auth.no_key", "contracts.errors.unknown_model", "contracts.chat.finish_stop"
 
 
@@ -77,3 +82,8 @@ def test_the_line_for_a_person_counts_what_is_kept_new_known_and_unknown():
     assert told(worse, []) == (
         "1 promises kept, 1 newly broken, 1 broken that must hold, 0 known upstream shortcomings"
     )
+
+
+def test_every_promise_is_seen_to_be_broken_by_a_server_or_by_an_upstream_build():
+    broken = {name for _, _, changed in BROKEN for name in changed} | MENDED | SHORTCOMINGS | SEEN_ELSEWHERE
+    assert broken == {name.removeprefix("contracts.") for name in CONTRACTS}

@@ -32,7 +32,9 @@ def names_of(*servers: Server) -> list[str]:
 def check(endpoint: Endpoint, release: Release, names: Iterable[str]) -> dict[str, str]:
     """Subject.promise -> summary of each of these promises that the endpoint does not keep."""
     with Recorder(endpoint) as client:
-        every = [verify(CONTRACTS[f"contracts.{n}"], client, release, subject=release, basis="0") for n in names]
+        every = [
+            verify(CONTRACTS[f"contracts.{n}"], client, release, subject=release, basis="0") for n in sorted(names)
+        ]
     assert endpoint.api_key and endpoint.api_key not in "".join(v.model_dump_json() for v in every)
     return {v.name.removeprefix("contracts."): v.summary for v in every if v.verdict is not Verdict.PASSED}
 
