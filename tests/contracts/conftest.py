@@ -74,10 +74,22 @@ def serving(platform: LocalPlatform, release: Release, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="session")
-def calling_release(serving: Serving) -> Release:
-    return serving("calling")[1]
+def calling_release(platform: LocalPlatform, release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return trial_release(platform.store, release, "calling", tmp_path_factory.mktemp("script"))
 
 
 @pytest.fixture(scope="session")
-def calling_server(serving: Serving) -> Endpoint:
-    return serving("calling")[0]
+def calling_server(platform: LocalPlatform, calling_release: Release) -> Iterator[Endpoint]:
+    with platform.trial(calling_release) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def scripted_release(platform: LocalPlatform, release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return trial_release(platform.store, release, "scripted", tmp_path_factory.mktemp("script"))
+
+
+@pytest.fixture(scope="session")
+def scripted_server(platform: LocalPlatform, scripted_release: Release) -> Iterator[Endpoint]:
+    with platform.trial(scripted_release) as endpoint:
+        yield endpoint
