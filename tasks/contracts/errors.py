@@ -66,7 +66,7 @@ def wrong_tools(ctx: Context) -> str:
 def error_object(ctx: Context) -> str:
     refused = {
         "no messages": ctx.client.post(_ROUTE, {"max_tokens": 1}),
-        "a wrong key": ctx.client.get("/props", key=WRONG_KEY),
+        "a wrong key": ctx.client.post("/tokenize", {"content": "Hi"}, key=WRONG_KEY),
         "an unknown route": ctx.client.get("/v1/nothing"),
     }
     for what, answer in refused.items():
