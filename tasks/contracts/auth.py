@@ -16,14 +16,16 @@ tokenize detokenize apply-template lora-adapters slots/0 models/load models/unlo
 """
 _GOT = "props metrics slots lora-adapters models/sse v1/stream cors-proxy tools"
 _DELETED = "v1/stream"
-PRIVATE = tuple(
-    (method, f"/{name}")
-    for method, names in (("POST", _POSTED), ("GET", _GOT), ("DELETE", _DELETED))
-    for name in names.split()
-)
-"""Every (method, path) that llama-server has had from b8672 to b11434, but for those that need no key. None has to be
-there: a route that a build does not have wants the key too."""
 _ASK = chat_body("Hi", max_tokens=1)
+
+
+def private_routes() -> list[tuple[str, str]]:
+    """Every (method, path) that llama-server has had from b8672 to b11434, but for those that need no key.
+
+    None has to be there: a route that a build does not have wants the key too.
+    """
+    named = (("POST", _POSTED), ("GET", _GOT), ("DELETE", _DELETED))
+    return [(method, f"/{name}") for method, names in named for name in names.split()]
 
 
 @promise("auth.right_key", "a chat with the right key is answered", _SOURCE, must=True)
@@ -37,7 +39,7 @@ def right_key(ctx: Context) -> str:
 def _are_closed(ctx: Context, key: str | None) -> str:
     statuses = {
         f"{method} {path}": ctx.client.request(method, path, _ASK if method == "POST" else None, key=key).status
-        for method, path in PRIVATE
+        for method, path in private_routes()
     }
     open_to_all = {route: status for route, status in statuses.items() if status != 401}
     expect(not open_to_all, f"not refused: {open_to_all}")

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
 
 from tasks.contracts.promises import Context, at, expect, promise
 
 _THOUGHT = "First I look at the sky."
 _SOURCE = "guide 07: use the interleaved template for agentic tasks, it preserves reasoning between tool calls"
-_TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}]
-
-
-def _conversation(thought: str | None) -> list[dict[str, Any]]:
-    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
-    made: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
-    return [
-        {"role": "user", "content": "How is the weather?"},
-        made | ({"reasoning_content": thought} if thought else {}),
-        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
-    ]
+_TOOLS = (
+    '[{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}]'
+)
+_CONVERSATION = """[
+  {"role": "user", "content": "How is the weather?"},
+  {"role": "assistant", "content": "", "reasoning_content": "",
+   "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]},
+  {"role": "tool", "tool_call_id": "call_1", "content": "sunny"}
+]"""
 
 
 def _keeps(ctx: Context) -> str:
     prompts = []
-    for thought in (None, _THOUGHT):
-        answer = ctx.client.post("/apply-template", {"messages": _conversation(thought), "tools": _TOOLS})
+    for thought in ("", _THOUGHT):
+        messages = json.loads(_CONVERSATION)
+        messages[1] |= {"reasoning_content": thought}
+        answer = ctx.client.post("/apply-template", {"messages": messages, "tools": json.loads(_TOOLS)})
         expect(answer.status == 200, f"/apply-template answered {answer.status}")
         prompts.append(str(at(answer.body, "prompt")))
     without, kept = prompts
