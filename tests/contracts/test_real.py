@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from tasks import contracts
+from tasks.contracts.auth import private_routes
 from tasks.contracts.promises import CONTRACTS, Recorder, Server, verify
 from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_forever
 from tasks.endpoint import Client
 from tasks.platforms.local import LocalPlatform
 from tasks.preflight import with_model
-from tasks.release import Endpoint, Release, Verdict
+from tasks.release import Build, Endpoint, Release, Verdict
+from tasks.settings import Settings
+from tasks.sources import Sources
 from tests.contracts.breakages import BROKEN, LIVE, BuffersStreams, FailsWhileLoading, HealthyTooEarly, title
 from tests.contracts.breaking_proxy import Breakage, broken
 from tests.contracts.conftest import Serving
@@ -90,6 +94,22 @@ def test_a_real_server_keeps_every_promise_but_the_known_ones(platform: LocalPla
     assert all(CONTRACTS[v.name].known and v.evidence["unmet"] == v.summary for v in broken.values())
     assert {v.release for v in found} == {release.id}
     assert told[-1][:2] == (len(found), len(found))
+
+
+@pytest.mark.parametrize("tag", ["b8672", "b9105", "b10605", "b11434"])
+def test_every_route_in_upstreams_code_is_asked_for_a_key(
+    tag: str, base: Settings, build_at: Callable[[str], Build]
+) -> None:
+    build_at(tag)  # its source is here then
+    code = Sources(base.cache).git("show", f"refs/upstream/{tag}:tools/server/server.cpp").stdout
+    found = re.findall(r'ctx_http\.(get|post|del) *\("([^"]+)"', code)
+    routes = {({"del": "DELETE"}.get(how, how.upper()), path.replace(":id_slot", "0")) for how, path in found}
+    lists_models = {(how, "/models") for how in ("GET", "POST", "DELETE")} | {
+        ("GET", "/v1/models"),
+        ("GET", "/api/tags"),
+    }
+    assert len(routes) > 30
+    assert routes - set(private_routes()) - lists_models == {("GET", "/health"), ("GET", "/v1/health")}
 
 
 def test_thinking_for_ever_is_ended_by_a_budget_and_by_nothing_else(
