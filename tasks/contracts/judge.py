@@ -41,7 +41,8 @@ def _judged(found: Verification, production: Release | None, theirs: Mapping[str
         return _with(found, Verdict.FAILED, seen, {})
     if production is None:
         return _with(found, Verdict.INCONCLUSIVE, f"not kept, with no production to compare: {seen}{known}", {})
-    told = {"production": {"release": production.label, "kept": theirs_kept, "saw": before.summary if before else ""}}
+    saw = before.evidence.get("unmet", before.summary) if before else "nothing"
+    told = {"production": {"release": production.label, "kept": theirs_kept, "saw": saw}}
     if theirs_kept is None:
         return _with(
             found, Verdict.ERRORED, f"{production.label} could not be asked whether it keeps this: {seen}", told
