@@ -48,7 +48,7 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
         if release.id == production.release:
             return ended("already_there", release)
 
-        contracts.check(platform, release, store.get_release(production.release) if production.release else None)
+        contracts.check(platform, release, production.release)
         promote.staging(platform, release)
         restore.check(platform, "staging", release, settings.restore)
         evals.check(platform, release, production.release, settings)

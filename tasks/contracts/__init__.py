@@ -152,12 +152,13 @@ def _record(platform: Platform, found: Iterable[Verification]) -> None:
 
 
 @stage("contracts", "contracts of {release.label}")
-def check(row: Row, platform: Platform, release: Release, production: Release | None) -> list[Verification]:
-    """Every promise checked, judged by what production does, and recorded in the dossier, or as recorded before.
+def check(row: Row, platform: Platform, release: Release, production: str | None) -> list[Verification]:
+    """Every promise checked, judged by what production (a release's id) does, and recorded, or as recorded before.
 
     Raises ReleaseFailed when a promise is newly broken, ToolingError when one could not be checked.
     """
-    found, theirs, again = weigh(platform, release, production, row.progress)
+    serving = platform.store.get_release(production) if production else None
+    found, theirs, again = weigh(platform, release, serving, row.progress)
     rows = [(v.name, v.verdict, v.summary, v.promise) for v in found]
     row.judged(
         found,
