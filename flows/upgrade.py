@@ -50,7 +50,7 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
         if release.id == production.release:
             return ended("already_there", release)
 
-        contracts.check(platform, release)
+        contracts.check(platform, release, production.release)
         promote.staging(platform, release)
         restore.check(platform, "staging", release, settings.restore)
         evals.check(platform, release, production.release, settings)

@@ -36,7 +36,7 @@ def recorded(store: Store, dossier: Dossier, expected: str | None) -> Approval |
 
 
 def ask(
-    store: Store, dossier: Dossier, expected: str | None, settings: ApprovalSettings, notes: Assessment | None
+    store: Store, dossier: Dossier, expected: str | None, settings: ApprovalSettings, notes: Assessment | None = None
 ) -> Approval:
     """Pause the running flow until a person has decided; the decision, recorded.
 

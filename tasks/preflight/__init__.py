@@ -17,7 +17,7 @@ from pathlib import Path
 from tasks import contracts
 from tasks.patches.series import read_series
 from tasks.platforms import Platform
-from tasks.preflight.argv import bundle, render, wants, with_model
+from tasks.preflight.argv import bundle, render, wants
 from tasks.preflight.compare import Difference, Kind, What, compare
 from tasks.preflight.observe import observe
 from tasks.preflight.surface import Surface, read
@@ -29,7 +29,7 @@ from tasks.sources import Sources
 from tasks.store import sha256_of
 from tasks.upstream import open_upstream
 
-__all__ = ["NAME", "SURFACE", "bundle", "check", "render", "wants", "with_model"]
+__all__ = ["NAME", "SURFACE", "bundle", "check", "render", "wants"]
 
 NAME, SURFACE = "preflight", "surface"
 OURS = ("LLAMA_", "GGML_", "MTMD_")

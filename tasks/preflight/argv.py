@@ -134,13 +134,3 @@ def bundle(store: Store, build: Build, server: ServerSettings) -> tuple[Release,
         alias=server.alias,
     )
     return release, notes
-
-
-def with_model(store: Store, release: Release, model: Path) -> Release:
-    """The same release serving another model with that model's own chat template: for trials only."""
-    argv = list(release.argv)
-    for flag in ("--mmproj", "--chat-template-file"):
-        if flag in argv:
-            at = argv.index(flag)
-            del argv[at : at + 2]
-    return release.model_copy(update={"argv": tuple(argv), "files": {"model": store.put_file(model)}})

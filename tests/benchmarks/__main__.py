@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import activator, building, notes, patches, stages, surface
+from tests.benchmarks import activator, building, contracts, notes, patches, stages, surface
 
 SECTIONS = {
     "stages": stages.main,
@@ -14,6 +14,7 @@ SECTIONS = {
     "notes": notes.main,
     "building": building.main,
     "surface": surface.main,
+    "contracts": contracts.main,
     "activator": activator.main,
 }
 

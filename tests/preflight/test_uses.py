@@ -15,7 +15,7 @@ def test_routes_and_fields_are_found_through_helpers_and_constants() -> None:
     usage = words("responses.usage")
     assert usage.routes == {"/v1/responses"}
     assert {"input", "max_output_tokens", "temperature", "chat_template_kwargs"} <= usage.sent
-    assert {"/metrics", "/props", "/slots"} <= words("auth.private_routes").routes
+    assert words("auth.models").routes == {"/models", "/v1/models"}
 
 
 def test_the_clients_own_methods_are_followed() -> None:
