@@ -1,4 +1,14 @@
-"""What a llama-server must do to be shipped: the promises, and the run that checks them all on trial servers."""
+"""What a llama-server must do to be shipped: the promises, and the run that checks them all on trial servers.
+
+    promises.py     what a contract is made of, and how one is checked
+    trials.py       the servers that promises are checked on, most of them with a model whose weights are a script:
+    scripted.py     that model, and projector.py what makes it see
+    toolbox.py      what the promises about tools ask with
+    judge.py        no new failure: what a promise that is not kept means, by what production does
+    probes.py       promises as the proofs of patches
+
+Every other module is one subject, and each of its promises one function.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ The first time compiles the builds that the cache does not have.
 
 from __future__ import annotations
 
+import resource
 import tempfile
 import time
 from collections import Counter
@@ -36,19 +37,28 @@ def main() -> Iterator[str]:
     releases = {tag: release_of(platform, build, model) for tag, build in _builds(base).items()}
     found: dict[str, dict[str, Verification]] = {}
     for tag, release in releases.items():
-        start = time.monotonic()
+        start, busy = time.monotonic(), _cpu_s()
         every = contracts.run_all(platform, release, lambda *_: None)
-        seconds = time.monotonic() - start
+        seconds, busy = time.monotonic() - start, _cpu_s() - busy
         found[tag] = {v.name.removeprefix("contracts."): v for v in every}
         kept = sum(v.verdict is Verdict.PASSED for v in every)
         slow = "" if seconds <= MOST_S else f", more than the {MOST_S:.0f} s it should take"
-        yield f"{tag}: {kept} of {len(every)} promises kept in {seconds:.1f} s on {len(contracts.ORDER)} servers{slow}"
+        yield (
+            f"{tag}: {kept} of {len(every)} promises kept in {seconds:.1f} s on {len(contracts.ORDER)} servers{slow}; "
+            f"{busy:.1f} s of CPU, ours and the servers'"
+        )
     yield "\nkept, by subject:\n"
     yield from _by_subject(found)
     yield "\nnot kept by one build or another:\n"
     yield from _not_kept(found)
     yield f"\nbroken servers of {NEWEST}:\n"
     yield from _breaks(platform, releases[NEWEST], set(_broken(found[NEWEST])))
+
+
+def _cpu_s() -> float:
+    """Seconds of CPU that this process and its ended children have used."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _builds(base: Settings) -> dict[str, Build]:

@@ -90,7 +90,7 @@ class NeedsNoKey(Breakage):
 
 class OpensOneRoute(Breakage):
     def ask(self, ask: Ask, right_key: str) -> Ask:
-        return Ask(ask.method, ask.path, ask.body, right_key if ask.path == "/tokenize" else ask.key)
+        return Ask(ask.method, ask.path, ask.body, right_key if ask.path == "/detokenize" else ask.key)
 
 
 class ForgetsUsage(Breakage):
