@@ -223,9 +223,13 @@ def _together(found: list[Verification]) -> str:
 
 
 def dossier_markdown(dossier: Dossier, replaces: str, changes: str) -> str:
-    """The dossier as a person is asked to approve it; `changes` is the digest of upstream's notes, '' for none."""
+    """The dossier as a person is asked to approve it: what did not pass first, what passed by subject.
+
+    `changes` is the digest of upstream's notes, '' for none.
+    """
     counts = ", ".join(f"{len(found)} {verdict}" for verdict in Verdict if (found := dossier.having(verdict)))
-    rows = ((v.name, v.verdict, v.summary) for v in dossier.verifications)
+    groups = sorted(_grouped(dossier.verifications), key=lambda group: group[1][0].verdict is Verdict.PASSED)
+    rows = [(name, found[0].verdict, _together(found)) for name, found in groups]
     return "\n\n".join(
         [
             f"## Release {dossier.release.label}, to replace {replaces}",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks import contracts, preflight
+from tasks import preflight
+from tasks.contracts.promises import CONTRACTS
 from tasks.patches.series import read_series
 from tasks.platforms.local.compile import definitions
+from tasks.preflight.uses import words_of
 from tasks.settings import Settings
 
 
@@ -80,23 +80,13 @@ def _name(name: str) -> re.Pattern[str]:
 
 
 def promised() -> dict[str, set[str]]:
-    """Route, or name of a field of a request, -> the modules of the contracts that ask for it, read from their code."""
+    """Route, or name of a field of a request, -> the subjects of contracts that ask for it, read from their code."""
     found: dict[str, set[str]] = {}
-    for subject in contracts.SUBJECTS:
-        for node in ast.walk(ast.parse(inspect.getsource(subject))):
-            for name in _asked(node):
-                found.setdefault(name, set()).add(subject.__name__.rpartition(".")[2])
+    for name, contract in CONTRACTS.items():
+        words = words_of(contract.check)
+        for asked in words.routes | {word for word in words.sent if word.isidentifier()}:
+            found.setdefault(asked, set()).add(name.split(".")[1])
     return found
-
-
-def _asked(node: ast.AST) -> Iterable[str]:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"(/\w+)+", node.value):
-        yield node.value
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("chat", "stream"):
-        yield from (keyword.arg for keyword in node.keywords if keyword.arg)
-    elif isinstance(node, ast.Dict):
-        keys = (key.value for key in node.keys if isinstance(key, ast.Constant))
-        yield from (key for key in keys if isinstance(key, str) and key.isidentifier())
 
 
 def architecture_of(model: Path | None) -> str:
