@@ -34,6 +34,7 @@ NONCE_WORDS = 24
 of which KV cells are lost."""
 TAIL_WORDS = 8
 REQUEST_S = 300.0
+"""How long one answer may take."""
 RETRY_S = 0.5
 MEDIA_MARKER = "<__media__>"
 """Where the image stands in a prompt; newer builds have a marker of their own, in /props."""
@@ -151,13 +152,13 @@ def record(base_url: str, api_key: str | None, *, vision: bool) -> Golden:
         return Golden(_plant(http), tail, first, second)
 
 
-def ask_again(base_url: str, api_key: str | None, golden: Golden, *, patience_s: float = 0.0) -> Seen:
-    """Ask a server what a golden record knows. Raises NoAnswer.
+def ask_again(base_url: str, api_key: str | None, golden: Golden, *, patience_s: float = REQUEST_S) -> Seen:
+    """Ask a server what a golden record knows. Raises NoAnswer, also when an answer takes longer than `patience_s`.
 
-    Ask once a boot, and before anything else: to ask for the nonce is to plant it. A 503 or a refused connection
-    (a server that is still coming up) is retried for `patience_s` seconds; a request that broke off never is.
+    Ask once a boot, and before anything else: to ask for the nonce is to plant it. So a request that broke off is
+    never sent again; only a 503 or a refused connection (the server is still coming up) is retried.
     """
-    with _asking(base_url, api_key) as http:
+    with _asking(base_url, api_key, patience_s) as http:
         nonce = _ask(http, golden.nonce, golden.tail, patience_s)
         warm = _ask(http, _plant(http), golden.tail)
         control = _ask(http, _random_tokens(http, NONCE_WORDS), golden.tail)
@@ -238,11 +239,11 @@ def _ask(http: httpx.Client, nonce: tuple[int, ...], tail: tuple[int, ...], pati
 
 
 @contextmanager
-def _asking(base_url: str, api_key: str | None) -> Iterator[httpx.Client]:
+def _asking(base_url: str, api_key: str | None, timeout_s: float = REQUEST_S) -> Iterator[httpx.Client]:
     with httpx.Client(
         base_url=base_url,
         headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-        timeout=httpx.Timeout(REQUEST_S, connect=10.0),
+        timeout=httpx.Timeout(timeout_s, connect=10.0),
         # no connection may be open when the process is dumped
         limits=httpx.Limits(max_keepalive_connections=0),
         trust_env=False,
