@@ -115,5 +115,5 @@ def _s(seconds: float | None) -> str:
 
 def drawn(store: Store) -> str:
     """The plot of the latest releases that have a series, oldest upstream build first."""
-    known = [(release.label, store.latencies(release.id)) for release in reversed(store.releases())]
-    return svg([(label, series) for label, series in known if series][-PLOTTED:])
+    known = [(release, store.latencies(release.id)) for release in reversed(store.releases())]
+    return svg([(release, series) for release, series in known if series][-PLOTTED:])

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 from statistics import median
 
-from tasks.release import Latency
+from tasks.release import BootKind, Latency, Release
 
 WIDTH, HEIGHT = 760, 320
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 44, 56
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 44, 64
 INK, GRID = "#333", "#ddd"
 SERIES: tuple[tuple[str, str, Callable[[Latency], float]], ...] = (
     ("first request after idle", "#c2410c", lambda each: each.after_idle_s),
@@ -18,8 +18,8 @@ SERIES: tuple[tuple[str, str, Callable[[Latency], float]], ...] = (
 )
 
 
-def svg(releases: Sequence[tuple[str, Sequence[Latency]]]) -> str:
-    """Seconds to the first token (logarithmic) of each cycle of (label, its cycles), a bar at the median.
+def svg(releases: Sequence[tuple[Release, Sequence[Latency]]]) -> str:
+    """Seconds to the first token (logarithmic) of each release's cycles, in this order, and a bar at the median.
 
     It has a light ground of its own, so it reads the same on a light and on a dark page.
     """
@@ -32,23 +32,20 @@ def svg(releases: Sequence[tuple[str, Sequence[Latency]]]) -> str:
 
     column = (WIDTH - LEFT - RIGHT) / max(1, len(releases))
     parts = [*_frame(low, high, y)]
-    for number, (label, cycles) in enumerate(releases):
+    for number, (release, cycles) in enumerate(releases):
         middle = LEFT + column * (number + 0.5)
-        parts.append(_text(middle, HEIGHT - BOTTOM + 18, label, "middle"))
-        for place, (name, colour, pick) in enumerate(SERIES):
-            centre = middle + (place - 0.5) * min(column / 3, 40)
-            seen = [pick(each) for each in cycles]
-            parts += [
-                f'<circle cx="{centre + (n % 5 - 2) * 2.5:.1f}" cy="{y(s):.1f}" r="3.5" fill="{colour}" '
-                f'fill-opacity="0.6"><title>{escape(label)} {name}: {s:.3f} s</title></circle>'
-                for n, s in enumerate(seen)
-            ]
-            if seen:
-                at = y(median(seen))
-                parts.append(_line(centre - 12, at, centre + 12, at, colour, 2))
+        parts.append(_text(middle, HEIGHT - BOTTOM + 18, release.upstream.tag, "middle"))
+        parts.append(_text(middle, HEIGHT - BOTTOM + 32, release.id[:7], "middle"))
+        for name, colour, pick in SERIES:
+            for n, each in enumerate(cycles):
+                told = f"{release.label} {each.kind}, {name}: {pick(each):.3f} s"
+                hollow = name == SERIES[0][0] and each.kind is not BootKind.RESTORED
+                parts.append(_dot(middle + (n % 5 - 2) * 4, y(pick(each)), colour, hollow, told))
+            at = y(median(map(pick, cycles)))
+            parts.append(_line(middle - 16, at, middle + 16, at, colour, 2))
     for place, (name, colour, _) in enumerate(SERIES):
-        parts.append(f'<circle cx="{LEFT + 190 * place + 6}" cy="18" r="4" fill="{colour}"/>')
-        parts.append(_text(LEFT + 190 * place + 16, 22, name))
+        parts += [_dot(LEFT + 180 * place + 6, 18, colour), _text(LEFT + 180 * place + 16, 22, name)]
+    parts += [_dot(LEFT + 256, 18, SERIES[0][1], True), _text(LEFT + 266, 22, "not from a snapshot")]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" rx="6" fill="#fff"/>'
@@ -70,7 +67,13 @@ def _frame(low: int, high: int, y: Callable[[float], float]) -> list[str]:
     for power in range(low, high + 1):
         at = y(10.0**power)
         parts += [_line(LEFT, at, WIDTH - RIGHT, at, GRID, 1), _text(LEFT - 8, at + 4, f"{10.0**power:g}", "end")]
-    return [*parts, _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "release, oldest upstream build first", "middle")]
+    return [*parts, _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, "release, oldest upstream build first", "middle")]
+
+
+def _dot(x: float, y: float, colour: str, hollow: bool = False, told: str = "") -> str:
+    fill = "#fff" if hollow else colour
+    title = f"<title>{escape(told)}</title>" if told else ""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{fill}" stroke="{colour}" opacity="0.75">{title}</circle>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: int) -> str:
