@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+from functools import cache
 from pathlib import Path
 
 NEW_KERNEL, NEEDED_THERE = (6, 16), (4, 2)
@@ -40,6 +41,18 @@ def version(criu: str) -> str:
         raise CriuFailed("CRIU needs root")
     if shutil.which("unshare") is None or shutil.which("setpriv") is None:
         raise CriuFailed("CRIU needs unshare and setpriv of util-linux")
+    path = shutil.which(criu)
+    if path is None:
+        raise CriuFailed(f"there is no CRIU ({criu}): .ci/install-criu puts one into the cache")
+    found, kernel = _says(path, os.stat(path).st_mtime_ns), os.uname().release
+    if _numbers(kernel) >= NEW_KERNEL and _numbers(found) < NEEDED_THERE:
+        raise CriuFailed(f"CRIU {found} doesn't work on Linux {kernel}: 4.2 or newer does (.ci/install-criu)")
+    return found
+
+
+@cache
+def _says(criu: str, mtime_ns: int) -> str:
+    """The version that an executable says it is; asked once while it is the same file."""
     try:
         said = subprocess.run([criu, "--version"], capture_output=True, text=True, timeout=VERSION_LIMIT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -47,9 +60,6 @@ def version(criu: str) -> str:
     found = re.search(r"Version: (\S+)", said.stdout)
     if found is None:
         raise CriuFailed(f"{criu} doesn't say its version: {(said.stdout + said.stderr).strip()[:200]}")
-    kernel = os.uname().release
-    if _numbers(kernel) >= NEW_KERNEL and _numbers(found[1]) < NEEDED_THERE:
-        raise CriuFailed(f"CRIU {found[1]} doesn't work on Linux {kernel}: 4.2 or newer does (.ci/install-criu)")
     return found[1]
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from modal_app.warmup import Golden, NoAnswer, warm_up
 from tasks import criu, cuda_checkpoint
 from tasks.criu import CriuFailed
+from tasks.criu_images import leave_out_zeros
 from tasks.cuda_checkpoint import CudaFailed
 from tasks.endpoint import Client
 from tasks.platforms.local import server as servers
@@ -38,7 +39,7 @@ CUDA_LIMIT_S = 300.0
 CLOSE_LIMIT_S = 5.0
 """How long the last connection of the warm-up may take to be gone."""
 
-_REASONS = (NoSnapshot, NoAnswer, CriuFailed, CudaFailed, OSError)
+_REASONS = (NoSnapshot, NoAnswer, CriuFailed, CudaFailed, OSError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ class Boot:
         if self.gpu:
             cuda_checkpoint.suspend(server.pid, timeout_s=CUDA_LIMIT_S)
         criu.dump(self.wanted.criu, server.pid, images, timeout_s=DUMP_LIMIT_S)
+        leave_out_zeros(images)
         if self.gpu:
             cuda_checkpoint.resume(server.pid, timeout_s=CUDA_LIMIT_S)
 

@@ -17,6 +17,7 @@ import logging
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 Depth = Literal["memory", "disk"]
 FORMAT = "1"
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 4 << 20
 
 
 class NoSnapshot(Exception):
@@ -205,20 +206,21 @@ def sweep(folder: Path, keep: Set[str], *, half_taken: bool = False) -> None:
 
 
 def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Path in the folder -> sha256 over the sha256 of each 32 MiB, so that all cores share one large file.
+    """Path in the folder -> size and CRC-32 of each 4 MiB, taken on all cores. Raises OSError.
 
-    Raises OSError.
+    This finds damage, not forgery: whoever can write here can write the manifest, too. And it is read before every
+    restore, three times as fast as sha256.
     """
     sizes = {path: path.stat().st_size for path in paths}
-    chunks = [(path, at) for path, size in sizes.items() for at in range(0, max(size, 1), CHUNK_BYTES)]
-    sums = {path: hashlib.sha256() for path in sizes}
+    chunks = [(path, at) for path, size in sizes.items() for at in range(0, size, CHUNK_BYTES)]
+    found = {path: [str(size)] for path, size in sizes.items()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (path, _), digest in zip(chunks, pool.map(lambda chunk: _digest(*chunk), chunks), strict=True):
-            sums[path].update(digest)
-    return {str(path.relative_to(folder)): sum.hexdigest() for path, sum in sums.items()}
+        for (path, _), sum in zip(chunks, pool.map(lambda chunk: _checksum(*chunk), chunks), strict=True):
+            found[path].append(sum)
+    return {str(path.relative_to(folder)): " ".join(sums) for path, sums in found.items()}
 
 
-def _digest(path: Path, at: int) -> bytes:
+def _checksum(path: Path, at: int) -> str:
     with open(path, "rb", buffering=0) as file:
         file.seek(at)
-        return hashlib.sha256(file.read(CHUNK_BYTES)).digest()
+        return f"{zlib.crc32(file.read(CHUNK_BYTES)):08x}"
