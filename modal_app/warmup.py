@@ -170,7 +170,7 @@ def _use_every_path(http: httpx.Client, vision: bool) -> None:
     slots, context = props["total_slots"], props["default_generation_settings"]["n_ctx"]
 
     def chat(text: str | list[dict[str, Any]], **more: Any) -> None:
-        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 24, "cache_prompt": False, **more}
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 8, "cache_prompt": False, **more}
         if body.get("stream"):
             list(_events(http, "/v1/chat/completions", body))
         else:
@@ -181,7 +181,7 @@ def _use_every_path(http: httpx.Client, vision: bool) -> None:
     chat("Weather in Paris?", tools=[_TOOL])
     chat("What is 17 times 4?", chat_template_kwargs={"enable_thinking": True})
     # more than a whole physical batch of 512 tokens, where the context has the room
-    words = _random_text(min(context // 8, 160))
+    words = _random_text(min(context // 8, 128))
     _post(http, "/completion", {"prompt": words, "n_predict": 1, "id_slot": SLOT, "cache_prompt": False})
     with ThreadPoolExecutor(slots) as pool:  # a batch of all slots
         list(pool.map(chat, ["Count to ten."] * slots))

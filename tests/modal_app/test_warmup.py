@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import pytest
 
 from modal_app import warmup
@@ -18,8 +19,11 @@ from tasks.release import Build, Endpoint, Release
 from tasks.settings import Settings
 from tests.conftest import build_of
 from tests.contracts.breaking_proxy import Ask, Breakage, Reply, broken
+from tests.modal_app import projector
 
 real = pytest.mark.real
+SMOLLM2_WIDTH = 576
+"""Embedding length."""
 Servers = Callable[[str, int], Release]
 
 
@@ -74,15 +78,48 @@ def test_only_the_server_that_was_warmed_up_has_the_nonce(
 
 
 @real
-def test_a_real_model_shows_it_too(platform: LocalPlatform, servers: Servers, smollm2: Path) -> None:
-    release = servers("b11434", 2).model_copy(update={"files": {"model": platform.store.put_file(smollm2)}})
+@pytest.mark.parametrize("tag", ["b8672", "b11434"])
+def test_every_path_of_a_server_that_sees_is_used(
+    platform: LocalPlatform, servers: Servers, tag: str, tmp_path: Path
+) -> None:
+    used: list[tuple[str, bool]] = []
+
+    class Listening(Breakage):
+        def ask(self, ask: Ask, right_key: str) -> Ask:
+            used.extend((word, word in ask.body.decode()) for word in ("stream", "tools", "thinking", "image_url"))
+            return ask
+
+    release = servers(tag, 1)
+    width = gguf.GGUFReader(platform.store.file(release.files["model"])).get_field("gemma4.embedding_length")
+    assert width is not None
+    release = seeing(platform, release, projector.build(tmp_path / "p.gguf", width.contents()))
+    with platform.trial(release) as server, broken(server, Listening()) as endpoint:
+        golden = warm_up(endpoint.base_url, endpoint.api_key, vision=True)
+    assert {word for word, there in used if there} == {"stream", "tools", "thinking", "image_url"}
+    assert [answer.image for answer in golden.first] == [False, False, False, False, True]
+
+
+def seeing(platform: LocalPlatform, release: Release, mmproj: Path) -> Release:
+    files = release.files | {"mmproj": platform.store.put_file(mmproj)}
+    return release.model_copy(update={"argv": (*release.argv, "--mmproj", "{mmproj}"), "files": files})
+
+
+@real
+def test_one_wrong_weight_of_the_projector_shows_in_what_a_real_model_says_of_an_image(
+    platform: LocalPlatform, servers: Servers, smollm2: Path, tmp_path: Path
+) -> None:
+    blind = servers("b11434", 2).model_copy(update={"files": {"model": platform.store.put_file(smollm2)}})
+    release = seeing(platform, blind, projector.build(tmp_path / "p.gguf", SMOLLM2_WIDTH))
     with platform.trial(release) as endpoint:
-        golden = record(endpoint.base_url, endpoint.api_key, vision=False)
+        golden = record(endpoint.base_url, endpoint.api_key, vision=True)
         again = asked(endpoint, golden)
     assert (again.nonce.found, again.warm.found, again.control.found) == (True, True, False)
-    assert again.answers == golden.first
-    assert min(len(answer.tokens) for answer in golden.first) == warmup.ANSWER_TOKENS
-    assert all(-30 < p < 0 for a in golden.first for t in a.tokens for _, p in t.top[:1])
+    assert again.answers == golden.first == golden.second
+    assert all(p < 0 for answer in golden.first for token in answer.tokens for _, p in token.top)
+    wrong = seeing(platform, blind, projector.build(tmp_path / "wrong.gguf", SMOLLM2_WIDTH, one_weight_off=True))
+    with platform.trial(wrong) as endpoint:
+        seen = asked(endpoint, golden)
+    assert [a == b for a, b in zip(seen.answers, golden.first, strict=True)] == [True, True, True, True, False]
 
 
 @pytest.fixture(scope="module")
