@@ -19,7 +19,7 @@ NEW_KERNEL, NEEDED_THERE = (6, 16), (4, 2)
 """Linux 6.16 no longer answers what older versions of CRIU ask of its sockets."""
 VERSION_LIMIT_S = 10.0
 
-_ERROR = re.compile(r"^\([\d.]+\)\s*(?:\d+: )?Error \([^)]*\): (.*)$", re.MULTILINE)
+_ERROR = re.compile(r"^(?:\([\d.]+\)\s*)?(?:(?:pie: )?\d+: )?Error \([^)]*\): (.*)$", re.MULTILINE)
 _HARMLESS = re.compile(r"RLIMIT_NOFILE")
 
 
@@ -90,7 +90,7 @@ def restore_argv(criu: str, images: Path, log: Path, output_was: Path) -> list[s
     return [
         "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", criu, "restore", "--images-dir", str(images),
         "--tcp-close", "--manage-cgroups=ignore", "--inherit-fd", f"fd[1]:{str(output_was).lstrip('/')}",
-        "--log-file", str(log), "-v2",
+        "--work-dir", str(log.parent), "--log-file", log.name, "-v2",
     ]  # fmt: skip
 
 

@@ -22,7 +22,6 @@ from tasks import criu, cuda_checkpoint
 from tasks.criu import CriuFailed
 from tasks.criu_images import leave_out_zeros
 from tasks.cuda_checkpoint import CudaFailed
-from tasks.endpoint import Client
 from tasks.platforms.local import server as servers
 from tasks.platforms.local import snapshot
 from tasks.platforms.local.control import run_folder
@@ -182,7 +181,7 @@ class Boot:
             raise NoSnapshot(ability.why)
         manifest = snapshot.usable(self.folder, self.release, self._machine())
         output = servers.new_log(self._logs, self.release)
-        said = output.with_suffix(".criu")
+        said = output.with_suffix(".criu.log")
         server = servers.restore(
             criu.restore_argv(self.wanted.criu, self.folder / "images", said, manifest.output),
             self.release,
@@ -224,7 +223,6 @@ def resume(booted: Booted) -> Booted:
     began, server = time.monotonic(), booted.server
     os.kill(server.pid, signal.SIGCONT)
     cuda_checkpoint.resume(server.pid, timeout_s=CUDA_LIMIT_S)
-    with Client(Endpoint(base_url=server.endpoint.base_url)) as client:
-        if client.health() != 200:
-            raise NoSnapshot("the resumed server does not answer /health")
+    if not servers.answers(server.endpoint):
+        raise NoSnapshot("the resumed server does not answer /health")
     return replace(booted, kind=BootKind.RESTORED, reason="memory", health_s=time.monotonic() - began)
