@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
@@ -10,10 +11,23 @@ import pytest
 
 from modal_app.warmup import SLOT, Golden, record
 from tasks.platforms.local import LocalPlatform
-from tasks.release import BootKind, Endpoint, Release, ToolingError, Verdict, Verification
+from tasks.platforms.local.snapshot import snapshots_folder
+from tasks.release import (
+    BootKind,
+    BootRecord,
+    Build,
+    Endpoint,
+    Release,
+    StageName,
+    ToolingError,
+    Verdict,
+    Verification,
+)
 from tasks.restore import NAME, basis, probe
-from tasks.settings import RestoreSettings
+from tasks.settings import RestoreSettings, Settings
 from tasks.store import Store
+from tests.platforms.conftest import platform_at, stand_of
+from tests.platforms.stand import Stand
 from tests.restore.conftest import Played
 
 pytestmark = pytest.mark.real
@@ -126,3 +140,54 @@ def test_a_server_without_a_word_can_not_be_compared(store: Store, scripted: Rel
     gone = Endpoint(base_url="http://127.0.0.1:1")
     with pytest.raises(ToolingError, match="gives no answers to compare with"):
         probed(Played(store, gone, gone, (COLD,)), scripted)
+
+
+# -- real snapshots -----------------------------------------------------------------------------------
+
+
+class Lying(LocalPlatform):
+    """Says of every boot that it was a restore."""
+
+    def boots(self, stage: StageName) -> list[BootRecord]:
+        return [boot.model_copy(update={"kind": RESTORED}) for boot in super().boots(stage)]
+
+
+@pytest.fixture(scope="module")
+def snapshots(
+    base: Settings, build: Build, tmp_path_factory: pytest.TempPathFactory, scripted: Release, local: LocalPlatform
+) -> Iterator[Stand]:
+    platform = platform_at(tmp_path_factory.mktemp("store"), idle_s=600, snapshots="auto")
+    if (ability := platform.snapshots()).kind == "cold":
+        pytest.skip(f"no snapshots here: {ability.why}")
+    with stand_of(platform, base, build, local.store.file(scripted.files["model"])) as made:
+        made.serve(made.first)
+        yield made
+
+
+def damage(stand: Stand) -> None:
+    """Cut off the largest file of the one snapshot."""
+    images = snapshots_folder(stand.platform.store.root, "staging").glob("[!.]*/images/*")
+    largest = max(images, key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+
+
+def test_snapshots_that_restore_pass(snapshots: Stand) -> None:
+    settings = RestoreSettings(cycles=2, required=0.3, wait_s=0)
+    found = probed(snapshots.platform, snapshots.first, settings)
+    assert (found.verdict, found.summary[:42]) == (Verdict.PASSED, "2 of 2 restored (Wilson 0.34-1.00, require")
+    assert [latency.kind for latency in snapshots.platform.store.latencies(snapshots.first.id)] == [RESTORED] * 2
+
+
+def test_a_damaged_snapshot_falls_back_and_names_itself(snapshots: Stand) -> None:
+    damage(snapshots)
+    found = probed(snapshots.platform, snapshots.first, ONE)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.summary.startswith("0 of 1 restored (Wilson 0.00-0.79, required 0.20); cycle 1 fell_back (")
+
+
+def test_a_fall_back_that_is_recorded_as_a_restore_is_found_out(snapshots: Stand) -> None:
+    damage(snapshots)
+    found = probed(Lying(snapshots.platform.settings), snapshots.first, ONE)
+    assert (found.verdict, found.summary[:52]) == (
+        Verdict.FAILED, "cycle 1: recorded as restored, but the nonce is gone"
+    )  # fmt: skip
