@@ -19,7 +19,7 @@ NEW_KERNEL, NEEDED_THERE = (6, 16), (4, 2)
 """Linux 6.16 no longer answers what older versions of CRIU ask of its sockets."""
 VERSION_LIMIT_S = 10.0
 
-_ERROR = re.compile(r"^(?:\([\d.]+\)\s*)?(?:(?:pie: )?\d+: )?Error \([^)]*\): (.*)$", re.MULTILINE)
+_ERROR = re.compile(r"^(?:\([\d.]+\))?\s*(?:pie: )?(?:\d+: )?Error \([^)]*\): (.*)$", re.MULTILINE)
 _HARMLESS = re.compile(r"RLIMIT_NOFILE")
 
 

@@ -1,8 +1,9 @@
-"""CRIU's image files: pages that hold nothing but zeros are left out of a dump. Standard library only.
+"""CRIU's image files: made smaller, and checked. Standard library only.
 
-Most of a fresh KV cache is zeros that llama-server wrote, so CRIU keeps them, reads them back and touches their pages.
-A private anonymous page that is in no image comes back as zeros anyway; so the files get smaller, and a restore
-faster, by what no one has used yet. Pages that shadow a file must stay: left out, the file's would show.
+Pages that hold nothing but zeros are left out of a dump. Most of a fresh KV cache is zeros that llama-server wrote,
+so CRIU keeps them, reads them back and touches their pages. A private anonymous page that is in no image comes back
+as zeros anyway; so the files get smaller, and a restore faster, by what no one has used yet. Pages that shadow a file
+must stay: left out, the file's would show.
 
 The format is CRIU's own (images/*.proto in its source): two magic numbers, then protobuf messages, each behind its
 length in 32 bits. `pagemap-<pid>.img` says at which address each run of pages in `pages-<id>.img` belongs.
@@ -10,14 +11,18 @@ length in 32 bits. `pagemap-<pid>.img` says at which address each run of pages i
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PAGE = 4096
 BLOCK = 16 * PAGE
 """Left out as a whole or not at all, so that the pages do not fall into too many runs."""
 STEP = 256 * PAGE
+CHUNK_BYTES = 4 << 20
 
 _VMAS, _START, _END, _STATUS = 14, 1, 2, 7  # of mm_entry, vma_entry
 _PAGES_ID, _ADDRESS, _IN_PARENT, _FLAGS, _PAGES = 1, 1, 3, 4, 5  # of pagemap_head, pagemap_entry
@@ -80,6 +85,27 @@ def _comes_back(data: bytes, at: int, address: int, anonymous: list[range]) -> b
     size = min(BLOCK, len(data) - at)
     first, last = address + at, address + at + size - 1
     return data.startswith(_ZEROS[:size], at) and any(first in area and last in area for area in anonymous)
+
+
+def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """Path in the folder -> size and CRC-32 of each 4 MiB, taken on all cores. Raises OSError.
+
+    This finds damage, not forgery: whoever can write here can write the manifest, too. And it is read before every
+    restore, three times as fast as sha256.
+    """
+    sizes = {path: path.stat().st_size for path in paths}
+    chunks = [(path, at) for path, size in sizes.items() for at in range(0, size, CHUNK_BYTES)]
+    found = {path: [str(size)] for path, size in sizes.items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (path, _), sum in zip(chunks, pool.map(lambda chunk: _checksum(*chunk), chunks), strict=True):
+            found[path].append(sum)
+    return {str(path.relative_to(folder)): " ".join(sums) for path, sums in found.items()}
+
+
+def _checksum(path: Path, at: int) -> str:
+    with open(path, "rb", buffering=0) as file:
+        file.seek(at)
+        return f"{zlib.crc32(file.read(CHUNK_BYTES)):08x}"
 
 
 # -- protobuf -----------------------------------------------------------------------------------------

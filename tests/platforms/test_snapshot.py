@@ -288,6 +288,8 @@ def test_a_server_killed_in_its_warm_up_is_replaced_by_a_cold_one(frozen: Frozen
         (fell_back,) = frozen.asked()
         killing.result()
     assert fell_back.kind is BootKind.FELL_BACK and "the server: killed by SIGKILL" in fell_back.reason
+    frozen.idle()
+    frozen.stand.say()
 
 
 def test_a_restored_server_that_hangs_later_is_noticed_and_its_client_answered(frozen: Frozen) -> None:
