@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ NEW_KERNEL, NEEDED_THERE = (6, 16), (4, 2)
 """Linux 6.16 no longer answers what older versions of CRIU ask of its sockets."""
 VERSION_LIMIT_S = 10.0
 
+_MEMORY = Path("/dev/shm/llama-release-criu")
 _ERROR = re.compile(r"^(?:\([\d.]+\))?\s*(?:pie: )?(?:\d+: )?Error \([^)]*\): (.*)$", re.MULTILINE)
 _HARMLESS = re.compile(r"RLIMIT_NOFILE")
 
@@ -88,10 +90,27 @@ def restore_argv(criu: str, images: Path, log: Path, output_was: Path) -> list[s
     CRIU writes to `log`. The restored process writes to the starter's stdout where it wrote to the file `output_was`.
     """
     return [
-        "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", criu, "restore", "--images-dir", str(images),
+        "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *_with_a_memory(),
+        criu, "restore", "--images-dir", str(images),
         "--tcp-close", "--manage-cgroups=ignore", "--inherit-fd", f"fd[1]:{str(output_was).lstrip('/')}",
         "--work-dir", str(log.parent), "--log-file", log.name, "-v2",
     ]  # fmt: skip
+
+
+def _with_a_memory() -> list[str]:
+    """What gives CRIU a tmpfs as /run where it has none (in a container), for its own mount namespace only.
+
+    There it keeps what the kernel can do. It would find that out anew each time, with network namespaces among other
+    things, which takes as long as a small restore.
+    """
+    mounted = {tuple(line.split()[1:3]) for line in Path("/proc/mounts").read_text().splitlines()}
+    if ("/run", "tmpfs") in mounted or (str(_MEMORY.parent), "tmpfs") not in mounted:
+        return []
+    _MEMORY.mkdir(mode=0o700, exist_ok=True)
+    found = _MEMORY.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        return []
+    return ["sh", "-c", 'mount --bind "$0" /run && exec "$@"', str(_MEMORY)]
 
 
 def complaint(log: Path, ending: str) -> str:

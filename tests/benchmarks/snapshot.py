@@ -61,18 +61,17 @@ class Running:
         return pid
 
     def first_token_s(self) -> float:
-        """Seconds from the start of the process to the end of a chat request's first token."""
+        """Seconds from the start of the process to the first token of a completion."""
         while self.ask("GET", "/health") != 200:
             if self.process.poll() is not None:
                 raise SystemExit(f"it ended with {self.process.returncode}: see its log")
             time.sleep(0.002)
-        if self.chat("How are you?") != 200:
+        if self.complete("Hello") != 200:
             raise SystemExit("no answer")
         return time.monotonic() - self.began
 
-    def chat(self, text: str) -> int:
-        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 1}
-        return self.ask("POST", "/v1/chat/completions", json.dumps(body)) or 0
+    def complete(self, prompt: str) -> int | None:
+        return self.ask("POST", "/completion", json.dumps({"prompt": prompt, "n_predict": 1}))
 
     def ask(self, method: str, path: str, body: str | None = None) -> int | None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)
@@ -157,7 +156,7 @@ def disk(name: str, bench: Bench, rounds: int, *, copies: bool) -> Iterator[str]
     """Lines of one configuration: dumped once, then cold boots and restores in turn."""
     running = bench.cold()
     running.first_token_s()
-    running.chat("Who are you?")
+    running.complete("Who are you?")
     bench.images.mkdir()
     emptied = cuda_checkpoint.suspend(running.pid, timeout_s=LIMIT_S) if bench.gpu else 0.0
     began = time.monotonic()
@@ -222,7 +221,7 @@ def memory(bench: Bench, rounds: int) -> Iterator[str]:
         running.began = began
         back.append(running.first_token_s())
     running.end()
-    yield f"depth memory: cold {cold:.2f} s, back {median(back):.2f} s to the first token, ratio {median(back) / cold:.2f}"
+    yield f"depth memory: cold {cold:.2f} s, back {median(back):.2f} s, ratio {median(back) / cold:.2f}"
     yield str(Timed("emptying the GPU", median(emptied), size))
     yield str(Timed("filling it again", median(filled), size))
     for what, seconds, moved in plain_gpu_copies(min(size, 8 << 30)):
@@ -286,7 +285,7 @@ def main() -> Iterator[str]:
         return
     release = store.releases()[0]
     yield f"{release.files['model'].name} on {release.upstream.tag}, {ability}; {ROUNDS} boots each, in turn, to the "
-    yield "first token of a chat request: median (fastest-slowest). A restore includes reading every byte once before."
+    yield "first token of a short completion: median (fastest-slowest). A restore begins with reading every byte once."
     yield HEAD
     for name, shape in SHAPES.items():
         argv = ("--model", str(store.file(release.files["model"])), *ARGV, *shape)
