@@ -1,10 +1,10 @@
 """What is done to a fresh llama-server before its snapshot, and asked of it after: is it that one, and as it was?
 
-A boot can call itself restored. Two things only the process that was warmed up can show:
+A boot can call itself restored, and a server that was restored can answer something else. Two records tell:
 
     a nonce       random text whose KV cells are in a slot. A server that has it takes the same text from its cache
                   (`timings.cache_n`, in b8672 as in b11434); one that booted cold has never seen it.
-    its answers   golden answers with their log-probabilities, asked twice so that their own noise is known.
+    answers       golden answers with their log-probabilities, asked twice so that their own noise is known.
 
 All of this uses one slot, by `id_slot`. Whatever is asked there replaces what the slot holds, so the order is the
 proof: the nonce is the last thing planted before the snapshot, and the first thing asked after it.
@@ -144,11 +144,12 @@ def record(base_url: str, api_key: str | None, *, vision: bool) -> Golden:
     """
     with _asking(base_url, api_key) as http:
         prompts = [(text, False) for text in TEXTS] + ([(IMAGE_TEXT, True)] if vision else [])
-        first, second = (tuple(_answer(http, *prompt) for prompt in prompts) for _ in range(2))
+        first = tuple(_answer(http, *prompt) for prompt in prompts)
         tail = _random_tokens(http, TAIL_WORDS)
         rehearsal = _ask(http, _plant(http), tail)
         if not rehearsal.found:
             raise NoAnswer(f"of a nonce it was just asked, the server did not keep enough: {rehearsal}")
+        second = tuple(_answer(http, *prompt) for prompt in prompts)  # behind a nonce, as they will be asked again
         return Golden(_plant(http), tail, first, second)
 
 

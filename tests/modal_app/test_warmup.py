@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -129,16 +128,11 @@ def running(platform: LocalPlatform, servers: Servers) -> Iterator[Endpoint]:
 
 
 @real
-def test_a_server_that_keeps_nothing_gives_no_golden_record(running: Endpoint) -> None:
-    class Forgetful(Breakage):
-        def line(self, ask: Ask, line: bytes) -> bytes:
-            if line.startswith(b"data:") and b'"cache_n"' in line:
-                said = json.loads(line[5:])
-                said["timings"]["cache_n"] = 0
-                return b"data: " + json.dumps(said).encode() + b"\n"
-            return line
-
-    with broken(running, Forgetful()) as endpoint, pytest.raises(NoAnswer, match="did not keep enough"):
+def test_a_server_that_keeps_nothing_gives_no_golden_record(platform: LocalPlatform, servers: Servers) -> None:
+    """Without checkpoints b11434 computes a prompt anew when the model has a sliding window."""
+    release = servers("b11434", 1)
+    forgetful = release.model_copy(update={"argv": (*release.argv, "--ctx-checkpoints", "0")})
+    with platform.trial(forgetful) as endpoint, pytest.raises(NoAnswer, match="did not keep enough"):
         record(endpoint.base_url, endpoint.api_key, vision=False)
 
 
