@@ -253,6 +253,8 @@ def _asking(base_url: str, api_key: str | None, timeout_s: float = REQUEST_S) ->
             yield http
         except httpx.HTTPError as error:
             raise NoAnswer(f"{base_url}: {type(error).__name__}: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise NoAnswer(f"{base_url} answers in another form: {error!r}") from error
 
 
 def _get(http: httpx.Client, path: str) -> Any:

@@ -148,6 +148,16 @@ def test_a_path_that_does_not_answer_is_named(running: Endpoint, path: str) -> N
 
 
 @real
+def test_an_answer_in_a_form_of_a_later_build_is_no_answer(running: Endpoint) -> None:
+    class Later(Breakage):
+        def reply(self, ask: Ask, reply: Reply) -> Reply:
+            return replace(reply, body=reply.body.replace(b'"completion_probabilities"', b'"probabilities"'))
+
+    with broken(running, Later()) as endpoint, pytest.raises(NoAnswer, match="another form.*completion_prob"):
+        record(endpoint.base_url, endpoint.api_key, vision=False)
+
+
+@real
 def test_a_server_that_still_comes_up_is_asked_again(running: Endpoint) -> None:
     class Starting(Breakage):
         refusals = 2
