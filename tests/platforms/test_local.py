@@ -109,7 +109,7 @@ def test_a_taken_port_is_named_with_its_holder(stand: Stand, tmp_path: Path) -> 
 
 
 def test_a_missing_build_is_our_fault_not_the_releases(tmp_path: Path, release_of_nothing: Release) -> None:
-    with pytest.raises(ToolingError, match="not in the store"):
+    with pytest.raises(ToolingError, match="not whole in the store"):
         server.command(platform_at(tmp_path).store, release_of_nothing)
 
 

@@ -97,9 +97,8 @@ class Boot:
         except BaseException:
             server.stop()
             raise
-        return Booted(
-            server, BootKind.FELL_BACK if refused else BootKind.CREATED, refused or str(ability), health_s, taken
-        )
+        kind = BootKind.FELL_BACK if refused else BootKind.CREATED
+        return Booted(server, kind, refused or str(ability), health_s, taken, stays=ability.kind == "memory")
 
     @property
     def folder(self) -> Path:
@@ -221,6 +220,8 @@ def suspend(server: Server) -> None:
 def resume(booted: Booted) -> Booted:
     """It runs and answers again. Raises CudaFailed, NoSnapshot or OSError: it must be ended then."""
     began, server = time.monotonic(), booted.server
+    if not server.alive:
+        raise NoSnapshot(f"the suspended server is gone: {server.ending}")
     os.kill(server.pid, signal.SIGCONT)
     cuda_checkpoint.resume(server.pid, timeout_s=CUDA_LIMIT_S)
     if not servers.answers(server.endpoint):
