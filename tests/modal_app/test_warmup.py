@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +41,9 @@ def servers(
     """Releases of an upstream tag with so many slots, whose model is a script (with a sliding window)."""
     folder = tmp_path_factory.mktemp("warmup")
     (folder / "series").touch()
-    model = platform.store.put_file(build_model(Script(("model\nThe answer is forty-two.<turn|>",)), folder / "m.gguf"))
+    # the letters that a nonce ends with have a word to say, too
+    script = Script(("model\nThe answer is forty-two.<turn|>", *(f"{letter}\n" for letter in "0123456789abcdef")))
+    model = platform.store.put_file(build_model(script, folder / "m.gguf"))
 
     def release(tag: str, slots: int) -> Release:
         made = build if tag == "b11434" else build_of(base.model_copy(update={"patches": folder}), tag)
@@ -178,20 +183,27 @@ def test_a_server_that_still_comes_up_is_asked_again(running: Endpoint) -> None:
         ask_again(endpoint.base_url, endpoint.api_key, golden, patience_s=0.2)
 
 
-@real
-def test_a_first_request_that_broke_off_is_never_sent_again(running: Endpoint) -> None:
+@pytest.mark.wire
+def test_a_first_request_that_broke_off_is_never_sent_again() -> None:
     """It may have planted the nonce: a second one would find it on a server that booted cold."""
-    sent: list[str] = []
+    sent: list[bytes] = []
+    golden = Golden(nonce=(1,), tail=(2,), first=(), second=())
 
-    class BreakingOff(Breakage):
-        def line(self, ask: Ask, line: bytes) -> bytes:
-            sent.append(ask.path)
-            raise OSError("the connection is gone")
+    def hang_up(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the test is over
+            while True:
+                client, _ = listener.accept()
+                sent.append(client.recv(1 << 16))
+                client.close()
 
-    golden = record(running.base_url, running.api_key, vision=False)
-    with broken(running, BreakingOff()) as endpoint, pytest.raises(NoAnswer):
-        asked(endpoint, golden)
-    assert sent == ["/completion"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=hang_up, args=(listener,), daemon=True)
+        thread.start()
+        with pytest.raises(NoAnswer, match="RemoteProtocolError|ReadError"):
+            ask_again(f"http://127.0.0.1:{listener.getsockname()[1]}", None, golden, patience_s=5)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+    assert [request.split()[1] for request in sent] == [b"/completion"]
 
 
 def test_nobody_there_is_no_answer() -> None:
