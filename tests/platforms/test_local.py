@@ -70,7 +70,7 @@ def test_a_lost_race_for_a_port_is_run_again(stand: Stand, monkeypatch: pytest.M
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         ports = iter([taken.getsockname()[1], free_port()])
-        monkeypatch.setattr(server, "free_port", lambda: next(ports))
+        monkeypatch.setattr(server, "lasting_port", lambda: next(ports))
         with stand.platform.trial(stand.first) as endpoint, Client(endpoint) as client:
             assert client.health() == 200
         assert list(ports) == []

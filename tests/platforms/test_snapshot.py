@@ -329,6 +329,9 @@ def test_a_snapshot_is_its_owners_alone_and_older_than_any_request(frozen: Froze
     assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {0o600}
     pages = (frozen.folder / "images" / "pages-1.img").read_bytes()
     assert frozen.stand.key.encode() in pages and secret.encode() not in pages
+    run = frozen.stand.platform.store.root / "run"
+    with_key = [path for path in run.rglob("*") if path.is_file() and frozen.stand.key.encode() in path.read_bytes()]
+    assert with_key == [frozen.folder / "images" / "pages-1.img"]
 
 
 def test_snapshots_go_with_their_releases(frozen: Frozen) -> None:

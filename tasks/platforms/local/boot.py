@@ -172,6 +172,8 @@ class Boot:
         leave_out_zeros(images)
         if self.gpu:
             cuda_checkpoint.resume(server.pid, timeout_s=CUDA_LIMIT_S)
+        if not servers.answers(server.endpoint):
+            raise NoSnapshot("the server does not answer after it was dumped")
 
     # -- coming back --------------------------------------------------------------------------------
 

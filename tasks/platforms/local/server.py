@@ -19,7 +19,7 @@ from typing import IO
 
 from tasks.endpoint import Client
 from tasks.platforms.local.control import KEY_VARIABLE
-from tasks.platforms.local.proc import children, free_port, owns_loopback_port
+from tasks.platforms.local.proc import children, lasting_port, owns_loopback_port
 from tasks.process import die_with_parent
 from tasks.release import BadInput, Endpoint, Release, ReleaseFailed, ToolingError, now
 from tasks.store import Store
@@ -119,7 +119,7 @@ def start(
     """
     argv = command(store, release)
     for _ in range(PORT_TRIES):
-        server = _spawn(argv, store, release, key, new_log(folder, release), free_port())
+        server = _spawn(argv, store, release, key, new_log(folder, release), lasting_port())
         try:
             _wait(server, lambda s=server: owns_loopback_port(s.pid, s.port), timeout_s, halt, "listen")  # type: ignore[misc]
             return server
