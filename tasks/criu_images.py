@@ -12,7 +12,6 @@ length in 32 bits. `pagemap-<pid>.img` says at which address each run of pages i
 from __future__ import annotations
 
 import os
-import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,10 +33,10 @@ _ZEROS = bytes(STEP)
 def leave_out_zeros(images: Path) -> None:
     """Rewrite the pages of a dump without those that come back as zeros, in place: it needs no further space.
 
-    Raises ValueError for images of another format: nothing was changed then.
+    Raises ValueError or LookupError for images of another format.
     """
     for memory in images.glob("mm-*.img"):
-        _, (process,) = _read(memory)
+        _, (process, *_) = _read(memory)
         areas = [_numbers(area) for number, area in _fields(process) if number == _VMAS and isinstance(area, bytes)]
         anonymous = [
             range(area[_START], area[_END])
@@ -77,7 +76,7 @@ def _shrink(pagemap: Path, anonymous: list[range]) -> None:
             at += entry[_PAGES] * PAGE
             kept += [_entry(start, size // PAGE, entry[_FLAGS]) for start, size in runs]
         pages.truncate(end)
-    pagemap.write_bytes(magic + b"".join(struct.pack("<I", len(message)) + message for message in kept))
+    pagemap.write_bytes(magic + b"".join(len(message).to_bytes(4, "little") + message for message in kept))
 
 
 def _comes_back(data: bytes, at: int, address: int, anonymous: list[range]) -> bool:
@@ -116,7 +115,7 @@ def _read(path: Path) -> tuple[bytes, list[bytes]]:
     data = path.read_bytes()
     at, messages = 8, []
     while at < len(data):
-        (size,) = struct.unpack_from("<I", data, at)
+        size = int.from_bytes(data[at : at + 4], "little")
         messages.append(data[at + 4 : at + 4 + size])
         at += 4 + size
     return data[:8], messages

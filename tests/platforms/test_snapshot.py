@@ -212,8 +212,9 @@ def test_a_snapshot_that_is_not_whole_or_not_from_here_is_refused_and_replaced(
         ("echo Version: 3.17.1", "CRIU 3.17.1 doesn't work on Linux"),
         (f'[ "$1" = --version ] && echo Version: 4.99 && exit; {REAL}', "another CRIU: 4.2.1, here 4.99"),
         ("exit 9", "doesn't say its version"),
+        (f'[ "$1" = check ] && echo "no CAP_SYS_ADMIN" >&2 && exit 1; {REAL}', "can't work here: no CAP_SYS_ADMIN"),
     ],
-    ids=["missing", "too old", "another", "broken"],
+    ids=["missing", "too old", "another", "broken", "forbidden"],
 )
 def test_without_the_criu_that_took_it_a_snapshot_is_not_used(frozen: Frozen, script: str | None, reason: str) -> None:
     with frozen.other_criu(script):

@@ -11,9 +11,11 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +40,7 @@ CUDA_LIMIT_S = 300.0
 CLOSE_LIMIT_S = 5.0
 """How long the last connection of the warm-up may take to be gone."""
 
-_REASONS = (NoSnapshot, NoAnswer, CriuFailed, CudaFailed, OSError, ValueError)
+_REASONS = (NoSnapshot, NoAnswer, CriuFailed, CudaFailed, OSError, ValueError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Boot:
         """
         began = time.monotonic()
         ability = self.ability(servers.command(self.store, self.release))
-        if self.wanted.on and (self.folder / "images").is_dir():
+        if self.wanted.on and ability.kind != "memory" and (self.folder / "images").is_dir():
             try:
                 return self._restored(ability, began)
             except _REASONS as reason:
@@ -157,6 +159,8 @@ class Boot:
         try:
             return warming.result()
         except NoAnswer as error:
+            with suppress(subprocess.TimeoutExpired):  # a connection breaks a moment before its process has ended
+                server.process.wait(0.5)
             raise NoAnswer(f"{error} (the server: {server.ending})") from error
 
     def _dump(self, server: Server, images: Path) -> None:
@@ -228,4 +232,6 @@ def resume(booted: Booted) -> Booted:
     cuda_checkpoint.resume(server.pid, timeout_s=CUDA_LIMIT_S)
     if not servers.answers(server.endpoint):
         raise NoSnapshot("the resumed server does not answer /health")
-    return replace(booted, kind=BootKind.RESTORED, reason="memory", health_s=time.monotonic() - began)
+    return replace(
+        booted, kind=BootKind.RESTORED, reason="memory: the process stayed", health_s=time.monotonic() - began
+    )
