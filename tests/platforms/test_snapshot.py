@@ -232,11 +232,18 @@ def test_without_the_criu_that_took_it_a_snapshot_is_not_used(frozen: Frozen, sc
             "wait $!; exit $?",
             "exit code 137",
         ),
-        ('exec "$CRIU" "$@" --leave-stopped', "does not answer /health"),
+        ('exec "$CRIU" "$@" --action-script "${0%/*}/stop"', "does not answer /health"),
     ],
     ids=["killed half-way", "comes back and hangs"],
 )
 def test_a_restore_that_fails_is_a_cold_boot_with_the_reason(frozen: Frozen, script: str, reason: str) -> None:
+    stop = frozen.criu.with_name("stop")
+    # once the server is complete, it is stopped again whenever it is told to run
+    stop.write_text(
+        "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION = post-resume ] || exit 0\n"
+        "while kill -STOP $CRTOOLS_INIT_PID; do :; done &\n"
+    )
+    stop.chmod(0o755)
     with frozen.other_criu(f"case $1 in restore) {script};; esac; {REAL}"):
         (fell_back,) = frozen.asked()
     assert fell_back.kind is BootKind.FELL_BACK and reason in fell_back.reason

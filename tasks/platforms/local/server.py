@@ -17,9 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from tasks.criu import complaint, waits
 from tasks.endpoint import Client
 from tasks.platforms.local.control import KEY_VARIABLE
 from tasks.platforms.local.proc import children, lasting_port, owns_loopback_port
+from tasks.platforms.local.snapshot import NoSnapshot
 from tasks.process import die_with_parent
 from tasks.release import BadInput, Endpoint, Release, ReleaseFailed, ToolingError, now
 from tasks.store import Store
@@ -143,11 +145,13 @@ def restore(
     path: Path,
     timeout_s: float,
     halt: threading.Event,
-    failure: Callable[[str], Exception],
+    check: Callable[[], object],
+    said: Path,
 ) -> Server:
     """The server that `argv` (see criu.restore_argv) brings back, healthy on its old port, with its output in `path`.
 
-    Raises what `failure` makes of the reason when it doesn't come back; no process is left then.
+    It is complete, but does not run, until `check` returns. Raises what `check` raises, and NoSnapshot, with CRIU's
+    words in `said`, when it doesn't come back; no process is left then.
     """
     log.info("restoring %s", release.label)
     port = int(endpoint.base_url.rpartition(":")[2])
@@ -157,16 +161,18 @@ def restore(
     try:
         while True:
             if (code := process.poll()) is not None:
-                raise failure(f"exit code {code}")
-            pid = next((pid for init in children(process.pid) for pid in children(init)), None)
-            if pid is not None and owns_loopback_port(pid, port):
+                raise NoSnapshot(f"CRIU did not restore: {complaint(said, f'exit code {code}')}")
+            inside = [pid for init in children(process.pid) for pid in children(init)]
+            if pid := next((pid for pid in inside if waits(pid) and owns_loopback_port(pid, port)), None):
+                check()
+                os.kill(pid, signal.SIGCONT)
                 if not answers(endpoint):
-                    raise failure("the restored server does not answer /health")
+                    raise NoSnapshot("the restored server does not answer /health")
                 return Server(release, endpoint, port, pid, process, path)
             if halt.is_set():
-                raise failure("it was given up")
+                raise NoSnapshot("the restore was given up")
             if time.monotonic() > deadline:
-                raise failure(f"it did not come back in {timeout_s:.0f} s")
+                raise NoSnapshot(f"CRIU did not restore in {timeout_s:.0f} s")
             time.sleep(RESTORE_POLL_S)
     except BaseException:
         end_namespace(process)
