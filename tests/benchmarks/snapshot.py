@@ -40,6 +40,13 @@ SHAPES = {
 }
 
 
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 class Running:
     """A llama-server, or the `unshare` above a restored one; dies with this process."""
 
@@ -56,8 +63,8 @@ class Running:
     def pid(self) -> int:
         """Of the llama-server itself."""
         pid = self.process.pid
-        while below := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            pid = int(below[0])
+        while below := children(pid):
+            pid = below[0]
         return pid
 
     def first_token_s(self) -> float:

@@ -103,7 +103,9 @@ def frozen(shared: Frozen) -> Iterator[Frozen]:
     shared.idle()
     yield shared
     shared.idle()
-    assert [(b.kind, b.reason) for b in shared.asked()] == [(BootKind.RESTORED, "disk: CRIU 4.2.1")]
+    assert [(b.kind, b.reason) for b in shared.asked()] == [
+        (BootKind.RESTORED, f"disk: CRIU {criu.version(shared.real_criu)}")
+    ]
 
 
 def test_the_first_boot_takes_the_snapshot_and_later_ones_come_back_from_it(frozen: Frozen) -> None:
@@ -210,7 +212,7 @@ def test_a_snapshot_that_is_not_whole_or_not_from_here_is_refused_and_replaced(
     [
         (None, "there is no CRIU"),
         ("echo Version: 3.17.1", "CRIU 3.17.1 doesn't work on Linux"),
-        (f'[ "$1" = --version ] && echo Version: 4.99 && exit; {REAL}', "another CRIU: 4.2.1, here 4.99"),
+        (f'[ "$1" = --version ] && echo Version: 4.99 && exit; {REAL}', ", here 4.99"),
         ("exit 9", "doesn't say its version"),
         (f'[ "$1" = check ] && echo "no CAP_SYS_ADMIN" >&2 && exit 1; {REAL}', "can't work here: no CAP_SYS_ADMIN"),
     ],
