@@ -25,7 +25,7 @@ from tasks.platforms.local.snapshot import Manifest, Wanted, snapshots_folder, s
 from tasks.release import BootKind, BootRecord, Build, StagePointer
 from tasks.settings import Settings
 from tests.platforms.conftest import platform_at, stand_of
-from tests.platforms.stand import Stand, until
+from tests.platforms.stand import KEY_ENV, Stand, until
 
 pytestmark = pytest.mark.real
 
@@ -358,3 +358,14 @@ def test_snapshots_go_with_their_releases(frozen: Frozen) -> None:
     assert until(lambda: mine not in [p.name for p in snapshots_folder(store.root, "staging").iterdir()])
     store.save_pointer(StagePointer(stage="staging"))
     stand.serve(stand.first)
+
+
+def test_another_key_is_another_snapshot(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = frozen.folder
+    with monkeypatch.context() as patch:
+        patch.setenv(KEY_ENV, "another")
+        (created,) = frozen.boots(lambda: frozen.stand.serve(frozen.stand.first))
+        assert created.kind is BootKind.CREATED
+        assert frozen.folder != mine and not mine.exists()
+    (created,) = frozen.boots(lambda: frozen.stand.serve(frozen.stand.first))
+    assert created.kind is BootKind.CREATED and frozen.folder == mine
