@@ -8,6 +8,8 @@
     proofs/<key>.json           what the probes of a patch said, with it and without it
     surfaces/<build digest>-<basis>.json     what may be asked of a build
     answers/<id>/<set digest>.json     what a release answered to the evals
+    series/<id>/<time>-<id>.json   append-only: how long a release took to answer, one file an idle cycle
+    series/latency.svg          all of them as a plot
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
     outbox.json                 how far people were told of the ledger
@@ -26,6 +28,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +40,7 @@ from tasks.release import (
     Event,
     FileRef,
     Intent,
+    Latency,
     Model,
     Release,
     StageName,
@@ -146,18 +150,15 @@ class Store:
     def put_file(self, path: Path) -> FileRef:
         """Keep a file by its content (a hard link where possible) and return its reference.
 
-        The hash of an unchanged file (same inode, size and mtime) is remembered, so a 16 GB model is read once.
         Raises BadInput when there is no such file.
         """
         try:
-            stat = path.stat()
+            sha, size = self.content_of(path), path.stat().st_size
         except OSError as error:
             raise BadInput(
                 f"the file {path} cannot be read", evidence=str(error), todo="correct the path in the settings"
             ) from error
-        remembered = self.root / "files" / ".seen" / f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
-        sha = remembered.read_text() if remembered.exists() else sha256_of(path)
-        ref = FileRef(name=path.name, sha256=sha, size_bytes=stat.st_size)
+        ref = FileRef(name=path.name, sha256=sha, size_bytes=size)
         target = self.file(ref)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -168,8 +169,19 @@ class Store:
             except OSError:
                 shutil.copyfile(path, temporary)
             os.replace(temporary, target)
-        write_atomic(remembered, sha)
         return ref
+
+    def content_of(self, path: Path) -> str:
+        """sha256 of a file's content, remembered while it is unchanged (same inode, size and mtime): a 16 GB model
+        is read once. Raises OSError."""
+        stat = path.stat()
+        remembered = self.root / "files" / ".seen" / f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+        try:
+            return remembered.read_text()
+        except FileNotFoundError:
+            sha = sha256_of(path)
+            write_atomic(remembered, sha)
+            return sha
 
     def file(self, ref: FileRef) -> Path:
         return self.root / "files" / ref.sha256 / ref.name
@@ -264,12 +276,25 @@ class Store:
         (self.root / "stages" / f"{stage}.intent.json").unlink(missing_ok=True)
         sync_folder(self.root / "stages")
 
+    # -- series -----------------------------------------------------------------------------------
+
+    def add_latency(self, release_id: str, latency: Latency) -> None:
+        """Append one idle cycle to the release's series."""
+        self._save(self.root / "series" / release_id / _event_name(latency.at), latency)
+
+    def latencies(self, release_id: str) -> list[Latency]:
+        """Every idle cycle of a release, oldest first."""
+        found = [self._load(path, Latency) for path in sorted(self.root.glob(f"series/{release_id}/*.json"))]
+        return [each for each in found if each is not None]
+
+    def latency_plot(self) -> Path:
+        return self.root / "series" / "latency.svg"
+
     # -- ledger ---------------------------------------------------------------------------------
 
     def log(self, event: Event) -> Event:
         """Append one event to the ledger."""
-        name = f"{event.at.strftime('%Y%m%dT%H%M%S.%fZ')}-{secrets.token_hex(3)}.json"
-        self._save(self.root / "ledger" / name, event)
+        self._save(self.root / "ledger" / _event_name(event.at), event)
         return event
 
     def ledger(self) -> list[Event]:
@@ -331,6 +356,11 @@ def hold(
             yield
         finally:
             _rewrite(file, "")
+
+
+def _event_name(at: datetime) -> str:
+    """A file name that sorts by time and that no other event has."""
+    return f"{at.strftime('%Y%m%dT%H%M%S.%fZ')}-{secrets.token_hex(3)}.json"
 
 
 def _rewrite(file: Any, text: str) -> None:

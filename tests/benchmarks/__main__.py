@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import activator, building, contracts, notes, patches, stages, surface
+from tests.benchmarks import activator, building, contracts, notes, patches, snapshot, stages, surface
 
 SECTIONS = {
     "stages": stages.main,
@@ -15,6 +15,7 @@ SECTIONS = {
     "building": building.main,
     "surface": surface.main,
     "contracts": contracts.main,
+    "snapshot": snapshot.main,
     "activator": activator.main,
 }
 
