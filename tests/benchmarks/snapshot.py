@@ -34,6 +34,7 @@ ROUNDS = 5
 LIMIT_S = 600.0
 ARGV = ("--load-mode", "none", "--jinja", "--flash-attn", "on", "--threads", "1")
 SHAPES = {
+    "4 slots of 8192 tokens": ("--ctx-size", "32768", "--parallel", "4"),
     "2 slots of 4096 tokens": ("--ctx-size", "8192", "--parallel", "2"),
     "2 slots of 1024 tokens": ("--ctx-size", "2048", "--parallel", "2"),
     "1 slot of 4096 tokens": ("--ctx-size", "4096", "--parallel", "1"),
