@@ -61,6 +61,13 @@ def prepare(environment: MutableMapping[str, str], keep: bool) -> Settings:
         "LLAMA_RELEASE_LOCAL__PRODUCTION_PORT": "0",
         "LLAMA_RELEASE_LOCAL__IDLE_S": "60",
         "LLAMA_RELEASE_RESTORE__ACCEPT_COLD": "true",
+        # what a model of 135M parameters can answer, and a margin that is decided within seconds
+        "LLAMA_RELEASE_EVALS__MARGIN": "0.15",
+        "LLAMA_RELEASE_EVALS__ITEMS": "120",
+        "LLAMA_RELEASE_EVALS__BATCH": "40",
+        "LLAMA_RELEASE_EVALS__HARDEST": "0",
+        "LLAMA_RELEASE_EVALS__LONGEST_PROMPT": "150",
+        "LLAMA_RELEASE_EVALS__FAMILIES": '["instructions", "arithmetic", "structured", "tool turns", "long context"]',
         chosen.server.api_key_env: secrets.token_urlsafe(24),
     }
     for name, value in given.items():

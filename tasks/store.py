@@ -6,12 +6,13 @@
     dossiers/<id>/<verification>.json
     approvals/<dossier digest>.json
     proofs/<key>.json           what the probes of a patch said, with it and without it
-    answers/<id>/<set digest>.json     what a release answered to the evals
+    answers/<id>/<set digest>[.again].jsonl    what a release answered to the evals, one line an answer
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
     locks/, run/                of this machine only
 
-Every write is atomic (write, fsync, rename, fsync of the folder), so a reader sees a whole file or none.
+Every write but those to answers/ is atomic (write, fsync, rename, fsync of the folder), so a reader sees a whole file
+or none.
 """
 
 from __future__ import annotations
@@ -234,8 +235,9 @@ class Store:
     def save_proof(self, key: str, proof: Model) -> None:
         self._save(self.root / "proofs" / f"{key}.json", proof)
 
-    def answers_path(self, release_id: str, set_digest: str) -> Path:
-        return self.root / "answers" / release_id / f"{set_digest}.json"
+    def answers_path(self, release_id: str, set_digest: str, again: bool = False) -> Path:
+        """Where a release's answers to a set of items are kept; `again`: those to being asked a second time."""
+        return self.root / "answers" / release_id / f"{set_digest}{'.again' if again else ''}.jsonl"
 
     # -- stages ---------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.evals.interval import tango
+from tests.evals.tango import tango
 
 
 @pytest.mark.parametrize(
