@@ -32,7 +32,7 @@ class Unanswered(Exception):
     """Items are left without an answer, each for the reason that its `error` tells."""
 
     def __init__(self, answers: Sequence[ItemAnswer]) -> None:
-        super().__init__(f"{len(answers)} items have no answer")
+        super().__init__(f"{len(answers)} items have no answer: {answers[0].error}")
         self.answers = tuple(answers)
 
 

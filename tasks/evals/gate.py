@@ -55,6 +55,7 @@ class Question:
     decides: bool
     differences: list[int] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
+    families: list[str] = field(default_factory=list)
     before: list[bool] = field(default_factory=list)
     looks: list[tuple[int, Interval]] = field(default_factory=list)
     verdict: Verdict = Verdict.INCONCLUSIVE
@@ -72,18 +73,19 @@ class Question:
     def add(self, item: Item, right: bool, before: bool) -> None:
         self.differences.append(right - before)
         self.templates.append(item.template)
+        self.families.append(item.family)
         self.before.append(before)
 
     def look(self) -> None:
         """Take the interval anew. What was sure once stays so: the interval holds at every look."""
         if not self.differences or (self.looks and self.looks[-1][0] == len(self.differences)):
             return
-        found = interval(self.differences, self.templates, self.margin)
+        found = interval(self.differences, self.templates, self.families, self.margin)
         self.looks.append((len(self.differences), found))
         if not self.open:
             return
         if found.low > -self.margin:
-            lost = interval([-int(b) for b in self.before], self.templates, self.margin)
+            lost = interval([-int(b) for b in self.before], self.templates, self.families, self.margin)
             self.blind = lost.high >= -self.margin
             self.verdict = Verdict.INCONCLUSIVE if self.blind else Verdict.PASSED
         elif found.high < -self.margin:

@@ -9,7 +9,11 @@ It is the wider, on each side, of two one-sided 95% bounds:
 - A bound clustered by template: items of one template tend to change together, so a thousand items of ten templates
   are not a thousand witnesses. A normal mixture boundary, asymptotic, with the cluster-robust variance. Source:
   Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas, Time-uniform central limit theory and asymptotic confidence sequences,
-  Annals of Statistics 52 (2024); variance as in Liang, Zeger, Biometrika 73 (1986), with T/(T-1).
+  Annals of Statistics 52 (2024); variance as in Liang, Zeger, Biometrika 73 (1986), with T/(T-1). Two things are added.
+  Templates are a sample of what could be asked, families are not: they are strata, and that one family changed more
+  than another is no noise (Cochran, Sampling Techniques, 1977, chapter 5; a release whose tool calls are all broken
+  would stay inconclusive otherwise). And the boundary, in standard errors, is carried over to Student's t with as many
+  degrees of freedom as there are templates beyond the families, at the same tail probability.
 
 Neither alone is enough (`python -m tests.benchmarks gate`): the first one passes far too many bad releases when
 templates differ, the second one when few items changed.
@@ -23,6 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm as gauss
+from scipy.stats import t as student
 
 ALPHA = 0.05
 """Error of each bound, over all looks together."""
@@ -45,18 +51,19 @@ class Interval(NamedTuple):
     high: float
 
 
-def interval(differences: Sequence[int], templates: Sequence[str], margin: float) -> Interval:
+def interval(differences: Sequence[int], templates: Sequence[str], strata: Sequence[str], margin: float) -> Interval:
     """The interval after these items, in the order in which they were asked.
 
-    `differences`: candidate minus baseline, each -1, 0 or 1; `templates`: what each item was made from; `margin`: the
-    difference, in 0..1, that the bets are laid to tell from none. Raises ValueError without items.
+    `differences`: candidate minus baseline, each -1, 0 or 1; `templates`: what each item was made from, and `strata`:
+    the family of that; `margin`: the difference, in 0..1, that the bets are laid to tell from none. Raises ValueError
+    without items.
     """
-    if not differences or len(differences) != len(templates):
+    if not differences or not len(differences) == len(templates) == len(strata):
         raise ValueError(f"{len(differences)} differences of {len(templates)} items")
     x = np.asarray(differences, dtype=np.float64)
-    _, which = np.unique(np.asarray(templates), return_inverse=True)
+    _, first, which = np.unique(np.asarray(templates), return_index=True, return_inverse=True)
     sums, counts = np.bincount(which, weights=x).astype(float), np.bincount(which).astype(float)
-    width = float(clustered_width(sums, counts))
+    width = float(clustered_width(sums, counts, [strata[item] for item in first]))
     mean = float(x.mean())
     return Interval(
         mean,
@@ -80,20 +87,25 @@ def log_stakes(x: Array, bound: float, margin: float) -> Array:
     return stakes
 
 
-def clustered_width(sums: Array, counts: Array) -> Array:
-    """Half the width of the clustered bound; infinite with fewer than two templates.
+def clustered_width(sums: Array, counts: Array, strata: Sequence[str]) -> Array:
+    """Half the width of the clustered bound; infinite unless some stratum has two templates.
 
-    `sums`, `counts`: of the differences of each template, templates along the last axis.
+    `sums`, `counts`: of the differences of each template, templates along the last axis; `strata`: of each template.
+    A template that is alone in its stratum is compared with all others.
     """
-    seen = (counts > 0).sum(axis=-1)
+    names, which = np.unique(np.asarray(strata), return_inverse=True)
+    member = (which[:, np.newaxis] == np.arange(len(names))).astype(np.float64)
     n = counts.sum(axis=-1)
-    mean = sums.sum(axis=-1) / n
-    spread = ((sums - counts * mean[..., np.newaxis]) ** 2).sum(axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        variance = np.where(seen > 1, seen / (seen - 1) * spread / n, np.inf)
+    seen = (counts > 0) @ member
+    means = (sums @ member) / np.maximum(counts @ member, 1)
+    means = np.where(seen > 1, means, (sums.sum(axis=-1) / n)[..., np.newaxis])
+    spread = ((sums - counts * (means @ member.T)) ** 2) @ member
+    freedom = np.maximum(seen - 1, 0).sum(axis=-1)
+    variance = (np.where(seen > 1, seen / np.maximum(seen - 1, 1), 1) * spread).sum(axis=-1) / n
     rho2 = (-2 * math.log(2 * ALPHA) + math.log(1 - 2 * math.log(2 * ALPHA))) / TUNED_FOR
-    scale = 2 * (n * rho2 + 1) / (n**2 * rho2) * np.log1p(np.sqrt(n * rho2 + 1) / (2 * ALPHA))
-    width: Array = np.sqrt(variance * scale)
+    scale = 2 * (n * rho2 + 1) / (n * rho2) * np.log1p(np.sqrt(n * rho2 + 1) / (2 * ALPHA))
+    errors = student.isf(gauss.sf(np.sqrt(scale)), np.maximum(freedom, 1))
+    width: Array = np.where(freedom > 0, np.sqrt(variance / n) * errors, np.inf)
     return width
 
 

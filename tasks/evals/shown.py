@@ -67,8 +67,9 @@ def telling(items: Sequence[Item], candidate: Answers, production: Answers) -> l
     ranked.sort(key=lambda entry: entry[0])
     return [
         {
-            "item": item.id, "gained": change[item.id] > 0, "prompt": item.prompt, "expected": item.expected.value,
-            "production": _said(production[item.id]), "candidate": _said(candidate[item.id]),
+            "item": item.id, "gained": change[item.id] > 0, "prompt": _cell(item.prompt),
+            "expected": item.expected.value, "production": _said(production[item.id]),
+            "candidate": _said(candidate[item.id]),
         }
         for _, item in ranked[:MOST_TELLING]
     ]  # fmt: skip
@@ -113,8 +114,8 @@ def markdown(verification: Verification) -> str:
             ("family", "items", "production", "candidate", "lost", "gained", "cut off", "points", "verdict"),
             [_row(row) for row in families],
         ))  # fmt: skip
-    if broken := [row for row in seen.get("families", []) if row.get("verdict") == Verdict.FAILED and row["protects"]]:
-        parts.append("\n".join(f"- {row['family']} protects: {row['protects']}" for row in broken))
+    if poorer := [r for r in seen.get("families", []) if r["protects"] and r.get("lost", 0) > r.get("gained", 0)]:
+        parts.append("\n".join(f"- {row['family']} protects: {row['protects']}" for row in poorer))
     if looks := seen.get("looks"):
         taken = [(n, Interval(*interval)) for n, *interval in looks]
         image = base64.b64encode(svg(taken, seen["families"][-1]["margin"], "candidate minus production").encode())
@@ -155,5 +156,6 @@ def _said(answer: ItemAnswer) -> str:
 
 
 def _cell(value: object) -> str:
+    """Beginning and end of what is long: a question that comes after pages of text stands at their end."""
     text = str(value)
     return text if len(text) <= 240 else f"{text[:100]} ... {text[-130:]}"
