@@ -1,6 +1,6 @@
 """An interval for a paired difference that holds at every look, so that asking may stop as soon as it is sure.
 
-It is the wider, on each side, of two one-sided 95% bounds:
+It is made of two one-sided 95% bounds:
 
 - A betting bound, exact at any sample size: whoever bets that the mean is above m multiplies a stake of 1 by
   1 + bet * (x - m) with each item; when the mean is m or less, the stake ever reaches 20 with a chance of at most 1/20
@@ -11,12 +11,15 @@ It is the wider, on each side, of two one-sided 95% bounds:
   Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas, Time-uniform central limit theory and asymptotic confidence sequences,
   Annals of Statistics 52 (2024); variance as in Liang, Zeger, Biometrika 73 (1986), with T/(T-1). Two things are added.
   Templates are a sample of what could be asked, families are not: they are strata, and that one family changed more
-  than another is no noise (Cochran, Sampling Techniques, 1977, chapter 5; a release whose tool calls are all broken
-  would stay inconclusive otherwise). And the boundary, in standard errors, is carried over to Student's t with as many
-  degrees of freedom as there are templates beyond the families, at the same tail probability.
+  than another is no noise (Cochran, Sampling Techniques, 1977, chapter 5). And the boundary, in standard errors, is
+  carried over to Student's t with as many degrees of freedom as there are templates beyond the families, at the same
+  tail probability.
 
-Neither alone is enough (`python -m tests.benchmarks gate`): the first one passes far too many bad releases when
-templates differ, the second one when few items changed.
+The lower bound, which lets a release pass, is the lower of both: that answers are no worse must hold for more than
+these templates. The upper bound, which fails a release, is the betting bound alone: being worse on these templates is
+enough. What either bound would do by itself is measured by `python -m tests.benchmarks gate`: betting alone passes far
+too many bad releases when templates differ, the clustered bound alone too many when few items changed, and as an upper
+bound it leaves releases with whole families broken undecided.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A mean difference and its bounds, each in -1..1."""
+    """A mean difference and its bounds, each in -1..1: `low` for all such templates, `high` for these."""
 
     estimate: float
     low: float
@@ -67,8 +70,8 @@ def interval(differences: Sequence[int], templates: Sequence[str], strata: Seque
     mean = float(x.mean())
     return Interval(
         mean,
-        max(-1.0, min(_betting_low(x, margin), mean - width)),
-        min(1.0, max(-_betting_low(-x, margin), mean + width)),
+        max(-1.0, min(mean - width, _betting_low(x, margin))),
+        max(mean, -_betting_low(-x, margin)),
     )
 
 

@@ -16,12 +16,10 @@ DIFFERENCES = st.lists(st.sampled_from([-1, 0, 0, 0, 0, 1]), min_size=1, max_siz
 
 
 @given(DIFFERENCES, st.integers(1, 12))
-def test_it_holds_the_estimate_mirrors_and_stays_in_range(differences: list[int], kinds: int) -> None:
+def test_it_holds_the_estimate_and_stays_in_range(differences: list[int], kinds: int) -> None:
     templates = [f"t{n % kinds}" for n in range(len(differences))]
     found = interval(differences, templates, ALONE[: len(differences)], MARGIN)
-    mirrored = interval([-d for d in differences], templates, ALONE[: len(differences)], MARGIN)
     assert -1 <= found.low <= found.estimate <= found.high <= 1
-    assert (found.low, found.high) == pytest.approx((-mirrored.high, -mirrored.low), abs=1e-6)
 
 
 def test_a_stake_on_a_true_mean_is_worth_one_on_average_whatever_came_before() -> None:
@@ -54,11 +52,11 @@ def test_one_broken_template_of_ten_is_less_sure_than_the_same_losses_spread_ove
     spread = [int(d) for d in rng.permutation(together)]
     one, many = interval(together, templates, ALONE, MARGIN), interval(spread, templates, ALONE, MARGIN)
     assert one.estimate == many.estimate == pytest.approx(-0.05)
-    assert one.high - one.low > 1.5 * (many.high - many.low)
+    assert one.estimate - one.low > 1.5 * (many.estimate - many.low)
 
 
-def test_one_template_alone_says_nothing_of_others() -> None:
-    assert interval([0] * 500, ["t"] * 500, ALONE[:500], MARGIN)[1:] == (-1.0, 1.0)
+def test_one_template_alone_does_not_vouch_for_others() -> None:
+    assert interval([0] * 500, ["t"] * 500, ALONE[:500], MARGIN).low == -1.0
     assert clustered_width(np.array([0.0]), np.array([500.0]), ["f"]) == math.inf
 
 
@@ -86,6 +84,14 @@ def test_a_template_alone_in_its_family_is_compared_with_all_others() -> None:
     assert math.isfinite(alone)
     assert alone > clustered_width(np.array([0.0, 0.0, 1.0, 0.0]), counts, ["own", "f", "f", "f"])
     assert clustered_width(sums, counts, ["a", "b", "c", "d"]) == math.inf
+
+
+def test_losing_all_of_two_templates_is_sure_to_be_worse_and_gaining_them_no_proof_that_others_gain() -> None:
+    templates = [f"t{n % 10}" for n in range(300)]
+    lost = [-1 if n % 10 < 2 else 0 for n in range(300)]
+    worse, better = (interval([way * d for d in lost], templates, ALONE[:300], MARGIN) for way in (1, -1))
+    assert worse.high < -MARGIN
+    assert better.low < 0
 
 
 @pytest.mark.parametrize("truth", ["independent", "by template"])
