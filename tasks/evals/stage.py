@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from tasks.evals.collect import Asking, Book, Unanswered, others
@@ -22,6 +22,7 @@ PROMISE = (
     "Answers are no worse than production's by more than the margin: paired non-inferiority, looked at after every "
     "batch, each bound 95% over all looks together (tasks/evals/sequential.py)."
 )
+SHOWN_ERRORS = 20
 DEFAULT_SLOT = 4096
 """Tokens that a slot is taken to hold where a release's argv does not say."""
 
@@ -79,10 +80,9 @@ class Gate:
         self._basis = basis(production, asked, settings)
         paths = platform.store.answers_path
         self._ours = Book(paths(release.id, asked.digest))
-        self._theirs, self._again = (
-            Book(paths(production.id, asked.digest, again)) if production else Book(paths(release.id, asked.digest))
-            for again in (False, True)
-        )
+        known = production or release
+        self._theirs, self._again = (Book(paths(known.id, asked.digest, again)) for again in (False, True))
+        self._asking = release
 
     def verify(self) -> Verification:
         """Ask what is missing, and judge.
@@ -109,14 +109,12 @@ class Gate:
                     )  # fmt: skip
                 standing = self._compare(asking, self._production)
         except Unanswered as left:
-            side = "production" if self._asking_production else "candidate"
+            side = "candidate" if self._asking is self._release else "production"
             found = [{"side": side, "item": a.item, "error": a.error} for a in left.answers]
             what = f"{len(found)} items have no answer of {side}: run it again"
-            return self._verification(Verdict.ERRORED, what, {"errors": found[:20]})
+            return self._verification(Verdict.ERRORED, what, {"errors": found[:SHOWN_ERRORS], "cost": self._costs()})
         said = summary(standing, noise, self._settings)
         return self._verification(standing.verdict, said, self._evidence(standing, noise))
-
-    _asking_production = False
 
     def _first(self, asking: Asking) -> Verification:
         batch = self._items[: self._settings.batch]
@@ -126,7 +124,7 @@ class Gate:
         standing = decide(batch, self._ours, self._ours, self._settings)
         right = sum(self._ours[item.id].right for item in batch)
         what = f"{right} of {len(batch)} right; nothing to compare with: the first release"
-        found = evidence(standing, self._ours, {}, self._protects()) | {"cost": {"candidate": self._cost(self._ours)}}
+        found = evidence(standing, self._ours, {}, self._protects()) | {"cost": self._costs()}
         return self._verification(Verdict.INCONCLUSIVE, what, found)
 
     def _noise(self, asking: Asking, production: Release) -> Standing:
@@ -159,20 +157,15 @@ class Gate:
 
     @contextmanager
     def _trial_of(self, production: Release) -> Iterator[Endpoint]:
-        try:
-            trial = self._platform.trial(production)
-            endpoint = trial.__enter__()
-        except ReleaseFailed as error:
-            raise ToolingError(
-                f"production's {production.label} could not be asked", evidence=str(error),
-                todo="see why production's own binary does not come up in a trial; the candidate is not to blame",
-            ) from error  # fmt: skip
-        self._asking_production = True
-        try:
+        with ExitStack() as stack:
+            try:
+                endpoint = stack.enter_context(self._platform.trial(production))
+            except ReleaseFailed as error:
+                raise ToolingError(
+                    f"production's {production.label} could not be asked", evidence=str(error),
+                    todo="see why production's own binary does not come up in a trial; the candidate is not to blame",
+                ) from error  # fmt: skip
             yield endpoint
-        finally:
-            self._asking_production = False
-            trial.__exit__(None, None, None)
 
     def _ask(self, asking: Asking, endpoint: Endpoint, release: Release, items: Sequence[Item], book: Book) -> None:
         missing = list({item.id: item for item in items if item.id not in book}.values())
@@ -180,22 +173,26 @@ class Gate:
         def progress(done: int, total: int, what: str) -> None:
             self._progress(done, len(self._items), f"at most, asking {release.label}: {what}")
 
+        self._asking = release
         asking.ask(endpoint, release.alias, missing, book, progress)
 
     def _evidence(self, standing: Standing, noise: Standing) -> dict[str, Any]:
         ours = self._again if standing is noise else self._ours
-        sides = {"candidate": self._ours, "production": self._theirs, "production again": self._again}
         return evidence(standing, ours, self._theirs, self._protects()) | {
             "production": self._production.id if self._production else None,
             "noise": {
                 "items": len(noise.asked), "changed": sum(d != 0 for d in noise.overall.differences),
                 "interval": noise.overall.interval._asdict(), "verdict": noise.verdict,
             },
-            "cost": {side: self._cost(book) for side, book in sides.items()},
+            "cost": self._costs(),
         }  # fmt: skip
 
-    def _cost(self, book: Book) -> dict[str, float]:
-        return cost([*book.values()], self._settings)
+    def _costs(self) -> dict[str, dict[str, float]]:
+        """Of all answers that are kept, whenever they were given."""
+        sides = {"candidate": self._ours}
+        if self._production:
+            sides |= {"production": self._theirs, "production again": self._again}
+        return {side: cost([*book.values()], self._settings) for side, book in sides.items()}
 
     def _protects(self) -> dict[str, str]:
         return {f.name: f.protects for f in asked_families([self._release], self._settings)}

@@ -75,6 +75,17 @@ def test_an_endpoint_that_dies_is_errored_not_wrong_and_the_rerun_goes_on_where_
     assert proxied.asked == whole.evidence["asked"]
 
 
+def test_production_that_dies_is_told_apart_from_a_candidate_that_does(
+    proxied: Proxied, eval_release: Release, eval_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.evals.collect.RECOVERY_S", 0.1)
+    production, candidate = another(eval_release, "--no-escape"), another(eval_release, "--no-context-shift")
+    proxied.dies_after = 4
+    found = judged(proxied, candidate, production)
+    assert (found.verdict, found.summary[:34]) == (Verdict.ERRORED, "44 items have no answer of product")
+    assert asked_so_far(eval_settings, candidate) == (0, 0)
+
+
 def test_production_that_differs_from_itself_is_a_broken_gate_and_the_candidate_is_not_asked(
     itself: Verification, proxied: Proxied, eval_release: Release, eval_settings: Settings
 ) -> None:
