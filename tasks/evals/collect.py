@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import tasks
@@ -39,7 +40,8 @@ class Unanswered(Exception):
 class Book(Mapping[str, ItemAnswer]):
     """Answers by item, in a file of one JSON line an answer that only ever grows.
 
-    A line that a killed writer left unfinished is dropped. `errored` is no answer and is not kept.
+    A line that a killed writer left unfinished is dropped, one that cannot be read counts as not answered. `errored` is
+    no answer and is not kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,8 +49,9 @@ class Book(Mapping[str, ItemAnswer]):
         self._found: dict[str, ItemAnswer] = {}
         whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
         for line in whole.splitlines():
-            answer = ItemAnswer.model_validate_json(line)
-            self._found[answer.item] = answer
+            with suppress(ValueError):
+                answer = ItemAnswer.model_validate_json(line)
+                self._found[answer.item] = answer
         self._length = len(whole) + 1 if whole else 0
 
     def keep(self, answer: ItemAnswer) -> None:

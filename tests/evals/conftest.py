@@ -22,8 +22,8 @@ ARGV = (
     "--flash-attn", "on", "--jinja", "--threads", "1",
 )  # fmt: skip
 SMALL = EvalSettings(
-    margin=0.15, items=120, batch=48, hardest=0, longest_prompt=150,
-    families=("instructions", "arithmetic", "structured", "tool turns", "long context"),
+    margin=0.15, items=120, batch=36, hardest=0, longest_prompt=150,
+    families=("arithmetic", "structured", "tool turns", "long context"),
     tasks=(f"{Path(__file__).parent / 'user_task.py'}@capitals",),
 )  # fmt: skip
 """What SmolLM2 can answer in little time, with a task that a user wrote."""
