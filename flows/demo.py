@@ -64,6 +64,13 @@ def prepare(environment: MutableMapping[str, str], keep: bool) -> Settings:
         # quick to see: 2 of 2 restored leaves a share of 0.34 or more, with 95% confidence
         "LLAMA_RELEASE_RESTORE__CYCLES": "2",
         "LLAMA_RELEASE_RESTORE__REQUIRED": "0.3",
+        # what a model of 135M parameters can answer, and a margin that is decided within seconds
+        "LLAMA_RELEASE_EVALS__MARGIN": "0.15",
+        "LLAMA_RELEASE_EVALS__ITEMS": "120",
+        "LLAMA_RELEASE_EVALS__BATCH": "40",
+        "LLAMA_RELEASE_EVALS__HARDEST": "0",
+        "LLAMA_RELEASE_EVALS__LONGEST_PROMPT": "150",
+        "LLAMA_RELEASE_EVALS__FAMILIES": '["instructions", "arithmetic", "structured", "tool turns", "long context"]',
         chosen.server.api_key_env: secrets.token_urlsafe(24),
     }
     for name, value in given.items():

@@ -53,7 +53,7 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
         contracts.check(platform, release, production.release)
         promote.staging(platform, release)
         restore.check(platform, "staging", release, settings.restore)
-        evals.check(platform, release, production.release, settings)
+        evals.check(platform, release, production.release, settings.evals)
 
         dossier = store.dossier(release, required())
         show_dossier(dossier)

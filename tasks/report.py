@@ -236,6 +236,7 @@ def dossier_markdown(dossier: Dossier, replaces: str, changes: str) -> str:
             f"Dossier `{dossier.digest}`: {counts}.",
             markdown_table(("verification", "verdict", "what was seen"), rows),
             *(["### What changed upstream", changes] if changes else []),
+            *(v.evidence["shown"] for v in dossier.verifications if "shown" in v.evidence),
             f"`{' '.join(dossier.release.argv)}`",
             "An approval holds for this dossier only, and only while production is what it is now.",
         ]

@@ -94,10 +94,22 @@ class RestoreSettings(Section):
 
 
 class EvalSettings(Section):
-    items: int = Field(default=72, ge=60, description="items asked of each release")
+    margin: float = Field(default=0.03, gt=0, lt=1, description="how much worse (share of items) is still no worse")
+    family_margin: float = Field(default=0.1, gt=0, lt=1, description="the same for one family by itself")
+    margins: dict[str, float] = Field(default_factory=dict, description="family -> its own margin")
+    critical: tuple[str, ...] = Field(default=(), description="families that decide alone")
+    families: tuple[str, ...] = Field(default=(), description="our families to ask; none named: all")
+    tasks: tuple[str, ...] = Field(
+        default=(), description="Inspect tasks that join the gate: path/to/file.py@task or package/module@task"
+    )
+    items: int = Field(default=2880, ge=20, description="items asked of each release at most")
+    batch: int = Field(default=72, ge=10, description="items asked between two looks at the answers")
+    hardest: int = Field(default=4, ge=0, le=4, description="the hardest level asked: less for a very small model")
+    longest_prompt: int = Field(default=8192, ge=120, description="tokens; bounded also by what a slot holds")
     seed: int = 2026
-    margin: float = Field(default=0.08, gt=0, lt=1, description="how much worse (share of items) is still no worse")
     max_connections: int = Field(default=2, ge=1, description="requests under way at once")
+    price_per_hour: float = Field(default=0.0, ge=0, description="money for an hour of a trial server")
+    price_per_million_tokens: float = Field(default=0.0, ge=0, description="money for 1,000,000 tokens, in and out")
 
 
 class ApprovalSettings(Section):

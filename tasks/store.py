@@ -7,15 +7,16 @@
     approvals/<dossier digest>.json
     proofs/<key>.json           what the probes of a patch said, with it and without it
     surfaces/<build digest>-<basis>.json     what may be asked of a build
-    answers/<id>/<set digest>.json     what a release answered to the evals
     series/<id>/<time>-<id>.json   append-only: how long a release took to answer, one file an idle cycle
     series/latency.svg          all of them as a plot
+    answers/<id>/<set digest>[.again].jsonl    what a release answered to the evals, one line an answer
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
     outbox.json                 how far people were told of the ledger
     locks/, run/                of this machine only
 
-Every write is atomic (write, fsync, rename, fsync of the folder), so a reader sees a whole file or none.
+Every write but those to answers/ is atomic (write, fsync, rename, fsync of the folder), so a reader sees a whole file
+or none.
 """
 
 from __future__ import annotations
@@ -255,8 +256,9 @@ class Store:
     def save_surface(self, digest: str, basis: str, surface: Model) -> None:
         self._save(self.root / "surfaces" / f"{digest}-{basis}.json", surface)
 
-    def answers_path(self, release_id: str, set_digest: str) -> Path:
-        return self.root / "answers" / release_id / f"{set_digest}.json"
+    def answers_path(self, release_id: str, set_digest: str, again: bool = False) -> Path:
+        """Where a release's answers to a set of items are kept; `again`: those to being asked a second time."""
+        return self.root / "answers" / release_id / f"{set_digest}{'.again' if again else ''}.jsonl"
 
     # -- stages ---------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A release's answers to the items: from the store, or asked of a trial server."""
+"""A release's answers to the items: kept in the store, asked of a trial server where they are missing."""
 
 from __future__ import annotations
 
@@ -8,82 +8,181 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import tasks
 from tasks.endpoint import Client
-from tasks.evals.ask import KEY_VARIABLE, Request
-from tasks.evals.compare import NAME, basis, gate, table
-from tasks.evals.items import Item, ItemSet, generate
-from tasks.evals.model import Answers, ItemAnswer, Outcome
-from tasks.platforms import Platform, Progress
-from tasks.process import die_with_parent
-from tasks.release import Endpoint, Release, ToolingError, Verification, settle
-from tasks.report import Row, stage
-from tasks.settings import Settings
-from tasks.store import write_atomic
+from tasks.evals.ask import END, Request
+from tasks.evals.model import Item, ItemAnswer, ItemSet, Outcome
+from tasks.platforms import Progress
+from tasks.process import die_with_parent, run
+from tasks.release import BadInput, Endpoint, ToolingError
+from tasks.settings import EvalSettings
 
 ATTEMPTS = 3
 """How often an item without an answer is asked in one run."""
-ATTEMPT_TIMEOUT_S = 120
+ATTEMPT_TIMEOUT_S = 300
+LISTING_S = 600
 RECOVERY_S = 10.0
 """How long a server that gave no answer has to become healthy again before the rest is given up."""
 
 
-def item_set(settings: Settings) -> ItemSet:
-    """The items that these settings ask."""
-    return generate(settings.evals.seed, settings.evals.items)
+class Unanswered(Exception):
+    """Items are left without an answer, each for the reason that its `error` tells."""
+
+    def __init__(self, answers: Sequence[ItemAnswer]) -> None:
+        super().__init__(f"{len(answers)} items have no answer: {answers[0].error}")
+        self.answers = tuple(answers)
 
 
-def answers(platform: Platform, release: Release, settings: Settings, progress: Progress) -> Answers:
-    """What this release answers to the item set: from the store, or asked of a trial server and then stored.
+class Book(Mapping[str, ItemAnswer]):
+    """Answers by item, in a file of one JSON line an answer that only ever grows.
 
-    Each answer is kept as it comes, so a run that was killed goes on where it stopped. An item whose request failed
-    is asked again, up to ATTEMPTS times while the server is healthy; what is still without an answer has the outcome
-    `errored`, and only then is the result not stored as final. Raises what `platform.trial` raises, and ToolingError
-    when the asking process itself breaks.
+    A line that a killed writer left unfinished is dropped, one that cannot be read counts as not answered. `errored` is
+    no answer and is not kept.
     """
-    asked = item_set(settings)
-    path = platform.store.answers_path(release.id, asked.digest)
-    partial = path.with_suffix(".partial.json")
-    kept = _load(path) or _load(partial)
-    if kept and kept.complete:
-        return kept
-    found = {a.item: a for a in kept.answers if a.outcome is not Outcome.ERRORED} if kept else {}
-    spent, start = kept.seconds if kept else 0.0, time.monotonic()
 
-    def so_far() -> Answers:
-        return Answers(
-            release=release.id, set_digest=asked.digest, seed=asked.seed, count=len(asked.items),
-            answers=tuple(found[item.id] for item in asked.items if item.id in found),
-            seconds=round(spent + time.monotonic() - start, 2),
-        )  # fmt: skip
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._found: dict[str, ItemAnswer] = {}
+        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+        for line in whole.splitlines():
+            with suppress(ValueError):
+                answer = ItemAnswer.model_validate_json(line)
+                self._found[answer.item] = answer
+        self._length = len(whole) + 1 if whole else 0
 
-    with platform.trial(release) as endpoint:
+    def keep(self, answer: ItemAnswer) -> None:
+        """Add an answer; it is on the disk when this returns. Raises ToolingError when the disk won't take it."""
+        line = answer.model_dump_json().encode() + b"\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "r+b" if self._path.exists() else "w+b") as file:
+                file.truncate(self._length)
+                file.seek(self._length)
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ToolingError(f"could not write {self._path}", evidence=str(error), todo="free space") from error
+        self._length += len(line)
+        self._found[answer.item] = answer
+
+    def __getitem__(self, item: str) -> ItemAnswer:
+        return self._found[item]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+class Asking:
+    """The process that asks, started at the first question and used for all of them; a context manager."""
+
+    def __init__(self, settings: EvalSettings) -> None:
+        self._settings = settings
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Asking:
+        self._folder = tempfile.TemporaryDirectory(prefix="evals-")
+        self._log = Path(self._folder.name) / "stderr"
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop()
+        self._folder.cleanup()
+
+    def ask(self, endpoint: Endpoint, model: str, items: Sequence[Item], book: Book, progress: Progress) -> None:
+        """Ask these items and keep each answer as it comes.
+
+        An item whose request failed is asked again, up to ATTEMPTS times while the server is healthy. Raises
+        Unanswered with what is still without an answer, ToolingError when the asking process itself breaks.
+        """
+        left, last = list(items), time.monotonic()
+        failed: list[ItemAnswer] = []
         for attempt in range(ATTEMPTS):
-            left = [i for i in asked.items if i.id not in found or found[i.id].outcome is Outcome.ERRORED]
             if not left or (attempt and not _healthy(endpoint)):
                 break
-            for answer in _ask(endpoint, release, left, settings):
-                found[answer.item] = answer
-                if answer.outcome is not Outcome.ERRORED:
-                    write_atomic(partial, so_far().model_dump_json(indent=1) + "\n")
-                    done = sum(a.outcome is not Outcome.ERRORED for a in found.values())
-                    progress(done, len(asked.items), f"asking {release.label}")
-    result = so_far()
-    if result.complete:
-        write_atomic(path, result.model_dump_json(indent=1) + "\n")
-        partial.unlink(missing_ok=True)
-    return result
+            failed = []
+            for answer in self._answers(endpoint, model, left):
+                if answer.outcome is Outcome.ERRORED:
+                    failed.append(answer)
+                    continue
+                now = time.monotonic()
+                book.keep(answer.model_copy(update={"wall_s": round(now - last, 3)}))
+                last = now
+                progress(len(book), 0, answer.item)
+            left = [item for item in left if item.id not in book]
+        if left:
+            raise Unanswered(failed)
+
+    def _answers(self, endpoint: Endpoint, model: str, items: Sequence[Item]) -> Iterator[ItemAnswer]:
+        request = Request(
+            base_url=endpoint.base_url.rstrip("/"), api_key=endpoint.api_key or "none", model=model,
+            items=tuple(items), seed=self._settings.seed, connections=self._settings.max_connections,
+            attempt_timeout_s=ATTEMPT_TIMEOUT_S, folder=Path.cwd(),
+        )  # fmt: skip
+        process = self._process = self._process or self._start()
+        assert process.stdin and process.stdout
+        # how long the slowest way may take: nothing is answered, each request runs out of time
+        watchdog = threading.Timer(60 + ATTEMPT_TIMEOUT_S * (1 + len(items) // request.connections), process.kill)
+        watchdog.start()
+        try:
+            print(request.model_dump_json(), file=process.stdin, flush=True)
+            while line := process.stdout.readline():
+                if line.strip() == END:
+                    return
+                yield ItemAnswer.model_validate_json(line)
+            raise self._broken()
+        except (BrokenPipeError, ValueError) as error:
+            raise self._broken(str(error)) from error
+        finally:
+            watchdog.cancel()
+
+    def _start(self) -> subprocess.Popen[str]:
+        with open(self._log, "w") as said:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tasks.evals.ask"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+                text=True, cwd=self._folder.name, env=_environment(self._folder.name), preexec_fn=die_with_parent,
+            )  # fmt: skip
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process and process.stdin and process.stdout:
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+
+    def _broken(self, why: str = "") -> ToolingError:
+        self._stop()
+        tail = self._log.read_text(encoding="utf-8", errors="replace")[-1500:]
+        return ToolingError(
+            "the process that asks the eval items ended", evidence=f"{why}\n{tail}",
+            todo="run it again: answers that were given are kept",
+        )  # fmt: skip
 
 
-def _load(path: Path) -> Answers | None:
-    """Stored answers, or None when there are none or the file is not readable: then they are asked again."""
-    try:
-        return Answers.model_validate_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
+def others(settings: EvalSettings) -> ItemSet:
+    """The items of the Inspect tasks that the settings name. Raises BadInput for one that cannot be loaded."""
+    if not settings.tasks:
+        return ItemSet(items=())
+    with tempfile.TemporaryDirectory(prefix="evals-") as folder:
+        done = run(
+            [sys.executable, "-m", "tasks.evals.ask", Path.cwd(), *settings.tasks], timeout_s=LISTING_S,
+            cwd=Path(folder), env={**dict.fromkeys(os.environ), **_environment(folder)}, check=False,
+        )  # fmt: skip
+    if done.code:
+        raise BadInput(
+            "an Inspect task in evals.tasks cannot be loaded",
+            evidence=done.stderr[-1500:],
+            todo="write path/to/file.py@task or package/module@task in evals.tasks",
+        )
+    return ItemSet.model_validate_json(done.stdout)
 
 
 def _healthy(endpoint: Endpoint) -> bool:
@@ -95,76 +194,18 @@ def _healthy(endpoint: Endpoint) -> bool:
     return True
 
 
-def _ask(endpoint: Endpoint, release: Release, items: Sequence[Item], settings: Settings) -> Iterator[ItemAnswer]:
-    """Each answer as the asking process tells it. Raises ToolingError when that process fails."""
-    request = Request(
-        base_url=endpoint.base_url.rstrip("/"), model=release.alias, items=tuple(items), seed=settings.evals.seed,
-        connections=settings.evals.max_connections, attempt_timeout_s=ATTEMPT_TIMEOUT_S,
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="evals-") as folder, open(f"{folder}/stderr", "w+") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.evals.ask"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, cwd=folder,
-            env=_environment(endpoint, Path(folder)), preexec_fn=die_with_parent,
-        )  # fmt: skip
-        assert process.stdin and process.stdout
-        longest_s = 60 + ATTEMPT_TIMEOUT_S * -(-len(items) // settings.evals.max_connections)
-        watchdog = threading.Timer(longest_s, process.kill)
-        watchdog.start()
-        try:
-            process.stdin.write(request.model_dump_json())
-            process.stdin.close()
-            for line in process.stdout:
-                yield ItemAnswer.model_validate_json(line)
-            code = process.wait()
-        except (BrokenPipeError, ValueError) as error:
-            raise _broken(process.poll(), said.name, str(error)) from error
-        finally:
-            watchdog.cancel()
-            process.kill()
-            process.wait()
-            process.stdout.close()
-        if code:
-            raise _broken(code, said.name)
+def _environment(folder: str) -> dict[str, str]:
+    """Ours without what would change Inspect's ways or lead requests through a proxy; its files go to `folder`.
 
-
-def _broken(code: int | None, log: str, why: str = "") -> ToolingError:
-    tail = Path(log).read_text(encoding="utf-8", errors="replace")[-1500:]
-    return ToolingError(
-        f"the process that asks the eval items failed (exit code {code})",
-        evidence=f"{why}\n{tail}",
-        todo="run it again: answers that were given are kept",
-    )
-
-
-def _environment(endpoint: Endpoint, folder: Path) -> dict[str, str]:
-    """Ours without what would change Inspect's ways or lead requests through a proxy; its files go to `folder`."""
+    What other people's tasks have downloaded from Hugging Face stays where it is.
+    """
     own = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("INSPECT_", "OPENAI_", "EVALS_")) and not name.lower().endswith("_proxy")
     }
-    homes = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(folder))
+    own.setdefault("HF_HOME", str(Path("~/.cache/huggingface").expanduser()))
+    homes = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), folder)
     source = str(Path(tasks.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-    return {**own, **homes, "PYTHONPATH": path, "DO_NOT_TRACK": "1", KEY_VARIABLE: endpoint.api_key or "none"}
-
-
-@stage(NAME, "evals of {release.label}")
-def check(row: Row, platform: Platform, release: Release, production: str | None, settings: Settings) -> Verification:
-    """The gate's verdict on a release against what production's release answers; recorded in the dossier.
-
-    Raises ReleaseFailed when it is worse, ToolingError when items were left without an answer.
-    """
-    store = platform.store
-    wanted = basis(production, item_set(settings).digest, settings)
-    found = store.fresh(release.id, (NAME,), wanted)
-    again = bool(found)
-    if not found:
-        baseline = answers(platform, store.get_release(production), settings, row.progress) if production else None
-        found = [gate(answers(platform, release, settings, row.progress), baseline, settings)]
-        store.record(found[0])
-    (verdict,) = found
-    row.done(f"{'recorded before: ' if again else ''}{verdict.summary}", table(verdict), release=release.id)
-    settle(found)
-    return verdict
+    return {**own, **homes, "PYTHONPATH": path, "DO_NOT_TRACK": "1"}

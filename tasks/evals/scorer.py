@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 from pydantic import JsonValue
 
-from tasks.release import Model
-
-SCORER_VERSION = "1"
-"""Part of the set digest: raise it whenever `is_correct` would judge any answer differently."""
+from tasks.evals.model import Call, Expectation
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 _FENCE = re.compile(r"```[a-zA-Z]*\n?(.*?)```", re.DOTALL)
 
 
-class Expectation(Model):
-    """What a right answer holds."""
+def is_correct(expected: Expectation, text: str, calls: Sequence[Call] = ()) -> bool:
+    """Whether an answer meets the expectation. Never raises: any text at all may come from a model.
 
-    kind: Literal["number", "text", "word", "list", "json"]
-    value: JsonValue
-    distractors: tuple[str, ...] = ()
-    """Words of a `word` item that a right answer must not hold."""
-
-
-def is_correct(expected: Expectation, text: str) -> bool:
-    """Whether `text` meets the expectation. Never raises: any text at all may come from a model.
+    `calls`: those that the answer ends with; where text is expected there must be none.
 
     The rules, by kind:
     - `number`: the last number of the answer equals the value; `1,204`, `1204.0` and `1204` are the same.
@@ -39,7 +31,14 @@ def is_correct(expected: Expectation, text: str) -> bool:
       brackets, a leading `and`, or a final full stop: the same parts in the same order, letter case ignored.
     - `json`: the first JSON object or array in the answer equals the value, whatever the order of its keys;
       numbers and strings are different, so are `true` and `1`. Words around it are allowed.
+    - `rules`: every one of the rules (see `_keeps`) holds.
+    - `calls`: these calls in any order, letter case and white space of strings ignored; without calls, any text.
     """
+    if expected.kind == "calls":
+        wanted = Counter(Call.model_validate(c).key for c in _as_list(expected.value))
+        return Counter(c.key for c in calls) == wanted and bool(calls or text.strip())
+    if calls:
+        return False
     match expected.kind:
         case "number":
             return _last_number(text) == _as_float(expected.value)
@@ -52,6 +51,29 @@ def is_correct(expected: Expectation, text: str) -> bool:
             return _parts(text) == [str(v).casefold() for v in _as_list(expected.value)]
         case "json":
             return any(_same(found, expected.value) for found in _first_json(text))
+        case "rules":
+            return all(_keeps(rule, text.strip()) for rule in _as_list(expected.value))
+    raise ValueError(f"{expected.kind} is not judged here")
+
+
+def _keeps(rule: dict[str, Any], text: str) -> bool:
+    """Whether a text keeps `{name: value}`; words are runs of letters, digits, apostrophes and hyphens."""
+    ((name, value),) = rule.items()
+    words = re.findall(r"[\w'’-]+", text.casefold())
+    match name:
+        case "words":
+            return len(words) == int(value)
+        case "lines":
+            return len([line for line in text.splitlines() if line.strip()]) == int(value)
+        case "holds":
+            return str(value).casefold() in words
+        case "lacks":
+            return str(value).casefold() not in text.casefold()
+        case "starts":
+            return bool(words) and words[0] == str(value).casefold()
+        case "ends":
+            return bool(words) and words[-1] == str(value).casefold()
+    raise ValueError(f"there is no rule {name}")
 
 
 def _last_number(text: str) -> float | None:

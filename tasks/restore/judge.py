@@ -84,7 +84,7 @@ def latencies(cycles: Sequence[Cycle]) -> str:
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """The 95% Wilson interval of a share."""
-    from scipy.stats import binomtest  # type: ignore[import-untyped]  # it takes a second to load
+    from scipy.stats import binomtest  # it takes a second to load
 
     interval = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)

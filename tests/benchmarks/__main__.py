@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import activator, building, contracts, notes, patches, snapshot, stages, surface
+from tests.benchmarks import activator, building, contracts, gate, notes, patches, snapshot, stages, surface
 
 SECTIONS = {
     "stages": stages.main,
@@ -16,6 +16,7 @@ SECTIONS = {
     "surface": surface.main,
     "contracts": contracts.main,
     "snapshot": snapshot.main,
+    "gate": gate.main,
     "activator": activator.main,
 }
 

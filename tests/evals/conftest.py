@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.evals import Answers, answers
+from tasks.evals.stage import Gate, item_set
 from tasks.platforms.local import LocalPlatform
-from tasks.release import Build, Release
+from tasks.release import Build, Release, Verification
 from tasks.settings import EvalSettings, Settings
 from tasks.store import Store
 from tests.evals.proxied import Proxied
@@ -21,6 +21,27 @@ ARGV = (
     "--model", "{model}", "--alias", "smollm2", "--ctx-size", "4096", "--parallel", "2", "--load-mode", "none",
     "--flash-attn", "on", "--jinja", "--threads", "1",
 )  # fmt: skip
+SMALL = EvalSettings(
+    margin=0.15, items=120, batch=36, hardest=0, longest_prompt=150,
+    families=("arithmetic", "structured", "tool turns", "long context"),
+    tasks=(f"{Path(__file__).parent / 'user_task.py'}@capitals",),
+)  # fmt: skip
+"""What SmolLM2 can answer in little time, with a task that a user wrote."""
+
+
+def silent(done: int, total: int, text: str) -> None:
+    pass
+
+
+def another(release: Release, *argv: str) -> Release:
+    """The same weights and build under another release id."""
+    return release.model_copy(update={"argv": (*release.argv, *argv)})
+
+
+def judged(platform: LocalPlatform, release: Release, production: Release | None) -> Verification:
+    """The gate's verdict."""
+    asked = item_set([release], SMALL)
+    return Gate(platform, release, production, SMALL, asked, silent).verify()
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +53,7 @@ def eval_settings(base: Settings, build: Build, tmp_path_factory: pytest.TempPat
         symlinks=True,
         copy_function=_link,
     )
-    return base.model_copy(update={"store": root, "evals": EvalSettings()})
+    return base.model_copy(update={"store": root, "evals": SMALL})
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +65,9 @@ def eval_release(eval_settings: Settings, build: Build, smollm2: Path) -> Releas
 
 
 @pytest.fixture(scope="session")
-def baseline(eval_settings: Settings, eval_release: Release) -> Answers:
-    """What the sound release answers, asked once a session."""
-    return answers(LocalPlatform(eval_settings), eval_release, eval_settings, lambda done, total, text: None)
+def itself(eval_settings: Settings, eval_release: Release) -> Verification:
+    """The verdict on the same weights on another server; with it production's answers, given once a session."""
+    return judged(LocalPlatform(eval_settings), another(eval_release, "--metrics"), eval_release)
 
 
 @pytest.fixture

@@ -1,83 +1,110 @@
+from __future__ import annotations
+
 import asyncio
-import os
 from pathlib import Path
 
 import pytest
 
-from tasks.evals import Answers, Outcome, answers, gate, item_set, table
+from tasks.evals.collect import Book
+from tasks.evals.stage import item_set
 from tasks.platforms.local import LocalPlatform
-from tasks.release import Release, Verdict
+from tasks.release import Release, Verdict, Verification
 from tasks.settings import Settings
+from tests.evals.conftest import SMALL, another, judged
 from tests.evals.proxied import Proxied
+from tests.evals.weights import noised
 
 pytestmark = pytest.mark.real
 
 
-def silent(done: int, total: int, text: str) -> None:
-    pass
+def asked_so_far(settings: Settings, release: Release) -> tuple[int, int]:
+    """How many answers of a release are kept: first ones and second ones."""
+    paths = LocalPlatform(settings).store.answers_path
+    digest = item_set([release], SMALL).digest
+    return len(Book(paths(release.id, digest))), len(Book(paths(release.id, digest, again=True)))
 
 
-def test_the_set_is_neither_too_easy_nor_too_hard_for_smollm2(baseline: Answers, eval_settings: Settings) -> None:
-    found = gate(baseline, None, eval_settings)
-    print(table(found))
-    shares = {row["family"]: row["candidate"] / row["n"] for row in found.evidence["families"]}
-    assert 0.3 <= shares["all"] <= 0.7
-    assert all(0 < share < 1 for share in shares.values())
-    assert baseline.complete and baseline.tokens > 72
+def test_the_same_weights_pass_and_the_items_are_neither_too_easy_nor_too_hard(itself: Verification) -> None:
+    print(itself.evidence["shown"])
+    assert itself.verdict is Verdict.PASSED, itself.summary
+    families = {row["family"]: row for row in itself.evidence["families"]}
+    assert {*SMALL.families, "capitals", "all"} == set(families)
+    assert 0.3 <= families["all"]["production"] / families["all"]["items"] <= 0.7
+    assert families["capitals"]["production"] > 0  # the user's own scorer judges these
+    assert itself.evidence["asked"] < SMALL.items
+    assert itself.evidence["noise"]["verdict"] == "passed"
+    assert itself.evidence["cost"]["production again"]["tokens"] > 0
 
 
-def test_stored_answers_are_not_asked_again(
-    baseline: Answers, proxied: Proxied, eval_release: Release, eval_settings: Settings
+def test_damaged_weights_fail_and_production_is_not_asked_again(
+    itself: Verification, proxied: Proxied, eval_release: Release, smollm2: Path, tmp_path: Path
 ) -> None:
-    assert answers(proxied, eval_release, eval_settings, silent) == baseline
-    assert (proxied.trials, proxied.asked) == (0, 0)
+    weights = noised(smollm2, tmp_path / "damaged.gguf")
+    damaged = eval_release.model_copy(update={"files": {"model": proxied.store.put_file(weights)}})
+    found = judged(proxied, damaged, eval_release)
+    print(found.evidence["shown"])
+    assert found.verdict is Verdict.FAILED, found.summary
+    assert (proxied.trials, proxied.asked) == (1, found.evidence["asked"])
+    assert all(not d["gained"] for d in found.evidence["discordant"][:5])
 
 
-def another(release: Release, *argv: str) -> Release:
-    """The same server under another release id."""
-    return release.model_copy(update={"argv": (*release.argv, *argv)})
+def test_another_chat_template_is_explained(
+    itself: Verification, proxied: Proxied, eval_release: Release
+) -> None:  # fmt: skip
+    found = judged(proxied, another(eval_release, "--chat-template", "llama2"), eval_release)
+    print(found.evidence["shown"])
+    assert found.verdict in (Verdict.FAILED, Verdict.INCONCLUSIVE), found.summary
+    assert "points [" in found.summary
+    assert found.evidence["discordant"]
 
 
 def test_an_endpoint_that_dies_is_errored_not_wrong_and_the_rerun_goes_on_where_it_stopped(
-    baseline: Answers, proxied: Proxied, eval_release: Release, eval_settings: Settings
-) -> None:
-    release = another(eval_release, "--metrics")
-    steps: list[tuple[int, int]] = []
+    itself: Verification, proxied: Proxied, eval_release: Release, eval_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("tasks.evals.collect.RECOVERY_S", 0.1)
+    release = another(eval_release, "--slots")
     proxied.dies_after = 20
-    half = answers(proxied, release, eval_settings, lambda done, total, text: steps.append((done, total)))
-    assert steps == [(n, 72) for n in range(1, 21)]
-    assert len(half.having(Outcome.ERRORED)) == 52
-    wrong = {a.item for a in baseline.having(Outcome.WRONG)} | {a.item for a in baseline.having(Outcome.TRUNCATED)}
-    assert len({a.item for a in half.having(Outcome.WRONG)} - wrong) <= 2
-    verdict = gate(half, baseline, eval_settings)
-    assert verdict.verdict is Verdict.ERRORED
-    assert "52 of 72 items have no answer" in verdict.summary
-    assert not proxied.store.answers_path(release.id, half.set_digest).exists()
+    half = judged(proxied, release, eval_release)
+    assert half.verdict is Verdict.ERRORED
+    assert "16 items have no answer of candidate" in half.summary
+    assert asked_so_far(eval_settings, release) == (20, 0)
+    assert half.evidence["errors"][0]["error"]
 
     proxied.dies_after = None
-    whole = answers(proxied, release, eval_settings, silent)
-    assert whole.complete
-    assert proxied.asked == 72
-    assert gate(whole, baseline, eval_settings).verdict is Verdict.PASSED
+    whole = judged(proxied, release, eval_release)
+    assert whole.verdict is Verdict.PASSED, whole.summary
+    assert proxied.asked == whole.evidence["asked"]
 
 
-def test_a_proxy_that_garbles_answers_does_not_pass(
-    baseline: Answers, proxied: Proxied, eval_release: Release, eval_settings: Settings
+def test_production_that_dies_is_told_apart_from_a_candidate_that_does(
+    proxied: Proxied, eval_release: Release, eval_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proxied.garble = lambda text: text[::2]
-    found = gate(answers(proxied, another(eval_release, "--slots"), eval_settings, silent), baseline, eval_settings)
-    print(found.summary)
-    assert found.verdict is Verdict.FAILED
+    monkeypatch.setattr("tasks.evals.collect.RECOVERY_S", 0.1)
+    production, candidate = another(eval_release, "--no-escape"), another(eval_release, "--no-context-shift")
+    proxied.dies_after = 4
+    found = judged(proxied, candidate, production)
+    assert (found.verdict, found.summary[:34]) == (Verdict.ERRORED, "32 items have no answer of product")
+    assert asked_so_far(eval_settings, candidate) == (0, 0)
 
 
-def test_a_wrong_chat_template_does_not_pass(baseline: Answers, eval_release: Release, eval_settings: Settings) -> None:
-    release = another(eval_release, "--chat-template", "llama2")
-    found = gate(answers(LocalPlatform(eval_settings), release, eval_settings, silent), baseline, eval_settings)
-    print(found.summary)
-    assert found.verdict in (Verdict.FAILED, Verdict.INCONCLUSIVE)
+def test_production_that_differs_from_itself_is_a_broken_gate_and_the_candidate_is_not_asked(
+    itself: Verification, proxied: Proxied, eval_release: Release, eval_settings: Settings
+) -> None:
+    again = proxied.store.answers_path(eval_release.id, item_set([eval_release], SMALL).digest, again=True)
+    kept = again.rename(again.with_suffix(".kept"))
+    try:
+        proxied.garble = lambda text: text[::2]
+        candidate = another(eval_release, "--no-perf")
+        found = judged(proxied, candidate, eval_release)
+    finally:
+        kept.rename(again)
+    assert found.verdict is Verdict.ERRORED
+    assert "production against itself" in found.summary
+    assert asked_so_far(eval_settings, candidate) == (0, 0)
 
 
-def test_it_is_quiet_leaves_nothing_behind_and_runs_beside_a_running_event_loop(
+def test_the_first_release_is_quiet_leaves_nothing_behind_and_runs_beside_a_running_event_loop(
     eval_release: Release, eval_settings: Settings, capfd: pytest.CaptureFixture[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -86,12 +113,13 @@ def test_it_is_quiet_leaves_nothing_behind_and_runs_beside_a_running_event_loop(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     release = another(eval_release, "--no-warmup")
 
-    async def flow() -> Answers:
-        return await asyncio.to_thread(answers, LocalPlatform(eval_settings), release, eval_settings, silent)
+    async def flow() -> Verification:
+        return await asyncio.to_thread(judged, LocalPlatform(eval_settings), release, None)
 
-    assert asyncio.run(flow()).complete
+    found = asyncio.run(flow())
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert "nothing to compare with" in found.summary
+    assert asked_so_far(eval_settings, release) == (SMALL.batch, 0)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     assert list(tmp_path.iterdir()) == []
-    stored = eval_settings.store / "answers" / release.id
-    assert os.listdir(stored) == [f"{item_set(eval_settings).digest}.json"]
