@@ -222,7 +222,7 @@ def _together(found: list[Verification]) -> str:
     return f"{len(found)} kept: {', '.join(v.name.rpartition('.')[2].replace('_', ' ') for v in found)}"
 
 
-def dossier_markdown(dossier: Dossier, replaces: str, changes: str) -> str:
+def dossier_markdown(dossier: Dossier, replaces: str, changes: str = "") -> str:
     """The dossier as a person is asked to approve it: what did not pass first, what passed by subject.
 
     `changes` is the digest of upstream's notes, '' for none.
