@@ -10,7 +10,7 @@ noted in `failures`.
         fake.apps.function("name", "Server")  # the protobuf message that was deployed
 
 What is like Modal: names, ids, versions, skipped deploys, rollbacks, errors and their gRPC codes; what a container
-finds (`MODAL_TASK_ID`, its image's environment, secrets, uploaded source under /root, volumes at their paths); the order
+finds (`MODAL_TASK_ID`, its image's environment, secrets, uploaded source under /root, volumes in place); the order
 of enter methods around a snapshot; scale to zero, overrides and their loss at a redeploy; 222 and the cold retry.
 
 What is not: an image is recorded, not built (a container sees this machine's files, with writes of its own on top, and

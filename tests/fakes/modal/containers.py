@@ -242,9 +242,9 @@ class Containers:
                 exitcode=container.exit_code,
             )
         self._fake.functions.lost(container, result)
-        if container.result is not None:  # it could not even import the code: no input will ever run
+        if result is not None and not container.ready:  # it did not even get to its first input: none will ever run
             for one in self._fake.functions.waiting(container.service):
-                one.finish(container.result)
+                one.finish(result)
 
     async def _run(self, container: Container) -> int:
         """Runs its process until it ends. Returns the exit code, 128 + the signal if it was killed by one."""
@@ -334,6 +334,11 @@ class Containers:
             checkpoint_id=new_id("ch") if snapshots else None,
             app_layout=self._fake.apps.layout(app),
         )
+        for dependency in definition.object_dependencies:
+            known = api_pb2.Object(object_id=dependency.object_id)
+            if dependency.object_id.startswith("vo-"):
+                known.volume_metadata.CopyFrom(self._fake.volumes.metadata(dependency.object_id))
+            arguments.app_layout.objects.append(known)
         (container.folder / "arguments").write_bytes(arguments.SerializeToString())
         (container.folder / "checkpoint").touch()
         _write_environ(container, container.snapshot.environment if container.snapshot else container.environment)
@@ -451,8 +456,18 @@ class Containers:
         state.rename(container.folder / "restore-state.json")
 
     def ContainerServerLifecycleReady(self, _: Message) -> None:
-        container = _caller()
-        container.ready, container.used_at = True, time.time()
+        self._soon(self._answers(_caller()))
+
+    async def _answers(self, container: Container) -> None:
+        """A server is ready once its port accepts connections."""
+        loop = asyncio.get_running_loop()
+        while not container.finished_at:
+            with container.socket() as probe, contextlib.suppress(OSError):
+                probe.setblocking(False)
+                await loop.sock_connect(probe, ("127.0.0.1", container.definition.http_config.port))
+                container.ready, container.used_at = True, time.time()
+                return
+            await asyncio.sleep(TICK_S)
 
     def TaskResult(self, request: api_pb2.TaskResultRequest) -> None:
         _caller().result = request.result

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import os
 import threading
 import traceback
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import grpclib.server
+import modal
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from grpclib import GRPCError, Status
@@ -110,6 +113,21 @@ class FakeModal:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    @contextlib.contextmanager
+    def here(self) -> Iterator[FakeModal]:
+        """The environment of this process, so that the SDK in it talks to the fake."""
+        before = dict(os.environ)
+        modal.Client._set_env_client(None)
+        os.environ.update(self.env)
+        try:
+            yield self
+        finally:
+            if modal.Client._client_from_env:
+                modal.Client._client_from_env.close()
+            modal.Client._set_env_client(None)
+            os.environ.clear()
+            os.environ.update(before)
 
     def wait_for(self, doing: Coroutine[Any, Any, R]) -> R:
         """What a coroutine of the fake's own loop returns, for a caller in another thread."""

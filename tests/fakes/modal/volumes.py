@@ -61,7 +61,7 @@ class Volumes:
         )
         self._volumes[id_].folder.mkdir(parents=True, exist_ok=True)
         return api_pb2.VolumeGetOrCreateResponse(
-            volume_id=id_, version=api_pb2.VOLUME_FS_VERSION_V2, metadata=self._metadata(id_)
+            volume_id=id_, version=api_pb2.VOLUME_FS_VERSION_V2, metadata=self.metadata(id_)
         )
 
     def VolumeHeartbeat(self, _: Message) -> None:
@@ -73,7 +73,7 @@ class Volumes:
                 label=name,
                 volume_id=id_,
                 created_at=self._volumes.created(id_).created_at,
-                metadata=self._metadata(id_),
+                metadata=self.metadata(id_),
             )
             for name, id_ in self._volumes.all(request.environment_name)
         ]
@@ -186,7 +186,7 @@ class Volumes:
     def VolumeReload(self, request: api_pb2.VolumeReloadRequest) -> None:
         self._volumes[request.volume_id]
 
-    def _metadata(self, id_: str) -> api_pb2.VolumeMetadata:
+    def metadata(self, id_: str) -> api_pb2.VolumeMetadata:
         return api_pb2.VolumeMetadata(
             version=api_pb2.VOLUME_FS_VERSION_V2,
             name=self._volumes.name_of(id_),
