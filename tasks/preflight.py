@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.platforms import Platform
-from tasks.process import run
 from tasks.release import BadInput, Build, Release, ReleaseFailed, Verdict, Verification
 from tasks.report import Row, markdown_table, stage
 from tasks.settings import ServerSettings
@@ -69,13 +67,12 @@ def _bare_flash(server: ServerSettings) -> tuple[Argv, ...]:
     return {"on": (("--flash-attn",),), "off": ((),), "auto": ()}[server.flash_attention]
 
 
-def complaint(binary: Path, argv: Argv) -> str:
+def complaint(store: Store, build: Build, argv: Argv) -> str:
     """What the binary says against an argv, in its own words; '' when it takes it.
 
     llama-server reads its whole argv before `--version` ends it: the surest flag check there is.
     """
-    clean = {name: None for name in os.environ if name.startswith("LLAMA_ARG_")}
-    output = run([binary, *argv, "--version"], timeout_s=60, env=clean, check=False)
+    output = store.ask(build, *argv, "--version")
     return "" if output.code == 0 else output.text[-600:] or f"exit status {output.code}"
 
 
@@ -116,8 +113,7 @@ def bundle(store: Store, build: Build, server: ServerSettings) -> tuple[Release,
     if server.model is None:
         raise BadInput("no model is set", todo="set server.model to a GGUF file")
     paths = {"model": server.model, "mmproj": server.mmproj, "chat_template": server.chat_template}
-    binary = store.build_dir(build.digest) / build.recipe.target
-    argv, notes = render(server, lambda words: complaint(binary, words))
+    argv, notes = render(server, lambda words: complaint(store, build, words))
     release = Release(
         upstream=build.source.upstream,
         tree=build.source.tree,

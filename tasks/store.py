@@ -1,4 +1,4 @@
-"""Where builds, releases, stage pointers, dossiers and the ledger live: files under one root.
+"""Where builds, releases, stage pointers, dossiers and the ledger live: files under one root, here or on a Volume.
 
     builds/<digest>/            immutable; manifest.json is written last
     files/<sha256>/<name>       models and templates by content
@@ -7,11 +7,13 @@
     approvals/<dossier digest>.json
     proofs/<key>.json           what the probes of a patch said, with it and without it
     answers/<id>/<set digest>.json     what a release answered to the evals
+    calls/<digest>.json         a build that is being made elsewhere
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
     locks/, run/                of this machine only
 
-Every write is atomic (write, fsync, rename, fsync of the folder), so a reader sees a whole file or none.
+A document is written whole or not at all, so a reader never sees half of one. Documents go through `Files`, which
+is a folder here and a Volume on Modal; big things (builds, models) are the business of the place that keeps them.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from tasks.process import Output, run
 from tasks.release import (
     Approval,
     BadInput,
@@ -80,28 +83,81 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class Store:
-    """Typed access to one root folder."""
+class Files(Protocol):
+    """Small documents by path, such as `releases/3f0c9a.json`."""
+
+    def read(self, path: str) -> str | None:
+        """A document, or None when there is none."""
+
+    def write(self, path: str, text: str) -> None:
+        """Write a document whole or not at all. Raises ToolingError."""
+
+    def names(self, glob: str) -> list[str]:
+        """The paths that match, sorted."""
+
+    def remove(self, path: str) -> None:
+        """Remove a document or a folder of them. Nothing happens when there is none."""
+
+    def lock(
+        self, name: str, *, holder: dict[str, Any], stale: Callable[[dict[str, Any]], None] | None = None
+    ) -> AbstractContextManager[None]:
+        """Hold a named lock, of which there is one for all who use these files: see `hold`."""
+
+
+class LocalFiles:
+    """Documents in a folder of this machine: written, synced, renamed, and the folder synced."""
 
     def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def read(self, path: str) -> str | None:
+        try:
+            return (self._root / path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, text: str) -> None:
+        write_atomic(self._root / path, text)
+
+    def names(self, glob: str) -> list[str]:
+        return sorted(str(path.relative_to(self._root)) for path in self._root.glob(glob))
+
+    def remove(self, path: str) -> None:
+        target = self._root / path
+        if target.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+        elif target.exists():
+            target.unlink(missing_ok=True)
+            sync_folder(target.parent)
+
+    def lock(
+        self, name: str, *, holder: dict[str, Any], stale: Callable[[dict[str, Any]], None] | None = None
+    ) -> AbstractContextManager[None]:
+        return hold(self._root / "locks" / f"{name}.lock", holder=holder, stale=stale)
+
+
+class Store:
+    """Typed access to the documents, and to the big things under one root folder of this machine."""
+
+    def __init__(self, root: Path, files: Files | None = None) -> None:
         self.root = root.absolute()
         self.root.mkdir(parents=True, exist_ok=True)
+        self.files: Files = files or LocalFiles(self.root)
 
     # -- models as JSON files ---------------------------------------------------------------
 
-    def _save(self, path: Path, value: Model) -> None:
-        write_atomic(path, value.model_dump_json(indent=1) + "\n")
+    def _save(self, path: str, value: Model) -> None:
+        self.files.write(path, value.model_dump_json(indent=1) + "\n")
 
-    def _load(self, path: Path, kind: type[M]) -> M | None:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+    def _load(self, path: str, kind: type[M]) -> M | None:
+        text = self.files.read(path)
+        if text is None:
             return None
         try:
             return kind.model_validate_json(text)
         except ValueError as error:
             raise ToolingError(
-                f"{path} is not a readable {kind.__name__}",
+                f"{path} in the store is not a readable {kind.__name__}",
                 evidence=str(error)[:400],
                 todo="restore the file from a backup of the store, or move it away",
             ) from error
@@ -113,11 +169,11 @@ class Store:
 
     def build(self, digest: str) -> Build | None:
         """The finished build of this digest, or None. A folder without a manifest is not a build."""
-        return self._load(self.build_dir(digest) / "manifest.json", Build)
+        return self._load(f"builds/{digest}/manifest.json", Build)
 
     def builds(self) -> list[Build]:
         """All finished builds, newest upstream first."""
-        found = [self.build(path.parent.name) for path in self.root.glob("builds/*/manifest.json")]
+        found = [self.build(path.split("/")[1]) for path in self.files.names("builds/*/manifest.json")]
         return sorted((b for b in found if b), key=lambda b: (b.source.upstream.build, b.built_at), reverse=True)
 
     def publish_build(self, build: Build, folder: Path) -> Build:
@@ -127,7 +183,11 @@ class Store:
             shutil.rmtree(target)  # left by a killed publication: it never had a manifest
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder, target)
-        self._save(target / "manifest.json", build)
+        return self.save_build(build)
+
+    def save_build(self, build: Build) -> Build:
+        """Write the manifest: from now on the folder is a build."""
+        self._save(f"builds/{build.digest}/manifest.json", build)
         return build
 
     def damaged(self, build: Build) -> list[str]:
@@ -139,23 +199,28 @@ class Store:
             if not (folder / name).is_file() or sha256_of(folder / name) != sha
         ]
 
+    def lost(self, release: Release) -> list[str]:
+        """What a release needs and the store does not have as it was recorded."""
+        build = self.build(release.build)
+        missing = self.damaged(build) if build else [f"build {release.build}"]
+        return missing + [ref.name for ref in release.files.values() if not self.file(ref).is_file()]
+
+    def ask(self, build: Build, *argv: str) -> Output:
+        """What a build's binary says to an argv that ends it at once, such as `--version`.
+
+        As when it serves, no setting reaches it through the environment.
+        """
+        clean = {name: None for name in os.environ if name.startswith("LLAMA_")}
+        return run([self.build_dir(build.digest) / build.recipe.target, *argv], timeout_s=60, env=clean, check=False)
+
     # -- files by content ---------------------------------------------------------------------
 
     def put_file(self, path: Path) -> FileRef:
         """Keep a file by its content (a hard link where possible) and return its reference.
 
-        The hash of an unchanged file (same inode, size and mtime) is remembered, so a 16 GB model is read once.
         Raises BadInput when there is no such file.
         """
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise BadInput(
-                f"the file {path} cannot be read", evidence=str(error), todo="correct the path in the settings"
-            ) from error
-        remembered = self.root / "files" / ".seen" / f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
-        sha = remembered.read_text() if remembered.exists() else sha256_of(path)
-        ref = FileRef(name=path.name, sha256=sha, size_bytes=stat.st_size)
+        ref = self.reference(path)
         target = self.file(ref)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -166,8 +231,23 @@ class Store:
             except OSError:
                 shutil.copyfile(path, temporary)
             os.replace(temporary, target)
-        write_atomic(remembered, sha)
         return ref
+
+    def reference(self, path: Path) -> FileRef:
+        """A file's reference. Raises BadInput when there is no such file.
+
+        The hash of an unchanged file (same inode, size and mtime) is remembered, so a 16 GB model is read once.
+        """
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise BadInput(
+                f"the file {path} cannot be read", evidence=str(error), todo="correct the path in the settings"
+            ) from error
+        remembered = self.root / "files" / ".seen" / f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+        sha = remembered.read_text() if remembered.exists() else sha256_of(path)
+        write_atomic(remembered, sha)
+        return FileRef(name=path.name, sha256=sha, size_bytes=stat.st_size)
 
     def file(self, ref: FileRef) -> Path:
         return self.root / "files" / ref.sha256 / ref.name
@@ -176,10 +256,10 @@ class Store:
 
     def save_release(self, release: Release) -> None:
         if self.release(release.id) is None:
-            self._save(self.root / "releases" / f"{release.id}.json", release)
+            self._save(f"releases/{release.id}.json", release)
 
     def release(self, release_id: str) -> Release | None:
-        return self._load(self.root / "releases" / f"{release_id}.json", Release)
+        return self._load(f"releases/{release_id}.json", Release)
 
     def get_release(self, release_id: str) -> Release:
         """The release of this id. Raises BadInput that lists the known ones."""
@@ -194,14 +274,14 @@ class Store:
         return found
 
     def releases(self) -> list[Release]:
-        found = [self.release(path.stem) for path in self.root.glob("releases/*.json")]
+        found = [self.release(Path(path).stem) for path in self.files.names("releases/*.json")]
         return sorted((r for r in found if r), key=lambda r: r.upstream.build, reverse=True)
 
     def record(self, verification: Verification) -> None:
-        self._save(self.root / "dossiers" / verification.release / f"{verification.name}.json", verification)
+        self._save(f"dossiers/{verification.release}/{verification.name}.json", verification)
 
     def verification(self, release_id: str, name: str) -> Verification | None:
-        return self._load(self.root / "dossiers" / release_id / f"{name}.json", Verification)
+        return self._load(f"dossiers/{release_id}/{name}.json", Verification)
 
     def fresh(self, release_id: str, names: tuple[str, ...], basis: str) -> list[Verification]:
         """The recorded verifications of these names, when none is missing, errored or of another basis; else []."""
@@ -212,7 +292,7 @@ class Store:
     def forget(self, release: Release) -> None:
         """Forget a release's verifications and its answers to the evals, so that all are run again."""
         for kind in ("dossiers", "answers"):
-            shutil.rmtree(self.root / kind / release.id, ignore_errors=True)
+            self.files.remove(f"{kind}/{release.id}")
 
     def dossier(self, release: Release, required: tuple[str, ...]) -> Dossier:
         """The dossier as it stands: every verification that is required and recorded."""
@@ -222,50 +302,50 @@ class Store:
         )
 
     def save_approval(self, approval: Approval) -> None:
-        self._save(self.root / "approvals" / f"{approval.dossier}.json", approval)
+        self._save(f"approvals/{approval.dossier}.json", approval)
 
     def approval(self, dossier_digest: str) -> Approval | None:
-        return self._load(self.root / "approvals" / f"{dossier_digest}.json", Approval)
+        return self._load(f"approvals/{dossier_digest}.json", Approval)
 
     def proof(self, key: str, kind: type[M]) -> M | None:
         """What the probes of a patch said, under a key that names all that they depend on."""
-        return self._load(self.root / "proofs" / f"{key}.json", kind)
+        return self._load(f"proofs/{key}.json", kind)
 
     def save_proof(self, key: str, proof: Model) -> None:
-        self._save(self.root / "proofs" / f"{key}.json", proof)
+        self._save(f"proofs/{key}.json", proof)
 
-    def answers_path(self, release_id: str, set_digest: str) -> Path:
-        return self.root / "answers" / release_id / f"{set_digest}.json"
+    def answers_path(self, release_id: str, set_digest: str) -> str:
+        """Where `files` has what a release answered to an item set."""
+        return f"answers/{release_id}/{set_digest}.json"
 
     # -- stages ---------------------------------------------------------------------------------
 
     def pointer(self, stage: StageName) -> StagePointer:
-        return self._load(self.root / "stages" / f"{stage}.json", StagePointer) or StagePointer(stage=stage)
+        return self._load(f"stages/{stage}.json", StagePointer) or StagePointer(stage=stage)
 
     def save_pointer(self, pointer: StagePointer) -> None:
-        self._save(self.root / "stages" / f"{pointer.stage}.json", pointer)
+        self._save(f"stages/{pointer.stage}.json", pointer)
 
     def intent(self, stage: StageName) -> Intent | None:
-        return self._load(self.root / "stages" / f"{stage}.intent.json", Intent)
+        return self._load(f"stages/{stage}.intent.json", Intent)
 
     def open_intent(self, intent: Intent) -> None:
-        self._save(self.root / "stages" / f"{intent.stage}.intent.json", intent)
+        self._save(f"stages/{intent.stage}.intent.json", intent)
 
     def close_intent(self, stage: StageName) -> None:
-        (self.root / "stages" / f"{stage}.intent.json").unlink(missing_ok=True)
-        sync_folder(self.root / "stages")
+        self.files.remove(f"stages/{stage}.intent.json")
 
     # -- ledger ---------------------------------------------------------------------------------
 
     def log(self, event: Event) -> Event:
         """Append one event to the ledger."""
         name = f"{event.at.strftime('%Y%m%dT%H%M%S.%fZ')}-{secrets.token_hex(3)}.json"
-        self._save(self.root / "ledger" / name, event)
+        self._save(f"ledger/{name}", event)
         return event
 
     def ledger(self) -> list[Event]:
         """Every event, oldest first."""
-        found = [self._load(path, Event) for path in sorted(self.root.glob("ledger/*.json"))]
+        found = [self._load(path, Event) for path in self.files.names("ledger/*.json")]
         return [e for e in found if e is not None]
 
     # -- locks ----------------------------------------------------------------------------------
@@ -274,7 +354,7 @@ class Store:
         self, name: str, *, holder: dict[str, Any], stale: Callable[[dict[str, Any]], None] | None = None
     ) -> AbstractContextManager[None]:
         """Hold a named lock of this store: see `hold`."""
-        return hold(self.root / "locks" / f"{name}.lock", holder=holder, stale=stale)
+        return self.files.lock(name, holder=holder, stale=stale)
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def test_a_damaged_record_names_its_file(store: Store) -> None:
     path = store.root / "stages" / "production.json"
     path.parent.mkdir()
     path.write_text('{"stage": "production", "release"')
-    with pytest.raises(ToolingError, match=r"production\.json is not a readable StagePointer"):
+    with pytest.raises(ToolingError, match=r"production\.json in the store is not a readable StagePointer"):
         store.pointer("production")
 
 

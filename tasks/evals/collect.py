@@ -22,7 +22,7 @@ from tasks.process import die_with_parent
 from tasks.release import Endpoint, Release, ToolingError, Verification, settle
 from tasks.report import Row, stage
 from tasks.settings import Settings
-from tasks.store import write_atomic
+from tasks.store import Files
 
 ATTEMPTS = 3
 """How often an item without an answer is asked in one run."""
@@ -46,8 +46,8 @@ def answers(platform: Platform, release: Release, settings: Settings, progress: 
     """
     asked = item_set(settings)
     path = platform.store.answers_path(release.id, asked.digest)
-    partial = path.with_suffix(".partial.json")
-    kept = _load(path) or _load(partial)
+    files, partial = platform.store.files, path.replace(".json", ".partial.json")
+    kept = _load(files, path) or _load(files, partial)
     if kept and kept.complete:
         return kept
     found = {a.item: a for a in kept.answers if a.outcome is not Outcome.ERRORED} if kept else {}
@@ -68,21 +68,21 @@ def answers(platform: Platform, release: Release, settings: Settings, progress: 
             for answer in _ask(endpoint, release, left, settings):
                 found[answer.item] = answer
                 if answer.outcome is not Outcome.ERRORED:
-                    write_atomic(partial, so_far().model_dump_json(indent=1) + "\n")
+                    files.write(partial, so_far().model_dump_json(indent=1) + "\n")
                     done = sum(a.outcome is not Outcome.ERRORED for a in found.values())
                     progress(done, len(asked.items), f"asking {release.label}")
     result = so_far()
     if result.complete:
-        write_atomic(path, result.model_dump_json(indent=1) + "\n")
-        partial.unlink(missing_ok=True)
+        files.write(path, result.model_dump_json(indent=1) + "\n")
+        files.remove(partial)
     return result
 
 
-def _load(path: Path) -> Answers | None:
+def _load(files: Files, path: str) -> Answers | None:
     """Stored answers, or None when there are none or the file is not readable: then they are asked again."""
     try:
-        return Answers.model_validate_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return Answers.model_validate_json(files.read(path) or "")
+    except ValueError:
         return None
 
 
