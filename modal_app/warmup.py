@@ -1,0 +1,316 @@
+"""What is done to a fresh llama-server before its snapshot, and asked of it after: is it that one, and as it was?
+
+A boot can call itself restored. Two things only the process that was warmed up can show:
+
+    a nonce       random text whose KV cells are in a slot. A server that has it takes the same text from its cache
+                  (`timings.cache_n`, in b8672 as in b11434); one that booted cold has never seen it.
+    its answers   golden answers with their log-probabilities, asked twice so that their own noise is known.
+
+All of this uses one slot, by `id_slot`. Whatever is asked there replaces what the slot holds, so the order is the
+proof: the nonce is the last thing planted before the snapshot, and the first thing asked after it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import httpx
+
+SLOT = 0
+ANSWER_TOKENS = 12
+TOP = 5
+NONCE_WORDS = 24
+"""24 words of 4 characters are 60 to 120 tokens: much more than chance, and less than any sliding window, outside
+of which KV cells are lost."""
+TAIL_WORDS = 8
+REQUEST_S = 300.0
+"""How long one answer may take."""
+RETRY_S = 0.5
+MEDIA_MARKER = "<__media__>"
+"""Where the image stands in a prompt; newer builds have a marker of their own, in /props."""
+
+TEXTS = (
+    "The capital of France is",
+    "1, 2, 3, 4, 5, 6,",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "It was late in the year when the ship came in. Nobody on the quay had expected her before spring, and those who "
+    "had laid money on it went home without a word. The captain asked for water, bread and the harbour master, in "
+    "that order, and would not say where he had been. When at last he spoke, he said that",
+)
+IMAGE_TEXT = "The image shows"
+
+
+class NoAnswer(Exception):
+    """The server did not answer as it must; the message says what was asked and what came back."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token, and the most likely ones in its place with their log-probabilities (natural, <= 0)."""
+
+    id: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a prompt was continued with at temperature 0."""
+
+    prompt: str
+    image: bool
+    tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What was recorded of one process before its snapshot. JSON, without secrets."""
+
+    nonce: tuple[int, ...]
+    """Random tokens that are in the slot."""
+    tail: tuple[int, ...]
+    """Tokens to ask behind a nonce. Longer than what a slot holds, a prompt needs nothing taken back out of the cache,
+    which not every model can do (a sliding window in b8672 can't)."""
+    first: tuple[Answer, ...]
+    second: tuple[Answer, ...]
+    """The same prompts asked again: how far they differ is the noise of this machine."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises ValueError for anything but what `to_json` gave."""
+        try:
+            found = json.loads(text)
+            first, second = (tuple(map(_answer_from, found[name])) for name in ("first", "second"))
+            return cls(tuple(found["nonce"]), tuple(found["tail"]), first, second)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no golden answers: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One streamed request: a nonce and the tail."""
+
+    nonce_tokens: int
+    cached_tokens: int
+    """Tokens of the prompt that were not computed, as they were in the cache."""
+    first_token_s: float
+    """Seconds from sending the request (the first try of it) to the first token."""
+
+    @property
+    def found(self) -> bool:
+        """Whether the server had the nonce. Some builds go back to a checkpoint a few tokens before its end."""
+        return self.cached_tokens >= 0.9 * self.nonce_tokens
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a server answered when it was asked what a golden record knows."""
+
+    nonce: Asked
+    """The nonce of the record: the very first request after the boot."""
+    warm: Asked
+    """A nonce that was planted a moment ago. The same work, and it must be found: else nothing is to be seen here."""
+    control: Asked
+    """A nonce that nobody has planted, and that must not be found."""
+    answers: tuple[Answer, ...]
+
+
+def warm_up(base_url: str, api_key: str | None, *, vision: bool) -> Golden:
+    """Use every path of a fresh server once, so that kernels are loaded and buffers allocated, then `record` it.
+
+    Raises NoAnswer. Nothing else may be asked of the server before its snapshot.
+    """
+    with _asking(base_url, api_key) as http:
+        _use_every_path(http, vision)
+    return record(base_url, api_key, vision=vision)
+
+
+def record(base_url: str, api_key: str | None, *, vision: bool) -> Golden:
+    """The golden answers of a running server, and a nonce that is in its slot from now on.
+
+    Raises NoAnswer, also when the server does not keep what it was asked: no nonce would prove anything then.
+    """
+    with _asking(base_url, api_key) as http:
+        prompts = [(text, False) for text in TEXTS] + ([(IMAGE_TEXT, True)] if vision else [])
+        first, second = (tuple(_answer(http, *prompt) for prompt in prompts) for _ in range(2))
+        tail = _random_tokens(http, TAIL_WORDS)
+        rehearsal = _ask(http, _plant(http), tail)
+        if not rehearsal.found:
+            raise NoAnswer(f"of a nonce it was just asked, the server did not keep enough: {rehearsal}")
+        return Golden(_plant(http), tail, first, second)
+
+
+def ask_again(base_url: str, api_key: str | None, golden: Golden, *, patience_s: float = REQUEST_S) -> Seen:
+    """Ask a server what a golden record knows. Raises NoAnswer, also when an answer takes longer than `patience_s`.
+
+    Ask once a boot, and before anything else: to ask for the nonce is to plant it. So a request that broke off is
+    never sent again; only a 503 or a refused connection (the server is still coming up) is retried.
+    """
+    with _asking(base_url, api_key, patience_s) as http:
+        nonce = _ask(http, golden.nonce, golden.tail, patience_s)
+        warm = _ask(http, _plant(http), golden.tail)
+        control = _ask(http, _random_tokens(http, NONCE_WORDS), golden.tail)
+        return Seen(nonce, warm, control, tuple(_answer(http, a.prompt, a.image) for a in golden.first))
+
+
+def _use_every_path(http: httpx.Client, vision: bool) -> None:
+    props = _get(http, "/props")
+    slots, context = props["total_slots"], props["default_generation_settings"]["n_ctx"]
+
+    def chat(text: str | list[dict[str, Any]], **more: Any) -> None:
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 24, "cache_prompt": False, **more}
+        if body.get("stream"):
+            list(_events(http, "/v1/chat/completions", body))
+        else:
+            _post(http, "/v1/chat/completions", body)
+
+    chat("Say hello.")
+    chat("Say hello.", stream=True)
+    chat("Weather in Paris?", tools=[_TOOL])
+    chat("What is 17 times 4?", chat_template_kwargs={"enable_thinking": True})
+    # more than a whole physical batch of 512 tokens, where the context has the room
+    words = _random_text(min(context // 8, 160))
+    _post(http, "/completion", {"prompt": words, "n_predict": 1, "id_slot": SLOT, "cache_prompt": False})
+    with ThreadPoolExecutor(slots) as pool:  # a batch of all slots
+        list(pool.map(chat, ["Count to ten."] * slots))
+    if vision:
+        image = {"url": f"data:image/png;base64,{_png()}"}
+        chat([{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": image}])
+
+
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def _answer(http: httpx.Client, text: str, image: bool) -> Answer:
+    prompt: Any = text
+    if image:
+        marker = _get(http, "/props").get("media_marker", MEDIA_MARKER)
+        prompt = {"prompt_string": f"{marker}\n{text}", "multimodal_data": [_png()]}
+    said = _post(
+        http,
+        "/completion",
+        {
+            "prompt": prompt, "id_slot": SLOT, "cache_prompt": False, "temperature": 0.0, "seed": 1,
+            "n_predict": ANSWER_TOKENS, "ignore_eos": True, "n_probs": TOP,
+        },
+    )  # fmt: skip
+    return Answer(text, image, tuple(_token(each) for each in said["completion_probabilities"]))
+
+
+def _plant(http: httpx.Client) -> tuple[int, ...]:
+    """A new nonce, which the slot holds from now on, and nothing behind it."""
+    nonce = _random_tokens(http, NONCE_WORDS)
+    _post(http, "/completion", {"prompt": nonce, "n_predict": 0, "id_slot": SLOT, "cache_prompt": True})
+    return nonce
+
+
+def _ask(http: httpx.Client, nonce: tuple[int, ...], tail: tuple[int, ...], patience_s: float = 0.0) -> Asked:
+    body = {
+        "prompt": nonce + tail, "id_slot": SLOT, "cache_prompt": True, "temperature": 0.0,
+        "n_predict": 4, "ignore_eos": True, "return_tokens": True, "stream": True,
+    }  # fmt: skip
+    start = time.monotonic()
+    first_token_s = None
+    for event in _events(http, "/completion", body, patience_s):
+        if first_token_s is None and event.get("tokens"):
+            first_token_s = time.monotonic() - start
+        if event.get("stop") and first_token_s is not None:
+            return Asked(len(nonce), event["timings"]["cache_n"], first_token_s)
+    raise NoAnswer("/completion: the stream broke off")
+
+
+@contextmanager
+def _asking(base_url: str, api_key: str | None, timeout_s: float = REQUEST_S) -> Iterator[httpx.Client]:
+    with httpx.Client(
+        base_url=base_url,
+        headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+        timeout=httpx.Timeout(timeout_s, connect=10.0),
+        # no connection may be open when the process is dumped
+        limits=httpx.Limits(max_keepalive_connections=0),
+        trust_env=False,
+    ) as http:
+        try:
+            yield http
+        except httpx.HTTPError as error:
+            raise NoAnswer(f"{base_url}: {type(error).__name__}: {error}") from error
+
+
+def _get(http: httpx.Client, path: str) -> Any:
+    return _said(path, http.get(path))
+
+
+def _post(http: httpx.Client, path: str, body: dict[str, Any]) -> Any:
+    return _said(path, http.post(path, json=body))
+
+
+def _said(path: str, answer: httpx.Response) -> Any:
+    if answer.status_code != 200:
+        raise NoAnswer(f"{path}: {answer.status_code} {answer.text[:400]}")
+    return answer.json()
+
+
+def _events(http: httpx.Client, path: str, body: dict[str, Any], patience_s: float = 0.0) -> Iterator[Any]:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            with http.stream("POST", path, json=body) as answer:
+                if answer.status_code == 200:
+                    for line in answer.iter_lines():
+                        if line.startswith("data:") and not line.endswith("[DONE]"):
+                            yield json.loads(line[5:])
+                    return
+                answer.read()
+                if answer.status_code != 503 or time.monotonic() > deadline:
+                    _said(path, answer)
+        except httpx.ConnectError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(RETRY_S)
+
+
+def _token(said: dict[str, Any]) -> Token:
+    return Token(said["id"], tuple((each["id"], each["logprob"]) for each in said["top_logprobs"]))
+
+
+def _answer_from(found: dict[str, Any]) -> Answer:
+    tokens = (Token(t["id"], tuple((n, p) for n, p in t["top"])) for t in found["tokens"])
+    return Answer(found["prompt"], found["image"], tuple(tokens))
+
+
+def _random_tokens(http: httpx.Client, words: int) -> tuple[int, ...]:
+    return tuple(_post(http, "/tokenize", {"content": _random_text(words)})["tokens"])
+
+
+def _random_text(words: int) -> str:
+    return " ".join(secrets.token_hex(2) for _ in range(words))
+
+
+def _png(side: int = 64) -> str:
+    """A square with a red and a green gradient, as base64."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + b"".join(bytes((4 * x, 4 * y, 128)) for x in range(side)) for y in range(side))
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    whole = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return base64.b64encode(whole).decode()
