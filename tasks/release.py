@@ -372,7 +372,19 @@ class BootRecord(Model):
     kind: BootKind
     reason: str = ""
     pid: int | None = None
+    snapshot: str | None = Field(default=None, description="which one it took, or came back from")
     health_s: float | None = Field(default=None, description="seconds from start to a 200 of /health")
+    at: datetime = Field(default_factory=now)
+
+
+class Latency(Model):
+    """One idle cycle of a stage. After idle and warm are two series: they are never averaged together."""
+
+    stage: StageName
+    kind: BootKind
+    health_s: float | None = Field(description="seconds from the start of the server to a 200 of /health")
+    after_idle_s: float = Field(description="seconds to the first token of the first request after an idle window")
+    warm_s: float = Field(description="seconds to the first token of as much work right after")
     at: datetime = Field(default_factory=now)
 
 

@@ -57,11 +57,27 @@ class LocalSettings(Section):
     production_port: int = Field(default=8080, ge=0, le=65535, description="0: any free port, kept afterwards")
     idle_s: float = Field(default=300.0, gt=0, description="seconds without a request before a server is stopped")
     start_timeout_s: float = Field(default=300.0, gt=0, description="seconds a server may take to become healthy")
+    snapshots: Literal["auto", "off"] = Field(default="auto", description="auto: wherever this machine can take them")
+    snapshot_depth: Literal["memory", "disk"] = Field(
+        default="disk", description="of a server on a GPU while idle: memory empties the GPU only, disk the RAM too"
+    )
+    criu: str = Field(default="criu", description="path or name; a name is looked for in the cache, then on PATH")
 
 
 class RestoreSettings(Section):
+    cycles: int = Field(default=5, ge=1, description="idle cycles that a release goes through on staging")
+    required: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="share of cycles that must end restored; the lower end of its 95% interval counts (5 of 5: 0.57)",
+    )
+    created_max: int = Field(default=5, ge=0, description="cycles that may create a snapshot before one is restored")
     accept_cold: bool = Field(default=False, description="a cold boot after idle is good enough on this platform")
     wait_s: float = Field(default=1.0, ge=0, description="seconds to stay idle before the first request")
+    answer_s: float = Field(
+        default=300.0, gt=0, description="seconds that an answer may take, the first after idle included"
+    )
 
 
 class EvalSettings(Section):

@@ -8,6 +8,8 @@
     proofs/<key>.json           what the probes of a patch said, with it and without it
     answers/<id>/<set digest>.json     what a release answered to the evals
     calls/<digest>.json         a build that is being made elsewhere
+    series/<id>/<time>-<id>.json   append-only: how long a release took to answer, one file an idle cycle
+    series/latency.svg          all of them as a plot (of this machine only)
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
     locks/, run/                of this machine only
@@ -26,6 +28,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -38,6 +41,7 @@ from tasks.release import (
     Event,
     FileRef,
     Intent,
+    Latency,
     Model,
     Release,
     StageName,
@@ -234,20 +238,25 @@ class Store:
         return ref
 
     def reference(self, path: Path) -> FileRef:
-        """A file's reference. Raises BadInput when there is no such file.
-
-        The hash of an unchanged file (same inode, size and mtime) is remembered, so a 16 GB model is read once.
-        """
+        """A file's reference. Raises BadInput when there is no such file."""
         try:
-            stat = path.stat()
+            return FileRef(name=path.name, sha256=self.content_of(path), size_bytes=path.stat().st_size)
         except OSError as error:
             raise BadInput(
                 f"the file {path} cannot be read", evidence=str(error), todo="correct the path in the settings"
             ) from error
+
+    def content_of(self, path: Path) -> str:
+        """sha256 of a file's content, remembered while it is unchanged (same inode, size and mtime): a 16 GB model
+        is read once. Raises OSError."""
+        stat = path.stat()
         remembered = self.root / "files" / ".seen" / f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
-        sha = remembered.read_text() if remembered.exists() else sha256_of(path)
-        write_atomic(remembered, sha)
-        return FileRef(name=path.name, sha256=sha, size_bytes=stat.st_size)
+        try:
+            return remembered.read_text()
+        except FileNotFoundError:
+            sha = sha256_of(path)
+            write_atomic(remembered, sha)
+            return sha
 
     def file(self, ref: FileRef) -> Path:
         return self.root / "files" / ref.sha256 / ref.name
@@ -335,12 +344,25 @@ class Store:
     def close_intent(self, stage: StageName) -> None:
         self.files.remove(f"stages/{stage}.intent.json")
 
+    # -- series -----------------------------------------------------------------------------------
+
+    def add_latency(self, release_id: str, latency: Latency) -> None:
+        """Append one idle cycle to the release's series."""
+        self._save(f"series/{release_id}/{_event_name(latency.at)}", latency)
+
+    def latencies(self, release_id: str) -> list[Latency]:
+        """Every idle cycle of a release, oldest first."""
+        found = [self._load(path, Latency) for path in self.files.names(f"series/{release_id}/*.json")]
+        return [each for each in found if each is not None]
+
+    def latency_plot(self) -> Path:
+        return self.root / "series" / "latency.svg"
+
     # -- ledger ---------------------------------------------------------------------------------
 
     def log(self, event: Event) -> Event:
         """Append one event to the ledger."""
-        name = f"{event.at.strftime('%Y%m%dT%H%M%S.%fZ')}-{secrets.token_hex(3)}.json"
-        self._save(f"ledger/{name}", event)
+        self._save(f"ledger/{_event_name(event.at)}", event)
         return event
 
     def ledger(self) -> list[Event]:
@@ -390,6 +412,11 @@ def hold(
             yield
         finally:
             _rewrite(file, "")
+
+
+def _event_name(at: datetime) -> str:
+    """A file name that sorts by time and that no other event has."""
+    return f"{at.strftime('%Y%m%dT%H%M%S.%fZ')}-{secrets.token_hex(3)}.json"
 
 
 def _rewrite(file: Any, text: str) -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from modal_app.warmup import Golden
 from tasks.release import BootRecord, Build, Endpoint, Recipe, Release, SourceTree, StageName
 from tasks.settings import Settings
 from tasks.store import Store
@@ -49,6 +50,9 @@ class Platform(Protocol):
 
     def boots(self, stage: StageName) -> list[BootRecord]:
         """Boot records of the stage, oldest first."""
+
+    def golden(self, stage: StageName) -> Golden | None:
+        """What the stage's server answered before its snapshot was taken; None when there is no snapshot."""
 
     def logs(self, stage: StageName) -> Path:
         """The log of the stage's servers."""

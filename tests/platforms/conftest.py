@@ -7,6 +7,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,8 +41,10 @@ def stand(base: Settings, build: Build, smollm2: Path, tmp_path_factory: pytest.
     assert made.servers() == []
 
 
-def platform_at(root: Path, idle_s: float = 1.5, staging_port: int = 0) -> LocalPlatform:
-    local = LocalSettings(staging_port=staging_port, production_port=0, idle_s=idle_s, start_timeout_s=60)
+def platform_at(root: Path, idle_s: float = 1.5, staging_port: int = 0, **local_settings: Any) -> LocalPlatform:
+    """Without snapshots, unless told otherwise."""
+    given = {"snapshots": "off", "idle_s": idle_s, "staging_port": staging_port, **local_settings}
+    local = LocalSettings(production_port=0, start_timeout_s=60, **given)
     return LocalPlatform(Settings(store=root, local=local, server=ServerSettings(api_key_env=KEY_ENV)))
 
 

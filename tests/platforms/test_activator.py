@@ -31,7 +31,7 @@ def test_a_cold_start_holds_twenty_clients_and_starts_once(stand: Stand) -> None
         said = list(pool.map(lambda _: stand.say(), range(20)))
     assert said == ["first"] * 20
     boots = stand.platform.boots("staging")[before:]
-    assert [(b.kind, b.reason) for b in boots] == [(BootKind.COLD, "no snapshot")]
+    assert [(b.kind, b.reason) for b in boots] == [(BootKind.COLD, "local.snapshots is off")]
     assert boots[0].health_s and boots[0].health_s > 0
     assert stand.servers() == [boots[0].pid]
 

@@ -15,8 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
+from modal_app.warmup import Golden
+from tasks import criu
 from tasks.platforms import Progress
-from tasks.platforms.local import compile, server
+from tasks.platforms.local import compile, server, snapshot
+from tasks.platforms.local.boot import DUMP_LIMIT_S
 from tasks.platforms.local.control import (
     KEY_VARIABLE,
     Control,
@@ -28,6 +31,7 @@ from tasks.platforms.local.control import (
     save_deployment,
 )
 from tasks.platforms.local.proc import is_alive
+from tasks.platforms.local.snapshot import Ability, Wanted
 from tasks.release import (
     BadInput,
     BootRecord,
@@ -98,7 +102,8 @@ class LocalPlatform:
         server.command(self.store, release)
         self.store.save_release(release)
         self.ensure(stage)
-        with self._control(stage, self.settings.local.start_timeout_s + 60) as control:
+        # a start, its warm-up and dump; when that fails, another start
+        with self._control(stage, 3 * self.settings.local.start_timeout_s + DUMP_LIMIT_S) as control:
             try:
                 prepared = control.prepare(release.id, self._key)
                 if not prepared.serving:
@@ -145,17 +150,30 @@ class LocalPlatform:
         """The log of the stage's latest server; earlier ones lie beside it."""
         return run_folder(self.store.root, stage) / "servers" / "server.log"
 
+    def golden(self, stage: StageName) -> Golden | None:
+        """What the stage's server answered before its snapshot; None when there is no snapshot."""
+        deployment = load_deployment(self.store.root, stage)
+        if deployment is None or deployment.release is None:
+            return None
+        name = snapshot.folder_name(deployment.release, self._key)
+        return snapshot.load_golden(snapshot.snapshots_folder(self.store.root, stage) / name)
+
+    def snapshots(self) -> Ability:
+        """What an idle server comes back from on this machine, and by what, or why it can't."""
+        return snapshot.snapshots_here(self._wanted, gpu=self.settings.recipe.backend == "cuda")
+
     def status(self, stage: StageName) -> Status | None:
         """What the stage's activator does just now; None when it doesn't run."""
         with self._control(stage) as control:
             return control.running()
 
     def stop(self, stage: StageName) -> None:
-        """The stage serves nothing from now on; its port is kept for it. Nothing happens when it does not."""
+        """The stage serves nothing from now on, and its snapshots are gone; its port is kept for it."""
         self.shut_down(stage)
         deployment = load_deployment(self.store.root, stage)
         if deployment is not None:
             save_deployment(self.store.root, stage, deployment.model_copy(update={"release": None}))
+        snapshot.sweep(snapshot.snapshots_folder(self.store.root, stage), set(), half_taken=True)
 
     def shut_down(self, stage: StageName | None = None) -> None:
         """End the activator of a stage, or of both, once what is in flight is answered; `ensure` brings it back."""
@@ -166,6 +184,11 @@ class LocalPlatform:
         deployment = load_deployment(self.store.root, stage)
         assert deployment is not None, "an activator writes it before it is ready"
         return Endpoint(base_url=f"http://{_dialled(self.settings.local.host)}:{deployment.port}", api_key=self._key)
+
+    @property
+    def _wanted(self) -> Wanted:
+        local = self.settings.local
+        return Wanted(local.snapshots == "auto", local.snapshot_depth, criu.find(local.criu, self.settings.cache))
 
     # -- the activator's process --------------------------------------------------------------------
 
@@ -248,6 +271,7 @@ class LocalPlatform:
             sys.executable, "-m", "tasks.platforms.local.activator", "--store", str(self.store.root),
             "--stage", stage, "--host", local.host, "--port", str(port),
             "--idle-s", str(local.idle_s), "--start-timeout-s", str(local.start_timeout_s),
+            "--snapshots", local.snapshots, "--snapshot-depth", local.snapshot_depth, "--criu", self._wanted.criu,
         ]  # fmt: skip
 
     def _activator_env(self) -> dict[str, str]:

@@ -40,6 +40,7 @@ from tasks.platforms.local.proc import descendants, holder, is_alive
 from tasks.platforms.local.proxy import Body, forward, refusal, session
 from tasks.platforms.local.replica import Replica, ended
 from tasks.platforms.local.server import EXECUTABLE
+from tasks.platforms.local.snapshot import Wanted, folder_name, snapshots_folder, sweep
 from tasks.release import BadInput, Problem, StageName, ToolingError
 from tasks.store import Store
 
@@ -63,6 +64,7 @@ class Options:
     port: int
     idle_s: float
     start_timeout_s: float
+    wanted: Wanted
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Activator:
         if deployment is not None and deployment.release is not None:
             self.current = self._replica(deployment.release, key)
         self._save(deployment.release if deployment is not None else None)
+        self._sweep(half_taken=True)
 
     # -- requests -----------------------------------------------------------------------------------
 
@@ -151,6 +154,7 @@ class Activator:
         old, self.current, self.candidate = self.current, candidate.replica, None
         self.current.last_used = time.monotonic()
         log.info("%s serves %s", self.options.stage, self.current.release.label)
+        self._sweep()
         if old is not None:
             self.leaving.add(old)
             self._spawn(self._let_go(old))
@@ -193,6 +197,7 @@ class Activator:
                 await replica.check()
                 if replica.server is not None and replica.idle_for_s >= self.options.idle_s:
                     await replica.down()
+                    self._sweep()
 
     async def close(self) -> None:
         """Wait for what is in flight, then end every server."""
@@ -206,8 +211,9 @@ class Activator:
         self.done.set()
 
     def count(self) -> int:
-        """llama-server processes below this one, as the kernel sees them."""
-        return len(descendants(os.getpid(), EXECUTABLE))
+        """llama-server processes below this one, as the kernel sees them, less those that are suspended."""
+        suspended = {replica.suspended for replica in filter(None, [*self.leaving, self.current])}
+        return len(set(descendants(os.getpid(), EXECUTABLE)) - suspended)
 
     def status(self) -> Status:
         replica = self.current
@@ -234,7 +240,17 @@ class Activator:
 
     def _replica(self, release: str, key: str | None) -> Replica:
         found = self.store.get_release(release)
-        return Replica(self.store, self.options.stage, found, key, self.options.start_timeout_s)
+        return Replica(self.store, self.options.stage, found, key, self.options.wanted, self.options.start_timeout_s)
+
+    def _sweep(self, *, half_taken: bool = False) -> None:
+        """Remove the snapshots of releases that this stage neither serves nor retains, and those with another key."""
+        pointer = self.store.pointer(self.options.stage)
+        replicas = [self.current, self.candidate.replica if self.candidate else None]
+        keep = {folder_name(r.release.id, r.key) for r in replicas if r}
+        if self.current is not None:
+            retained = filter(None, (pointer.release, *pointer.retained))
+            keep |= {folder_name(release, self.current.key) for release in retained}
+        sweep(snapshots_folder(self.store.root, self.options.stage), keep, half_taken=half_taken)
 
     def _save(self, release: str | None) -> None:
         save_deployment(self.store.root, self.options.stage, Deployment(release=release, port=self.port))
@@ -402,9 +418,13 @@ def _options(argv: list[str] | None) -> Options:
     parser.add_argument("--port", type=int, default=0, help="0: the port it had, or any free one")
     parser.add_argument("--idle-s", type=float, required=True)
     parser.add_argument("--start-timeout-s", type=float, required=True)
+    parser.add_argument("--snapshots", choices=("auto", "off"), default="off")
+    parser.add_argument("--snapshot-depth", choices=("memory", "disk"), default="disk")
+    parser.add_argument("--criu", default="criu")
     given = parser.parse_args(argv)
+    wanted = Wanted(given.snapshots == "auto", given.snapshot_depth, given.criu)
     return Options(
-        given.store, cast(StageName, given.stage), given.host, given.port, given.idle_s, given.start_timeout_s
+        given.store, cast(StageName, given.stage), given.host, given.port, given.idle_s, given.start_timeout_s, wanted
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 _LISTEN = "0A"
@@ -42,6 +43,26 @@ def descendants(pid: int, comm: str) -> list[int]:
     return found
 
 
+def children(pid: int) -> list[int]:
+    """Pids of a process's children."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(word) for word in _read(str(task)).split()]
+    return found
+
+
+def connections(pid: int) -> int:
+    """TCP sockets of a process that do anything but listen."""
+    mine = _sockets(pid)
+    return sum(state != _LISTEN and inode in mine for _, _, state, inode in _tcp())
+
+
+def cpu_ticks(pid: int) -> int:
+    """CPU time that a process has used, in clock ticks; 0 when it is gone."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12]) if fields else 0
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs (a zombie doesn't)."""
     return _parent(pid) is not None
@@ -49,14 +70,16 @@ def is_alive(pid: int) -> bool:
 
 def _listeners(port: int) -> list[tuple[str, str]]:
     """(local address as /proc writes it, socket inode) of each listening TCP socket on a port."""
-    found = []
+    return [(address, inode) for address, at, state, inode in _tcp() if state == _LISTEN and at == port]
+
+
+def _tcp() -> Iterator[tuple[str, int, str, str]]:
+    """(local address as /proc writes it, local port, state, inode) of each TCP socket."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in _read(table).splitlines()[1:]:
             words = line.split()
             address, _, hex_port = words[1].rpartition(":")
-            if words[3] == _LISTEN and int(hex_port, 16) == port:
-                found.append((address, words[9]))
-    return found
+            yield address, int(hex_port, 16), words[3], words[9]
 
 
 def _sockets(pid: int) -> set[str]:

@@ -11,34 +11,79 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tasks.cuda_checkpoint import CudaFailed
+from tasks.endpoint import Client
+from tasks.platforms.local.boot import Boot, Booted, resume, suspend
 from tasks.platforms.local.control import run_folder
-from tasks.platforms.local.server import Server, come_up
-from tasks.release import BootKind, BootRecord, Problem, Release, StageName
+from tasks.platforms.local.proc import cpu_ticks
+from tasks.platforms.local.server import STOP_GRACE_S, Server
+from tasks.platforms.local.snapshot import NoSnapshot, Wanted
+from tasks.release import BootKind, BootRecord, Endpoint, Problem, Release, StageName
 from tasks.store import Store, write_atomic
 
 log = logging.getLogger(__name__)
+
+STILL_S = 10.0
+"""A server with requests that uses no CPU time for so long is asked whether it lives."""
+
+
+class Watch:
+    """Tells a server that hangs from one that waits for a slow client or is too busy to answer /health."""
+
+    def __init__(self) -> None:
+        self._ticks = -1
+        self._since = 0.0
+
+    def __call__(self, server: Server) -> bool:
+        """Whether it hangs. Asked again and again while the server has requests."""
+        ticks = cpu_ticks(server.pid)
+        if ticks != self._ticks:
+            self._ticks, self._since = ticks, time.monotonic()
+        if time.monotonic() - self._since < STILL_S:
+            return False
+        with Client(Endpoint(base_url=server.endpoint.base_url)) as client:
+            hangs = client.health() is None
+        if not hangs:
+            self._since = time.monotonic()
+        return hangs
+
+    def __str__(self) -> str:
+        return f"no CPU time used for {time.monotonic() - self._since:.0f} s, and no answer of /health"
 
 
 class Replica:
     """Lives in one event loop. Its server is started and stopped under one lock, so there are never two."""
 
     def __init__(
-        self, store: Store, stage: StageName, release: Release, key: str | None, start_timeout_s: float
+        self,
+        store: Store,
+        stage: StageName,
+        release: Release,
+        key: str | None,
+        wanted: Wanted,
+        start_timeout_s: float,
     ) -> None:
         self.store, self.stage, self.release = store, stage, release
         self.in_flight = 0
         self.last_used = time.monotonic()
-        self._key = key
-        self._start_timeout_s = start_timeout_s
-        self._server: Server | None = None
+        self.key = key
+        self._halt = threading.Event()
+        self._boot = Boot(store, stage, release, key, wanted, start_timeout_s, self._halt)
+        self._booted: Booted | None = None
+        self._asleep = False
+        self._watch = Watch()
         self._starting: asyncio.Task[Server] | None = None
         self._changing = asyncio.Lock()
-        self._halt = threading.Event()
 
     @property
     def server(self) -> Server | None:
         """The running server, if there is one."""
-        return self._server if self._server is not None and self._server.alive else None
+        return self._booted.server if self._booted and not self._asleep and self._booted.server.alive else None
+
+    @property
+    def suspended(self) -> int | None:
+        """Pid of the server that is kept in RAM, its GPU emptied, while idle."""
+        return self._booted.server.pid if self._booted and self._asleep else None
 
     @property
     def starting(self) -> bool:
@@ -50,7 +95,7 @@ class Replica:
         return 0.0 if self.in_flight else time.monotonic() - self.last_used
 
     def serves(self, release: Release, key: str | None) -> bool:
-        return release.id == self.release.id and hmac.compare_digest((key or "").encode(), (self._key or "").encode())
+        return release.id == self.release.id and hmac.compare_digest((key or "").encode(), (self.key or "").encode())
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -80,10 +125,14 @@ class Replica:
         return not self.in_flight
 
     async def down(self) -> None:
-        """Stop the server unless a request is in flight."""
+        """Stop the server (or suspend it, where that is its snapshot) unless a request is in flight."""
         async with self._changing:
             await self._note_crash()
-            if not self.in_flight:
+            if self.in_flight or self.server is None:
+                return
+            if self._booted is not None and self._booted.stays:
+                await self._suspend()
+            else:
                 await self._stop()
 
     async def close(self) -> None:
@@ -93,45 +142,82 @@ class Replica:
             await self._stop()
 
     async def check(self) -> None:
-        """Notice a server that has crashed."""
-        if self._server is not None and not self._changing.locked():
-            async with self._changing:
-                await self._note_crash()
+        """Notice a server that has crashed, or that hangs while it has requests: it is ended."""
+        if self._booted is None or self._asleep or self._changing.locked():
+            return
+        async with self._changing:
+            await self._note_crash()
+            if (server := self.server) is not None and self.in_flight and await asyncio.to_thread(self._watch, server):
+                await self._record(BootKind.CRASHED, f"it hangs: {self._watch}", server.pid)
+                await self._stop(grace_s=0.1)
 
     async def _start(self) -> Server:
         async with self._changing:
+            refused = await self._resume() if self._asleep else ""
             await self._note_crash()
-            if self._server is not None:
-                return self._server
-            folder = run_folder(self.store.root, self.stage) / "servers"
+            if self.server is not None:
+                return self.server
             try:
-                booted = await asyncio.to_thread(
-                    come_up, self.store, self.release, self._key, folder, self._start_timeout_s, self._halt
-                )
+                booted = await asyncio.to_thread(self._boot, refused)
             except Problem as problem:
                 log.warning("%s", problem)
                 await self._record(BootKind.CRASHED, f"did not come up: {problem.what}")
                 raise
-            self._server = booted.server
-            self.last_used = time.monotonic()
-            await self._record(booted.kind, booted.reason, booted.server.pid, booted.health_s)
-            return self._server
+            await self._came_up(booted)
+            return booted.server
 
-    async def _stop(self) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            log.info("stopping %s, pid %d", self.release.label, server.pid)
-            await asyncio.to_thread(server.stop)
+    async def _came_up(self, booted: Booted) -> None:
+        self._booted, self._asleep = booted, False
+        self.last_used = time.monotonic()
+        await self._record(booted.kind, booted.reason, booted.server.pid, booted.health_s, booted.snapshot)
+
+    async def _suspend(self) -> None:
+        assert self._booted is not None
+        log.info("suspending %s, pid %d", self.release.label, self._booted.server.pid)
+        self._asleep = True
+        try:
+            await asyncio.to_thread(suspend, self._booted.server)
+        except (CudaFailed, OSError) as error:
+            log.warning("%s can't be suspended: %s", self.release.label, error)
+            await self._stop()
+
+    async def _resume(self) -> str:
+        """Why the suspended server could not be used; '' when it is up."""
+        assert self._booted is not None
+        try:
+            await self._came_up(await asyncio.to_thread(resume, self._booted))
+        except (CudaFailed, NoSnapshot, OSError) as error:
+            await self._stop()
+            return str(error)
+        return ""
+
+    async def _stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        booted, self._booted, self._asleep = self._booted, None, False
+        if booted is not None:
+            log.info("stopping %s, pid %d", self.release.label, booted.server.pid)
+            await asyncio.to_thread(booted.server.stop, grace_s)
 
     async def _note_crash(self) -> None:
-        server = self._server
-        if server is not None and not server.alive:
-            self._server = None
+        if self._booted is not None and not self._asleep and not self._booted.server.alive:
+            server, self._booted = self._booted.server, None
             await self._record(BootKind.CRASHED, server.ending, server.pid)
 
-    async def _record(self, kind: BootKind, reason: str, pid: int | None = None, health_s: float | None = None) -> None:
+    async def _record(
+        self,
+        kind: BootKind,
+        reason: str,
+        pid: int | None = None,
+        health_s: float | None = None,
+        snapshot: str | None = None,
+    ) -> None:
         record = BootRecord(
-            stage=self.stage, release=self.release.id, kind=kind, reason=reason, pid=pid, health_s=health_s
+            stage=self.stage,
+            release=self.release.id,
+            kind=kind,
+            reason=reason,
+            pid=pid,
+            health_s=health_s,
+            snapshot=snapshot,
         )
         log.info("boot record of %s: %s (%s)", self.release.label, kind, reason)
         name = f"{record.at.strftime('%Y%m%dT%H%M%S.%fZ')}-{secrets.token_hex(3)}.json"

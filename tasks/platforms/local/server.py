@@ -1,7 +1,8 @@
-"""One real llama-server process of a release: started, waited for, stopped."""
+"""One real llama-server process of a release: started or restored, waited for, stopped."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -18,9 +19,9 @@ from typing import IO
 
 from tasks.endpoint import Client
 from tasks.platforms.local.control import KEY_VARIABLE
-from tasks.platforms.local.proc import free_port, owns_loopback_port
+from tasks.platforms.local.proc import children, free_port, owns_loopback_port
 from tasks.process import die_with_parent
-from tasks.release import BadInput, BootKind, Endpoint, Release, ReleaseFailed, ToolingError, now
+from tasks.release import BadInput, Endpoint, Release, ReleaseFailed, ToolingError, now
 from tasks.store import Store
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 EXECUTABLE = "llama-server"
 PORT_TRIES = 5
 POLL_S = 0.03
+RESTORE_POLL_S = 0.005
 STOP_GRACE_S = 5.0
 KEPT_LOGS = 20
 FILE_NAMES = ("model", "mmproj", "chat_template")
@@ -51,17 +53,19 @@ class _PortLost(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A llama-server process that this process started."""
+    """A llama-server that this process started, or restored."""
 
     release: Release
     endpoint: Endpoint
     port: int
+    pid: int
     process: subprocess.Popen[bytes]
+    """The server itself, or the `unshare` above a restored one, which lives as long as it does."""
     log: Path
 
     @property
-    def pid(self) -> int:
-        return self.process.pid
+    def restored(self) -> bool:
+        return self.pid != self.process.pid
 
     @property
     def alive(self) -> bool:
@@ -73,10 +77,15 @@ class Server:
         code = self.process.poll()
         if code is None:
             return "still running"
+        if self.restored:
+            return "the restored process has ended"
         return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End it: SIGTERM, and SIGKILL after `grace_s` seconds. It is gone on return."""
+        if self.restored:
+            end_namespace(self.process)
+            return
         self.process.terminate()
         try:
             self.process.wait(grace_s)
@@ -91,27 +100,6 @@ class Server:
             evidence=own_words(self.log),
             todo=f"read the whole log: {self.log}",
         )
-
-
-@dataclass(frozen=True)
-class Booted:
-    """A healthy server and how it came up."""
-
-    server: Server
-    kind: BootKind
-    reason: str
-    health_s: float
-    """Seconds from start to a 200 of /health."""
-
-
-def come_up(
-    store: Store, release: Release, key: str | None, folder: Path, timeout_s: float, halt: threading.Event
-) -> Booted:
-    """The release's server, healthy. Raises what `start` and `wait_healthy` raise; no process is left then."""
-    began = time.monotonic()
-    server = start(store, release, key, folder, timeout_s, halt)
-    wait_healthy(server, timeout_s - (time.monotonic() - began), halt)
-    return Booted(server, BootKind.COLD, "no snapshot", time.monotonic() - began)
 
 
 def start(
@@ -146,6 +134,55 @@ def wait_healthy(server: Server, timeout_s: float, halt: threading.Event | None 
         _wait(server, lambda: client.health() == 200, timeout_s, halt, "become healthy")
 
 
+def restore(
+    argv: list[str],
+    release: Release,
+    endpoint: Endpoint,
+    path: Path,
+    timeout_s: float,
+    halt: threading.Event,
+    failure: Callable[[str], Exception],
+) -> Server:
+    """The server that `argv` (see criu.restore_argv) brings back, healthy on its old port, with its output in `path`.
+
+    Raises what `failure` makes of the reason when it doesn't come back; no process is left then.
+    """
+    log.info("restoring %s", release.label)
+    port = int(endpoint.base_url.rpartition(":")[2])
+    with open(path, "ab") as file:
+        process = _spawner.submit(_popen, argv, {"PATH": os.environ.get("PATH", os.defpath)}, file).result()
+    deadline = time.monotonic() + timeout_s
+    try:
+        with Client(Endpoint(base_url=endpoint.base_url)) as client:
+            while True:
+                if (code := process.poll()) is not None:
+                    raise failure(f"exit code {code}")
+                pid = next((pid for init in children(process.pid) for pid in children(init)), None)
+                if pid is not None and owns_loopback_port(pid, port):
+                    if client.health() != 200:
+                        raise failure("the restored server does not answer /health")
+                    return Server(release, endpoint, port, pid, process, path)
+                if halt.is_set():
+                    raise failure("it was given up")
+                if time.monotonic() > deadline:
+                    raise failure(f"it did not come back in {timeout_s:.0f} s")
+                time.sleep(RESTORE_POLL_S)
+    except BaseException:
+        end_namespace(process)
+        raise
+
+
+def end_namespace(process: subprocess.Popen[bytes]) -> None:
+    """Kill an `unshare` and everything in its pid namespace. All of it is gone on return."""
+    while process.poll() is None:
+        # the kernel lets the init of a namespace go only after all others in it
+        for pid in children(process.pid) or [process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+
+
 def _wait(server: Server, ready: Callable[[], bool], timeout_s: float, halt: threading.Event | None, verb: str) -> None:
     deadline = time.monotonic() + timeout_s
     try:
@@ -173,17 +210,18 @@ def command(store: Store, release: Release) -> list[str]:
 
     Raises ToolingError when the build or a file is not in the store, BadInput for a name without a file.
     """
-    executable = store.build_dir(release.build) / EXECUTABLE
-    if store.build(release.build) is None or not executable.is_file():
+    build, folder = store.build(release.build), store.build_dir(release.build)
+    executable = folder / EXECUTABLE
+    if build is None or not all(_is(store, folder / name, sha) for name, sha in build.files.items()):
         raise ToolingError(
-            f"the build of {release.label} is not in the store",
+            f"the build of {release.label} is not whole in the store",
             evidence=str(executable),
             todo="build it again: llama-release upgrade",
         )
     argv = list(release.argv)
     for name, ref in release.files.items():
         path = store.file(ref)
-        if not path.is_file() or path.stat().st_size != ref.size_bytes:
+        if not _is(store, path, ref.sha256):
             raise ToolingError(
                 f"the {name} of {release.label} is not whole in the store",
                 evidence=str(path),
@@ -197,6 +235,13 @@ def command(store: Store, release: Release) -> list[str]:
             todo="set the file in the settings and make the release again",
         )
     return [str(executable), *argv]
+
+
+def _is(store: Store, path: Path, sha256: str) -> bool:
+    try:
+        return store.content_of(path) == sha256
+    except OSError:
+        return False
 
 
 def redacted(argv: Sequence[str]) -> str:
@@ -226,14 +271,14 @@ def _spawn(argv: list[str], store: Store, release: Release, key: str | None, pat
         file.flush()
         process = _spawner.submit(_popen, whole, environment(folder, key), file).result()
     endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}", api_key=key)
-    return Server(release, endpoint, port, process, path)
+    return Server(release, endpoint, port, process.pid, process, path)
 
 
 def _popen(argv: list[str], env: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            preexec_fn=partial(_tie_to, os.getpid()),
+            start_new_session=True, preexec_fn=partial(_tie_to, os.getpid()),
         )  # fmt: skip
     except OSError as error:
         raise ToolingError(f"{argv[0]} can't be started", evidence=str(error), todo="build it again") from error

@@ -1,0 +1,105 @@
+"""CRIU: a running process into files, and back. Standard library only, so that it can be measured anywhere.
+
+A process is restored into a pid namespace of its own, where its pid is free. CRIU stays as the init of that
+namespace: the kernel ends everything in it when CRIU dies, CRIU dies with `unshare`, and `unshare` is told to die
+with whoever started it (a restored process has lost what it was told itself: PR_SET_PDEATHSIG is not restored).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from functools import cache
+from pathlib import Path
+
+NEW_KERNEL, NEEDED_THERE = (6, 16), (4, 2)
+"""Linux 6.16 no longer answers what older versions of CRIU ask of its sockets."""
+VERSION_LIMIT_S = 10.0
+
+_ERROR = re.compile(r"^\([\d.]+\)\s*(?:\d+: )?Error \([^)]*\): (.*)$", re.MULTILINE)
+_HARMLESS = re.compile(r"RLIMIT_NOFILE")
+
+
+class CriuFailed(Exception):
+    """CRIU is not here, too old, or did not do it; the message says which, in CRIU's own words."""
+
+
+def find(wanted: str, cache: Path) -> str:
+    """The CRIU to use: `wanted` when it is a path, else the one that `.ci/install-criu` put there, else on PATH."""
+    installed = cache / "criu" / "criu"
+    if "/" in wanted:
+        return wanted
+    return str(installed) if installed.exists() else shutil.which(wanted) or wanted
+
+
+def version(criu: str) -> str:
+    """The version of a CRIU that can work on this kernel, for this user. Raises CriuFailed."""
+    if os.geteuid() != 0:
+        raise CriuFailed("CRIU needs root")
+    if shutil.which("unshare") is None or shutil.which("setpriv") is None:
+        raise CriuFailed("CRIU needs unshare and setpriv of util-linux")
+    path = shutil.which(criu)
+    if path is None:
+        raise CriuFailed(f"there is no CRIU ({criu}): .ci/install-criu puts one into the cache")
+    found, kernel = _says(path, os.stat(path).st_mtime_ns), os.uname().release
+    if _numbers(kernel) >= NEW_KERNEL and _numbers(found) < NEEDED_THERE:
+        raise CriuFailed(f"CRIU {found} doesn't work on Linux {kernel}: 4.2 or newer does (.ci/install-criu)")
+    return found
+
+
+@cache
+def _says(criu: str, mtime_ns: int) -> str:
+    """The version that an executable says it is; asked once while it is the same file."""
+    try:
+        said = subprocess.run([criu, "--version"], capture_output=True, text=True, timeout=VERSION_LIMIT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CriuFailed(f"CRIU can't be run: {error}") from error
+    found = re.search(r"Version: (\S+)", said.stdout)
+    if found is None:
+        raise CriuFailed(f"{criu} doesn't say its version: {(said.stdout + said.stderr).strip()[:200]}")
+    return found[1]
+
+
+def dump(criu: str, pid: int, images: Path, *, timeout_s: float) -> None:
+    """Write a process into the folder `images`; it is stopped meanwhile and runs on afterwards.
+
+    It must lead its own session and have no open connection. Raises CriuFailed; the process is in no state to be
+    used then, as CRIU may have been killed while its own code ran in it.
+    """
+    argv = [
+        "setpriv", "--pdeathsig", "KILL", criu, "dump", "--tree", str(pid), "--images-dir", str(images),
+        "--leave-running", "--tcp-close", "--manage-cgroups=ignore", "--log-file", "dump.log", "-v2",
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=timeout_s)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CriuFailed(f"CRIU did not dump: {error}") from error
+    if code := done.returncode:
+        ending = done.stderr.strip() or (f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}")
+        raise CriuFailed(f"CRIU did not dump: {complaint(images / 'dump.log', ending)}")
+
+
+def restore_argv(criu: str, images: Path, log: Path, output_was: Path) -> list[str]:
+    """What brings the process back and lives as long as it does.
+
+    CRIU writes to `log`. The restored process writes to the starter's stdout where it wrote to the file `output_was`.
+    """
+    return [
+        "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", criu, "restore", "--images-dir", str(images),
+        "--tcp-close", "--manage-cgroups=ignore", "--inherit-fd", f"fd[1]:{str(output_was).lstrip('/')}",
+        "--log-file", str(log), "-v2",
+    ]  # fmt: skip
+
+
+def complaint(log: Path, ending: str) -> str:
+    """What CRIU has to say of a failure in one line, or how it ended."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    errors = [line for line in _ERROR.findall(text) if not _HARMLESS.search(line)]
+    return "; ".join(errors[:2]) or ending
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version)[:2])

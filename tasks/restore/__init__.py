@@ -1,0 +1,119 @@
+"""Forced idle windows and restore probe: does it come back, how fast, is it the same process, does it say the same?"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from typing import Any
+
+from modal_app.warmup import TEXTS, Golden
+from tasks.platforms import Platform
+from tasks.release import Release, StageName, Verification, digest_of
+from tasks.report import Row, markdown_table, stage
+from tasks.restore.cycle import Cycle, recorded, run
+from tasks.restore.judge import counted, judge, unfinished
+from tasks.restore.plot import svg
+from tasks.settings import RestoreSettings
+from tasks.store import Store, write_atomic
+
+NAME = "restore"
+PLOTTED = 12
+"""How many releases the plot shows."""
+
+
+def basis(settings: RestoreSettings) -> str:
+    """Digest of what a restore verification depends on besides the release."""
+    return digest_of([settings.model_dump(), TEXTS])[:12]
+
+
+def probe(
+    platform: Platform,
+    stage_name: StageName,
+    release: Release,
+    settings: RestoreSettings,
+    progress: Callable[[int, int, str], None],
+) -> Verification:
+    """So many idle cycles of a stage, or fewer when one of them decides; their latencies go into the series.
+
+    Raises ToolingError when the idle window cannot be forced, or there is nothing to compare answers with.
+    """
+    start = time.monotonic()
+    cycles: list[Cycle] = []
+    now: Golden | None = None
+    while unfinished(cycles, settings):
+        told = ", ".join(cycle.kind for cycle in cycles) or "forcing an idle window"
+        progress(len(counted(cycles)), settings.cycles, told)
+        # of the snapshot that it will come back from; where there is none, of the server that runs now
+        golden = platform.golden(stage_name) or now or (now := recorded(platform, stage_name, release))
+        cycles.append(run(platform, stage_name, golden, settings))
+        if latency := cycles[-1].latency:
+            platform.store.add_latency(release.id, latency)
+    verdict, summary = judge(cycles, settings)
+    return Verification(
+        name=NAME,
+        release=release.id,
+        verdict=verdict,
+        summary=summary,
+        promise="a first request after an idle window is answered by the process that was warmed up, as it was then "
+        "(guide, playbook step 5)",
+        basis=basis(settings),
+        evidence={"cycles": [{"kind": cycle.kind, **cycle.model_dump(mode="json")} for cycle in cycles]},
+        seconds=time.monotonic() - start,
+    )
+
+
+@stage(NAME, "restore probe of {release.label} on {stage_name}")
+def check(
+    row: Row, platform: Platform, stage_name: StageName, release: Release, settings: RestoreSettings
+) -> Verification:
+    """Force idle windows on a stage and prove that it comes back; recorded in the release's dossier."""
+    found = platform.store.fresh(release.id, (NAME,), basis(settings))
+    again = bool(found)
+    if not found:
+        found = [probe(platform, stage_name, release, settings, row.progress)]
+        platform.store.record(found[0])
+    (made,) = found
+    row.judged(found, made.summary, _markdown(platform.store, made), again=again)
+    return made
+
+
+def _markdown(store: Store, made: Verification) -> str:
+    plot = drawn(store)
+    write_atomic(store.latency_plot(), plot)
+    image = base64.b64encode(plot.encode()).decode()
+    return "\n\n".join(
+        [
+            markdown_table(_COLUMNS, [_row(n, cycle) for n, cycle in enumerate(made.evidence["cycles"], 1)]),
+            f"![latency across releases](data:image/svg+xml;base64,{image})",
+        ]
+    )
+
+
+_COLUMNS = (
+    "cycle", "came up as", "why", "health, s", "first token after idle, s", "first token warm, s",
+    "nonce found, tokens", "control found, tokens", "answers",
+)  # fmt: skip
+
+
+def _row(number: int, cycle: dict[str, Any]) -> tuple[object, ...]:
+    boots, nonce, warm, control = (cycle[name] for name in ("boots", "nonce", "warm", "control"))
+    why = "; ".join(filter(None, [*(boot["reason"] for boot in boots), cycle["error"]]))
+    health = _s(boots[-1]["health_s"]) if boots else ""
+    if nonce is None:
+        return number, cycle["kind"], why, health, "", "", "", "", "none"
+    return (
+        number, cycle["kind"], why, health, _s(nonce["first_token_s"]), _s(warm["first_token_s"]),
+        *(f"{asked['cached_tokens']} of {asked['nonce_tokens']}" for asked in (nonce, control)),
+        "; ".join(cycle["differences"]) or f"the same within {cycle['tolerance']:.2g}",
+    )  # fmt: skip
+
+
+def _s(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.2f}"
+
+
+def drawn(store: Store) -> str:
+    """The plot of the latest releases that have a series, oldest upstream build first."""
+    known = [(release, store.latencies(release.id)) for release in reversed(store.releases())]
+    return svg([(release, series) for release, series in known if series][-PLOTTED:])
