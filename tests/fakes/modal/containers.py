@@ -80,10 +80,10 @@ class Container:
         return None
 
     def kill(self, number: signal.Signals) -> None:
-        pid = self.pid()
-        if pid is not None:
+        """Signals its first process. The one that makes the namespaces dies with it, and all in them with that one."""
+        if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+                os.kill(self.pid() or self.process.pid, number)
 
     def socket(self, _: Any = None) -> socket.socket:
         """A socket in the container's own network."""
@@ -218,18 +218,18 @@ class Containers:
 
     async def _live(self, container: Container, snapshots: bool) -> None:
         """From its start to its end, and what follows from the end."""
-        door = await self._fake.listen(container, path=str(container.folder / "control.sock"))
+        door = await self._fake.listen(container, sock=_unix_socket(container.folder, "control.sock"))
         try:
             self._furnish(container, snapshots)
             container.exit_code = await self._run(container) if container.exit_code is None else container.exit_code
         except Exception as error:
             self._fake.failures.append(f"container {container.task_id} could not be started: {error!r}")
-        container.finished_at = time.time()
         door.close()
         for part in ("files", "root"):
             shutil.rmtree(container.folder / part)
         if container.exit_code and not container.stopping:
             self._say(container, f"Runner failed with exit code: {container.exit_code}")
+        container.finished_at = time.time()
         if not container.ready and not container.stopping:
             self._tried[container.service.id] = time.time()
         if container.exit_code == RESTORE_FAILED and not container.stopping:
@@ -260,6 +260,8 @@ class Containers:
             stderr=asyncio.subprocess.PIPE, limit=2**24,
         )  # fmt: skip
         container.process, container.started_at = process, time.time()
+        if container.stopping:
+            container.kill(signal.SIGKILL)
         assert process.stdout and process.stderr
         await asyncio.gather(
             self._collect(container, process.stdout, STDOUT), self._collect(container, process.stderr, STDERR)
@@ -272,7 +274,7 @@ class Containers:
     async def _collect(self, container: Container, stream: asyncio.StreamReader, source: int) -> None:
         """Its lines go to the logs; not what it says before it is restored, which the snapshotted one has said."""
         async for line in stream:
-            if not container.restoring:
+            if not container.restoring and not line.startswith(b"unshare: "):
                 one = self._fake.functions.running_on(container)
                 self._write(container, line.decode(errors="replace").rstrip("\n"), source, one)
 
@@ -501,6 +503,17 @@ def _caller() -> Container:
     if container is None:
         raise GRPCError(Status.PERMISSION_DENIED, "Only a container may say this")
     return container
+
+
+def _unix_socket(folder: Path, name: str) -> socket.socket:
+    """Bound to a path that may be longer than the 107 bytes that an address holds."""
+    handle = os.open(folder, os.O_PATH)
+    try:
+        made = socket.socket(socket.AF_UNIX)
+        made.bind(f"/proc/self/fd/{handle}/{name}")
+        return made
+    finally:
+        os.close(handle)
 
 
 def _window_s(settings: api_pb2.AutoscalerSettings) -> float:

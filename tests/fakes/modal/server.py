@@ -123,9 +123,7 @@ class FakeModal:
         try:
             yield self
         finally:
-            if modal.Client._client_from_env:
-                modal.Client._client_from_env.close()
-            modal.Client._set_env_client(None)
+            modal.Client.from_env().close()
             os.environ.clear()
             os.environ.update(before)
 
