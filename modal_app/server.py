@@ -157,6 +157,7 @@ class LlamaServer:
             "kind": kind,
             "reason": reason[-1500:],
             "pid": process.pid if process else None,
+            "snapshot": self.booted_by if kind in ("created", "restored") else None,
             "health_s": None if kind == "crashed" else self.health_s,
             "at": datetime.now(UTC).isoformat(),
         }

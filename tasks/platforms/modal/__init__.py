@@ -63,8 +63,8 @@ class ModalPlatform:
         self.settings = settings
         self._modal = settings.modal
         self._tools = Tools(settings.modal)
-        self._on_volume = VolumeStore(settings.store, settings.cache, settings.modal, self._tools)
-        self.store: Store = self._on_volume
+        self.on_volume = VolumeStore(settings.store, settings.cache, settings.modal, self._tools)
+        self.store: Store = self.on_volume
 
     def build(self, source: SourceTree, recipe: Recipe, progress: Progress) -> Build:
         """The build of this source tree: made in Modal, or taken from the store.
@@ -72,11 +72,11 @@ class ModalPlatform:
         Raises ReleaseFailed when it won't compile or the runtime image lacks a library, ToolingError when Modal
         could not do it.
         """
-        return building.build(source, recipe, self._on_volume, self._tools, self.settings, progress)
+        return building.build(source, recipe, self.on_volume, self._tools, self.settings, progress)
 
     def built(self, source: SourceTree, recipe: Recipe) -> Build | None:
         """The finished build that `build` would reuse, if there is one."""
-        return building.finished(source, recipe, self._on_volume, self._modal)
+        return building.finished(source, recipe, self.on_volume, self._modal)
 
     @contextmanager
     def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:
@@ -162,7 +162,7 @@ class ModalPlatform:
         return [BootRecord.model_validate_json(found[key]) for key in sorted(found)]
 
     def golden(self, stage: StageName) -> Golden | None:
-        """What was recorded of the process that the stage's latest container is, before its snapshot."""
+        """What the stage's server answered before its snapshot was taken, told by the container that came up last."""
         with told(f"reading the golden answers of {stage}"):
             kept = modal.Dict.from_name(
                 f"{self._modal.stage_app(stage)}-golden",
@@ -271,6 +271,8 @@ class ModalPlatform:
             release = self.store.get_release(before.release)
             deployment = self._deployment(stage, self._modal.stage_app(stage), release)
             self._deploy(deployment)
+            for container in apps.containers(self._modal, deployment.name):
+                apps.stop_container(container.id)  # what was not good enough answers no more
             self._remember(stage, deployment)
 
 
