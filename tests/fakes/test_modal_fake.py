@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -40,13 +41,15 @@ def work(what: str) -> str:
     print("working on", what)
     if what == "nonsense":
         raise ValueError(what)
-    if what == "segfault":
-        os.kill(os.getppid() or os.getpid(), 11)
-        os.abort()
     if what == "too long":
         time.sleep(60)
-    pathlib.Path("/store", what).write_text(os.environ["KEY"])
+    path = pathlib.Path("/store", what)
+    path.write_text(os.environ["KEY"])
     store.commit()
+    if what == "open":
+        with path.open():
+            store.reload()
+    store.reload()
     return os.environ["WORD"]
 
 
@@ -77,10 +80,15 @@ class Web:
 class Tiny:
     """The app above, in a folder to deploy it from."""
 
-    def __init__(self, fake: FakeModal, folder: Path) -> None:
-        self.fake, self.folder = fake, folder
+    def __init__(self, folder: Path, fake: FakeModal | None = None) -> None:
+        self._fake, self.folder = fake, folder
         (folder / "tiny.py").write_text(APP)
         modal.Secret.objects.create("key", {"KEY": "s3cret"}, allow_existing=True)
+
+    @property
+    def fake(self) -> FakeModal:
+        assert self._fake
+        return self._fake
 
     def cli(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("modal")), *words]
@@ -130,19 +138,28 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def processes(folder: Path) -> list[str]:
+    """What runs in a container below `folder`, each of which was told its task id."""
+    found = []
+    for task_id in (each.name.encode() for each in (folder / "modal" / "containers").glob("*")):
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if task_id in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_text())
+    return found
+
+
 @pytest.fixture
 def fake(tmp_path: Path) -> Iterator[FakeModal]:
     """A control plane of its own; nothing was asked of it that it does not have, and nothing of it is left running."""
     with FakeModal(tmp_path / "modal") as fake, fake.here():
         yield fake
-    assert fake.failures == []
-    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    assert not [command for command in commands if str(tmp_path).encode() in command]
+    assert fake.failures == [] and not processes(tmp_path)
 
 
 @pytest.fixture
 def tiny(fake: FakeModal, tmp_path: Path) -> Tiny:
-    return Tiny(fake, tmp_path)
+    return Tiny(tmp_path, fake)
 
 
 def test_a_wrong_token_is_refused(tiny: Tiny) -> None:
@@ -285,6 +302,8 @@ def test_what_goes_wrong_in_a_function_reaches_its_caller(tiny: Tiny) -> None:
     tiny.deploy()
     with pytest.raises(ValueError, match="nonsense"):
         tiny.work.remote("nonsense")
+    with pytest.raises(RuntimeError, match="open files"):
+        tiny.work.remote("open")
     with pytest.raises(modal.exception.FunctionTimeoutError):
         tiny.work.remote("too long")
     call = tiny.work.spawn("too long")
@@ -387,14 +406,19 @@ def test_what_the_fake_does_not_have_is_refused_and_noted(fake: FakeModal) -> No
     fake.failures.clear()
 
 
-def test_it_runs_on_its_own_for_a_shell(tmp_path: Path) -> None:
+def test_it_runs_on_its_own_and_its_containers_die_with_it_however_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = [sys.executable, "-m", "tests.fakes.modal", str(tmp_path / "modal")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        lines = [process.stdout.readline().removeprefix("export ").strip().split("=", 1) for _ in range(4)]
-        environment = os.environ | dict(lines)
-        listed = subprocess.run(
-            [str(Path(sys.executable).with_name("modal")), "volume", "create", "v"], env=environment
-        )
-        process.terminate()
-    assert listed.returncode == 0 == process.returncode and (tmp_path / "modal" / "volumes" / "main" / "v").is_dir()
+        for line in (process.stdout.readline() for _ in range(4)):
+            monkeypatch.setenv(*line.removeprefix("export ").strip().split("=", 1))
+        modal.Client._set_env_client(None)
+        tiny = Tiny(tmp_path)
+        tiny.deploy()
+        tiny.work.spawn("too long")
+        until(lambda: any("entrypoint" in command for command in processes(tmp_path)))
+        process.kill()
+    modal.Client._set_env_client(None)
+    until(lambda: not processes(tmp_path))

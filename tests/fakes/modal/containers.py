@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,9 +75,10 @@ class Container:
         """Of its first process, as this machine numbers it."""
         if self.process is None:
             return None
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            own = self.process.pid
-            return int(Path(f"/proc/{own}/task/{own}/children").read_text().split()[0])
+        own = self.process.pid
+        with contextlib.suppress(FileNotFoundError):
+            for child in Path(f"/proc/{own}/task/{own}/children").read_text().split():
+                return int(child)
         return None
 
     def kill(self, number: signal.Signals) -> None:
@@ -84,6 +86,14 @@ class Container:
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid() or self.process.pid, number)
+
+    def handles(self) -> Iterator[Path]:
+        """What its processes have open, as links."""
+        own = os.readlink(f"/proc/{self.pid()}/ns/pid")
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(process / "ns" / "pid") == own:
+                    yield from (process / "fd").iterdir()
 
     def socket(self, _: Any = None) -> socket.socket:
         """A socket in the container's own network."""

@@ -15,10 +15,12 @@ from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
+from .containers import calling
 from .objects import Environments, Named, not_found
 from .storage import Blobs
 
 BLOCK = 8 * 1024 * 1024
+GONE = (0, 0)
 
 
 @dataclass
@@ -184,7 +186,11 @@ class Volumes:
         return api_pb2.VolumeCommitResponse(skip_reload=True)
 
     def VolumeReload(self, request: api_pb2.VolumeReloadRequest) -> None:
-        self._volumes[request.volume_id]
+        folder = self._volumes[request.volume_id].folder
+        container = calling.get()
+        files = {_identity(path) for path in folder.rglob("*")} - {GONE}
+        if container and files & {_identity(handle) for handle in container.handles()}:
+            raise GRPCError(Status.FAILED_PRECONDITION, "there are open files preventing the operation")
 
     def metadata(self, id_: str) -> api_pb2.VolumeMetadata:
         return api_pb2.VolumeMetadata(
@@ -192,3 +198,11 @@ class Volumes:
             name=self._volumes.name_of(id_),
             creation_info=self._volumes.created(id_),
         )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        state = path.stat()
+    except OSError:
+        return GONE
+    return state.st_dev, state.st_ino
