@@ -165,10 +165,14 @@ def fetch(name: str, weight: dict[str, str]) -> int:
 
 
 def _run(folder: Path, target: str, words: list[str]) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [folder / target, *words], env=_env(folder), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        errors="replace", timeout=60,
-    )  # fmt: skip
+    """(exit code, stdout, stderr); 126 for a file that cannot be run, as a shell says it."""
+    try:
+        done = subprocess.run(
+            [folder / target, *words], env=_env(folder), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="replace", timeout=60,
+        )  # fmt: skip
+    except OSError as error:
+        return 126, "", str(error)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -17,7 +17,7 @@ from tasks.platforms import Progress
 from tasks.platforms.local.compile import check_version, definitions
 from tasks.platforms.modal.account import told
 from tasks.platforms.modal.store import VolumeStore
-from tasks.platforms.modal.tools import Tools
+from tasks.platforms.modal.tools import CallEnded, Tools
 from tasks.process import Output
 from tasks.release import Build, Model, Problem, Recipe, ReleaseFailed, SourceTree, ToolingError, now
 from tasks.settings import Settings
@@ -110,9 +110,12 @@ def _made(
         store.files.write(path, known)
     waiting = _watch(digest, settings.modal, progress)
     try:
-        return dict(tools.follow(Call.model_validate_json(known).id, waiting))
-    finally:
+        made = dict(tools.follow(Call.model_validate_json(known).id, waiting))
+    except CallEnded:
         store.files.remove(path)
+        raise
+    store.files.remove(path)
+    return made
 
 
 def _definitions(source: SourceTree, recipe: Recipe, settings: ModalSettings) -> dict[str, str]:

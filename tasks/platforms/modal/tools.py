@@ -8,15 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import modal
+from modal.exception import (
+    AuthError,
+    ConnectionError,
+    InternalError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    ServiceError,
+)
 
 import modal_app
 from modal_app.settings import BAKED, ModalSettings
-from tasks.platforms.modal.account import command, told
-from tasks.release import ToolingError
+from tasks.platforms.modal.account import command, problem, told
+from tasks.release import Problem, ToolingError
 
 DEPLOY_LIMIT_S = 1800.0
 """The first deploy builds the images."""
 POLL_S = 2.0
+
+
+_UNKNOWN = (AuthError, ConnectionError, InternalError, PermissionDeniedError, ResourceExhaustedError, ServiceError)
+"""Errors of asking, which say nothing of the call."""
+
+
+class CallEnded(ToolingError):
+    """A call that failed, was ended for its time, or is not known to Modal any more."""
 
 
 class Tools:
@@ -44,14 +60,23 @@ class Tools:
             return str(function.spawn(*args).object_id)
 
     def follow(self, call: str, waiting: Callable[[], None]) -> Any:
-        """What a started call returns; `waiting` is called while it goes on. Raises ToolingError."""
-        with told(f"waiting for the call {call}"):
+        """What a started call returns; `waiting` is called while it goes on.
+
+        Raises CallEnded when it will never return anything, another ToolingError when nothing is known of it just now.
+        """
+        doing = f"waiting for the call {call}"
+        with told(doing):
             going = modal.FunctionCall.from_id(call)
             while True:
                 try:
                     return going.get(timeout=POLL_S)
                 except TimeoutError:
                     waiting()
+                except (*_UNKNOWN, Problem):
+                    raise
+                except Exception as error:
+                    said = problem(error, doing)
+                    raise CallEnded(said.what, evidence=said.evidence, todo=said.todo) from error
 
     def _function(self, name: str) -> modal.Function[..., Any, Any]:
         if not self._deployed:
