@@ -14,7 +14,7 @@ from modal_proto import api_pb2
 from .objects import id_of, new_id, not_found, wire
 
 if TYPE_CHECKING:
-    from .containers import Container
+    from .container import Container
     from .server import FakeModal
 
 Result = api_pb2.GenericResult

@@ -37,9 +37,7 @@ class Logs:
         return "\n".join(line.text for line in self.lines if task_id in ("", line.task_id))
 
     def _select(
-        self,
-        asked: api_pb2.AppGetLogsRequest | api_pb2.AppFetchLogsRequest | api_pb2.AppCountLogsRequest,
-        source: int,
+        self, asked: api_pb2.AppGetLogsRequest | api_pb2.AppFetchLogsRequest | api_pb2.AppCountLogsRequest, source: int
     ) -> list[Line]:
         return [
             line

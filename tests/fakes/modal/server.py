@@ -24,7 +24,8 @@ from modal_proto import api_pb2
 from modal_proto.api_grpc import ModalClientBase
 
 from .apps import Apps
-from .containers import Container, Containers, calling
+from .container import Container, calling
+from .containers import Containers
 from .faults import Faults
 from .functions import Functions
 from .images import Images
@@ -206,7 +207,5 @@ class FakeModal:
 
     def TokenInfoGet(self, _: Message) -> api_pb2.TokenInfoGetResponse:
         return api_pb2.TokenInfoGetResponse(
-            token_id=self.token[0],
-            workspace_name="fake-workspace",
-            user_identity=api_pb2.UserIdentity(username=OWNER),
+            token_id=self.token[0], workspace_name="fake-workspace", user_identity=api_pb2.UserIdentity(username=OWNER)
         )

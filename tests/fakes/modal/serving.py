@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import aiohttp
 from aiohttp import web
 
-from .containers import TICK_S, Container
+from .container import Container
+from .containers import TICK_S
 from .functions import Service
 
 if TYPE_CHECKING:

@@ -193,9 +193,7 @@ class Secrets:
 
     def _metadata(self, id_: str) -> api_pb2.SecretMetadata:
         return api_pb2.SecretMetadata(
-            name=self._secrets.name_of(id_),
-            creation_info=self._secrets.created(id_),
-            keys=sorted(self._secrets[id_]),
+            name=self._secrets.name_of(id_), creation_info=self._secrets.created(id_), keys=sorted(self._secrets[id_])
         )
 
 

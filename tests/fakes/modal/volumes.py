@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
-from .containers import calling
+from .container import calling
 from .objects import Environments, Named, not_found
 from .storage import Blobs
 
@@ -72,10 +72,7 @@ class Volumes:
     def VolumeList(self, request: api_pb2.VolumeListRequest) -> api_pb2.VolumeListResponse:
         items = [
             api_pb2.VolumeListItem(
-                label=name,
-                volume_id=id_,
-                created_at=self._volumes.created(id_).created_at,
-                metadata=self.metadata(id_),
+                label=name, volume_id=id_, created_at=self._volumes.created(id_).created_at, metadata=self.metadata(id_)
             )
             for name, id_ in self._volumes.all(request.environment_name)
         ]
