@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import modal
 from google.protobuf.message import Message
@@ -15,8 +15,6 @@ from .objects import OWNER, new_id, not_found
 
 if TYPE_CHECKING:
     from .server import FakeModal
-
-R = TypeVar("R", api_pb2.AppRollbackResponse, api_pb2.AppRolloverResponse)
 
 
 @dataclass(frozen=True)
@@ -165,20 +163,10 @@ class Apps:
         number = request.version if request.version > 0 else len(app.versions) - 1
         if not 1 <= number < len(app.versions):
             raise GRPCError(Status.INVALID_ARGUMENT, f"App {app.name} cannot be rolled back to version {number}.")
-        return self._again(app, number, api_pb2.AppRollbackResponse(), rollback_of=number)
-
-    def AppRollover(self, request: api_pb2.AppRolloverRequest) -> api_pb2.AppRolloverResponse:
-        app = self[request.app_id]
-        return self._again(app, len(app.versions), api_pb2.AppRolloverResponse(), rollback_of=0)
-
-    def _again(self, app: App, number: int, answer: R, rollback_of: int) -> R:
-        """An earlier version goes live as a new one."""
-        version = replace(
-            app.versions[number - 1], number=len(app.versions) + 1, deployed_at=time.time(), rollback_of=rollback_of
-        )
+        earlier = app.versions[number - 1]
+        version = replace(earlier, number=len(app.versions) + 1, deployed_at=time.time(), rollback_of=number)
         published = self._go_live(app, version)
-        answer.url, answer.deployed_at = published.url, published.deployed_at
-        return answer
+        return api_pb2.AppRollbackResponse(url=published.url, deployed_at=published.deployed_at)
 
     async def AppStop(self, request: api_pb2.AppStopRequest) -> None:
         await self._stop(self[request.app_id])

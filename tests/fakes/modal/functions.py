@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
@@ -240,18 +239,6 @@ class Functions:
             metadata=api_pb2.FunctionCallHandleMetadata(app_id=service.app_id, function_id=service.id),
         )
 
-    def FunctionCallGetInfo(self, request: api_pb2.FunctionCallGetInfoRequest) -> api_pb2.FunctionCallGetInfoResponse:
-        statuses = [i.output.result.status for i in self._call(request.function_call_id) if i.output]
-        total = len(self._call(request.function_call_id))
-        succeeded = statuses.count(Result.GENERIC_STATUS_SUCCESS)
-        answer = api_pb2.FunctionCallGetInfoResponse()
-        answer.info.function_call_id = request.function_call_id
-        answer.info.total_inputs = total
-        answer.info.succeeded_inputs.total = succeeded
-        answer.info.failed_inputs.total = len(statuses) - succeeded
-        answer.info.pending_inputs.total = total - len(statuses)
-        return answer
-
     async def FunctionCallCancel(self, request: api_pb2.FunctionCallCancelRequest) -> None:
         for one in self._call(request.function_call_id):
             container = one.container
@@ -301,6 +288,3 @@ class Functions:
         by_id = {i.id: i for inputs in self._calls.values() for i in inputs}
         for item in request.outputs:
             by_id[item.input_id].finish(item.result, item.data_format)
-
-    def FunctionCallPutDataOut(self, _: Message) -> None:
-        raise GRPCError(Status.UNIMPLEMENTED, "The fake Modal has no generators")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from google.protobuf.message import Message
 from modal_proto import api_pb2
 
-from .objects import Environments, id_of, not_found, wire
+from .objects import Environments, id_of, wire
 
 SUCCESS = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)
 
@@ -48,11 +48,6 @@ class Images:
         self.definitions[image_id] = request.image
         built = None if request.force_build else self._results.get(image_id)
         return api_pb2.ImageGetOrCreateResponse(image_id=image_id, result=built, metadata=self._metadata())
-
-    def ImageFromId(self, request: api_pb2.ImageFromIdRequest) -> api_pb2.ImageFromIdResponse:
-        if request.image_id not in self.definitions:
-            raise not_found(f"Image {request.image_id}")
-        return api_pb2.ImageFromIdResponse(image_id=request.image_id, metadata=self._metadata())
 
     async def ImageJoinStreaming(
         self, request: api_pb2.ImageJoinStreamingRequest

@@ -36,9 +36,7 @@ class Logs:
         """What was written, of one container or of all, for a test to look into."""
         return "\n".join(line.text for line in self.lines if task_id in ("", line.task_id))
 
-    def _select(
-        self, asked: api_pb2.AppGetLogsRequest | api_pb2.AppFetchLogsRequest | api_pb2.AppCountLogsRequest, source: int
-    ) -> list[Line]:
+    def _select(self, asked: api_pb2.AppGetLogsRequest | api_pb2.AppFetchLogsRequest, source: int) -> list[Line]:
         return [
             line
             for line in self.lines
@@ -53,19 +51,6 @@ class Logs:
     def AppFetchLogs(self, request: api_pb2.AppFetchLogsRequest) -> api_pb2.AppFetchLogsResponse:
         lines = [line for line in self._select(request, request.source) if _within(line, request.since, request.until)]
         return api_pb2.AppFetchLogsResponse(batches=[_batch(line) for line in lines[-(request.limit or len(lines)) :]])
-
-    def AppCountLogs(self, request: api_pb2.AppCountLogsRequest) -> api_pb2.AppCountLogsResponse:
-        answer = api_pb2.AppCountLogsResponse(app_id=request.app_id)
-        width = request.bucket_secs or 1
-        buckets: dict[int, api_pb2.AppCountLogsResponse.LogBucket] = {}
-        for line in self._select(request, request.source):
-            if _within(line, request.since, request.until):
-                start = int(line.time // width * width)
-                bucket = buckets.setdefault(start, api_pb2.AppCountLogsResponse.LogBucket())
-                bucket.bucket_start_at.FromSeconds(start)
-                bucket.stdout_logs += 1
-        answer.buckets.extend(bucket for _, bucket in sorted(buckets.items()))
-        return answer
 
     async def AppGetLogs(self, request: api_pb2.AppGetLogsRequest) -> AsyncIterator[api_pb2.TaskLogsBatch]:
         """Lines after the last one seen, then new ones as they come until the time asked for is over."""

@@ -104,6 +104,7 @@ class Named(Generic[T]):
         if not known and creation == api_pb2.OBJECT_CREATION_TYPE_UNSPECIFIED:
             raise not_found(f"{self.kind} '{name}' in environment '{key[0]}'")
         id_ = known or new_id(self.prefix)
+        self._created.pop(id_, None)
         self.add(id_, new)
         if name:
             self._names[key] = id_

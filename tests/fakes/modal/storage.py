@@ -92,9 +92,6 @@ class Dicts:
         metadata = api_pb2.DictMetadata(name=request.deployment_name, creation_info=self._dicts.created(id_))
         return api_pb2.DictGetOrCreateResponse(dict_id=id_, metadata=metadata)
 
-    def DictHeartbeat(self, _: Message) -> None:
-        return None
-
     def DictUpdate(self, request: api_pb2.DictUpdateRequest) -> api_pb2.DictUpdateResponse:
         contents = self._dicts[request.dict_id]
         created = [e for e in request.updates if not (request.if_not_exists and e.key in contents)]
@@ -124,18 +121,6 @@ class Dicts:
     async def DictContents(self, request: api_pb2.DictContentsRequest) -> AsyncIterator[api_pb2.DictEntry]:
         for key, value in list(self._dicts[request.dict_id].items()):
             yield api_pb2.DictEntry(key=key if request.keys else b"", value=value if request.values else b"")
-
-    def DictList(self, request: api_pb2.DictListRequest) -> api_pb2.DictListResponse:
-        items = [
-            api_pb2.DictListResponse.DictInfo(
-                name=name,
-                dict_id=id_,
-                created_at=self._dicts.created(id_).created_at,
-                metadata=api_pb2.DictMetadata(name=name, creation_info=self._dicts.created(id_)),
-            )
-            for name, id_ in self._dicts.all(request.environment_name)
-        ]
-        return api_pb2.DictListResponse(dicts=items, environment_name=request.environment_name or "main")
 
 
 class Secrets:
@@ -187,9 +172,6 @@ class Secrets:
             for name, id_ in self._secrets.all(where)
         ]
         return api_pb2.SecretListResponse(items=items, environment_name=where)
-
-    def SecretDelete(self, request: api_pb2.SecretDeleteRequest) -> None:
-        self._secrets.delete(request.secret_id)
 
     def _metadata(self, id_: str) -> api_pb2.SecretMetadata:
         return api_pb2.SecretMetadata(

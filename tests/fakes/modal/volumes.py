@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlencode
 
 from aiohttp import web
-from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
@@ -66,9 +65,6 @@ class Volumes:
             volume_id=id_, version=api_pb2.VOLUME_FS_VERSION_V2, metadata=self.metadata(id_)
         )
 
-    def VolumeHeartbeat(self, _: Message) -> None:
-        return None
-
     def VolumeList(self, request: api_pb2.VolumeListRequest) -> api_pb2.VolumeListResponse:
         items = [
             api_pb2.VolumeListItem(
@@ -77,10 +73,6 @@ class Volumes:
             for name, id_ in self._volumes.all(request.environment_name)
         ]
         return api_pb2.VolumeListResponse(items=items, environment_name=request.environment_name or "main")
-
-    def VolumeDelete(self, request: api_pb2.VolumeDeleteRequest) -> None:
-        shutil.rmtree(self._volumes[request.volume_id].folder)
-        self._volumes.delete(request.volume_id)
 
     def VolumePutFiles2(self, request: api_pb2.VolumePutFiles2Request) -> api_pb2.VolumePutFiles2Response:
         volume = self._volumes[request.volume_id]
