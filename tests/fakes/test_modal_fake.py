@@ -34,9 +34,10 @@ app = modal.App("tiny")
 store = modal.Volume.from_name("store", create_if_missing=True)
 key = modal.Secret.from_name("key", required_keys=["KEY"])
 image = modal.Image.from_registry("{DIGEST}").env({{"WORD": os.environ.get("WORD", "first")}})
+image = image.add_local_file(pathlib.Path(__file__).with_name("empty"), "/root/empty")
 
 
-@app.function(image=image, secrets=[key], volumes={{"/store": store}}, timeout=5, scaledown_window=2)
+@app.function(image=image, secrets=[key], volumes={{"/store": store}}, timeout=120, scaledown_window=2)
 def work(what: str) -> str:
     print("working on", what)
     if what == "nonsense":
@@ -53,6 +54,11 @@ def work(what: str) -> str:
     return os.environ["WORD"]
 
 
+@app.function(image=image, timeout=1)
+def late() -> None:
+    time.sleep(60)
+
+
 @app.server(
     image=image, secrets=[key], port=8000, gpu="L40S", enable_memory_snapshot=True, scaledown_window=60,
     experimental_options={{"enable_gpu_snapshot": True}}, target_concurrency=2, unauthenticated=True,
@@ -62,6 +68,11 @@ class Web:
     @modal.enter(snap=True)
     def start(self):
         self.born = os.environ["MODAL_TASK_ID"]
+        assert pathlib.Path("/root/empty").read_text() == ""
+        try:
+            pathlib.Path("/store/mine").touch()
+        except OSError as error:
+            print(error)
         pathlib.Path("/root/index.html").write_text(os.environ["WORD"] + " " + os.environ["KEY"])
         self.server = subprocess.Popen(["python", "-m", "http.server", "8000"])
 
@@ -83,6 +94,7 @@ class Tiny:
     def __init__(self, folder: Path, fake: FakeModal | None = None) -> None:
         self._fake, self.folder = fake, folder
         (folder / "tiny.py").write_text(APP)
+        (folder / "empty").touch()
         modal.Secret.objects.create("key", {"KEY": "s3cret"}, allow_existing=True)
 
     @property
@@ -308,7 +320,7 @@ def test_what_goes_wrong_in_a_function_reaches_its_caller(tiny: Tiny) -> None:
     with pytest.raises(RuntimeError, match="open files"):
         tiny.work.remote("open")
     with pytest.raises(modal.exception.FunctionTimeoutError):
-        tiny.work.remote("too long")
+        modal.Function.from_name("tiny", "late").remote()
     call = tiny.work.spawn("too long")
     with pytest.raises(TimeoutError):
         call.get(timeout=0)
@@ -342,6 +354,7 @@ def test_a_server_comes_up_on_a_request_goes_when_idle_and_comes_back_from_its_s
     [created] = tiny.running()
     assert created == tiny.live()[0]
     assert "woke as born" in tiny.fake.logs.text(created)
+    assert "Read-only file system: '/store/mine'" in tiny.fake.logs.text(created)
     tiny.web.autoscaler.update(scaledown_window=2)
     until(lambda: not tiny.live())
     tiny.web.autoscaler.update(scaledown_window=60)
