@@ -73,7 +73,7 @@ def rollback(
 @hold_app.command("lift")
 def hold_lift(by: By) -> None:
     """Lift production's hold."""
-    lifted = lift_hold(Store(load().store), by)
+    lifted = lift_hold(open_platform(load()).store, by)
     console.print(f"lifted the hold that {lifted.by} set: {lifted.reason}")
 
 
@@ -90,14 +90,14 @@ def plan(to: To = None, as_json: Json = False) -> None:
 @app.command()
 def status(as_json: Json = False) -> None:
     """Show both stages: release, age, hold, what is retained."""
-    settings = load()
-    store = Store(settings.store)
+    platform = open_platform(load())
+    store = platform.store
     pointers = [store.pointer(stage) for stage in get_args(StageName)]
     if as_json:
         print(json.dumps([p.model_dump(mode="json") for p in pointers], indent=1))
         return
     show_table(
-        f"store {store.root}",
+        f"{platform.name} platform, store {store.root}",
         ("stage", "release", "since", "hold", "retained"),
         (_status_row(store, pointer) for pointer in pointers),
     )
@@ -118,7 +118,7 @@ def history(
     last: Annotated[int, typer.Option(min=1, help="how many of the latest events")] = 40, as_json: Json = False
 ) -> None:
     """Show the ledger."""
-    events = Store(load().store).ledger()[-last:]
+    events = open_platform(load()).store.ledger()[-last:]
     if as_json:
         print(json.dumps([e.model_dump(mode="json") for e in events], indent=1))
         return

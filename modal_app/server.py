@@ -74,7 +74,7 @@ class LlamaServer:
             raise
         if kind == "restored":
             self.health_s = round(time.monotonic() - began, 3)
-        if self.golden:
+        if self.golden and kind != "fell_back":  # what fell back is in no snapshot: the next restore is not of it
             apart(lambda: dict_of(self.deployment, "golden").put(self.deployment.stage, self.golden))
         self._record(kind, reason)
 

@@ -103,17 +103,17 @@ def problem(error: Exception, doing: str) -> Problem:
 
 
 def _missing(words: str, doing: str) -> BadInput:
-    if "nvironment" in words:
-        return BadInput(
-            "there is no such Modal environment",
-            evidence=words,
-            todo="`modal environment list`; then set modal.environment, or `modal environment create NAME`",
-        )
-    if "ecret" in words:
+    if "Secret" in words:
         return BadInput(
             "the Modal Secret with the API key is not there",
             evidence=words,
             todo="`modal secret create NAME LLAMA_API_KEY=...`, with the name that modal.secret says",
+        )
+    if "Environment" in words or "environment" in words:
+        return BadInput(
+            "there is no such Modal environment",
+            evidence=words,
+            todo="`modal environment list`; then set modal.environment, or `modal environment create NAME`",
         )
     return BadInput(f"Modal does not find it: {doing}", evidence=words, todo="check the names in [modal]")
 
