@@ -10,7 +10,7 @@ from typing import Literal, Self
 import modal
 from pydantic import BaseModel, ConfigDict, Field
 
-from modal_app.settings import ModalSettings, Section
+from modal_app.settings import NOT_BAKED, ModalSettings, Section
 
 STORE = "/llama-release-store"
 """Where the store's Volume is mounted: builds/<digest>/ and files/<sha256>/<name> are in it."""
@@ -73,7 +73,7 @@ class Deployment(Section):
 
     def baked(self) -> dict[str, str]:
         """This deployment as a container's environment."""
-        return {BAKED: self.model_dump_json()}
+        return {BAKED: self.model_dump_json(exclude={"settings": NOT_BAKED})}
 
     @classmethod
     def of_environment(cls) -> Self:

@@ -21,6 +21,9 @@ HOURS = 60 * MINUTES
 BAKED = "LLAMA_RELEASE_MODAL"
 """The variable that holds these settings as JSON in a container; BAKED__NAME sets one of them on the machine."""
 
+NOT_BAKED = {"weights", "prices_usd_per_s"}
+"""What no container reads: a new price is not a new deployment."""
+
 SETTINGS_FILE = "llama-release.toml"
 _PINNED = r"^[^\s@]+@sha256:[0-9a-f]{64}$"
 
@@ -105,7 +108,7 @@ class ModalSettings(Section):
 
     def baked(self) -> dict[str, str]:
         """These settings as a container's environment."""
-        return {BAKED: self.model_dump_json(exclude={"weights", "prices_usd_per_s"})}
+        return {BAKED: self.model_dump_json(exclude=NOT_BAKED)}
 
     def stage_app(self, stage: str) -> str:
         """The name of the app that serves a stage."""

@@ -245,7 +245,7 @@ class ModalPlatform:
         )
 
     def _definition(self, deployment: Deployment) -> str:
-        return digest_of([deployment.model_dump(mode="json"), code_digest("")])[:16]
+        return digest_of([deployment.baked(), code_digest("")])[:16]
 
     def _deployed(self, stage: StageName) -> Deployed | None:
         """What the stage serves, when Modal still has the very version that we deployed."""
