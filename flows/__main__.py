@@ -19,6 +19,7 @@ import typer
 from prefect import Flow
 
 from flows import demo as demonstration
+from flows.doctor import examine
 from flows.outcome import Outcome
 from flows.patches import app as patches_app
 from flows.plan import plan as make_plan
@@ -141,6 +142,28 @@ def stop() -> None:
     platform = open_platform(load())
     for stage in get_args(StageName):
         platform.stop(stage)
+
+
+@app.command()
+def doctor(
+    platform: Annotated[str | None, typer.Option(help="local or modal; the settings' own by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the platform: one line a check, with what was seen and what to do. Nothing is changed."""
+    if platform:
+        os.environ["LLAMA_RELEASE_PLATFORM"] = platform
+    found = []
+    for finding in examine(load()):
+        found.append(finding)
+        if not as_json:
+            mark = "[green]ok[/]  " if finding.well else "[red]fix[/] "
+            console.print(f"  {mark} {finding.check:<12}", end=" ")
+            console.print(finding.evidence, markup=False, soft_wrap=True)
+            if finding.todo:
+                console.print(f"       {'':<12} -> {finding.todo}", markup=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps([finding.model_dump() for finding in found], indent=1))
+    raise typer.Exit(next((finding.exit_code for finding in found if not finding.well), 0))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tasks.contracts import scripted
 from tasks.platforms.modal import ModalPlatform
 from tasks.platforms.modal.account import COMMAND_LIMIT_S, command
 from tasks.platforms.modal.building import toolchain
@@ -73,10 +74,11 @@ class Account:
 
 @pytest.fixture(scope="module")
 def account(
-    base: Settings, build: Build, older_build: Build, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+    base: Settings, build: Build, older_build: Build, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Account]:
     """An account with nothing in it but what the builder would make of the trees that the flow wants."""
     folder = tmp_path_factory.mktemp("modal-flow")
+    model = scripted.build(scripted.thinks_then_answers(3), folder / "scripted.gguf")
     with fake_modal(folder / "fake") as fake:
         create_secret()
         platform = platform_on_modal(folder, cache=base.cache)
@@ -96,8 +98,8 @@ def account(
             "LLAMA_RELEASE_MODAL": platform.settings.modal.model_dump_json(),
             "LLAMA_RELEASE_STORE": str(platform.settings.store),
             "LLAMA_RELEASE_CACHE": str(base.cache),
-            "LLAMA_RELEASE_SERVER__MODEL": str(smollm2),
-            "LLAMA_RELEASE_SERVER__ALIAS": "smollm2",
+            "LLAMA_RELEASE_SERVER__MODEL": str(model),
+            "LLAMA_RELEASE_SERVER__ALIAS": "scripted",
             "LLAMA_RELEASE_SERVER__THREADS": "1",
             "LLAMA_RELEASE_SERVER__CTX_PER_SLOT": "2048",
             "LLAMA_RELEASE_SERVER__API_KEY_ENV": KEY_ENV,

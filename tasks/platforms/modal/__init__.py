@@ -12,6 +12,7 @@ from typing import Literal
 import httpx
 import modal
 from modal.exception import NotFoundError
+from pydantic import Field
 
 from modal_app.deployment import Deployment, FileRef
 from modal_app.warmup import Golden
@@ -52,6 +53,7 @@ class Deployed(Model):
     release: str
     definition: str
     version: int
+    key: str = Field(description="tells the API key that its snapshot knows from another one")
 
 
 class ModalPlatform:
@@ -104,7 +106,7 @@ class ModalPlatform:
         """
         self.store.save_release(release)
         deployment = self._deployment(stage, self._modal.stage_app(stage), release)
-        before = self._deployed(stage)
+        before = self.deployed(stage)
         if before and before.definition == self._definition(deployment):
             return self.endpoint(stage)
         if lost := self.store.lost(release):
@@ -188,6 +190,11 @@ class ModalPlatform:
             )
         return self.settings.api_key.get_secret_value()
 
+    @property
+    def key_mark(self) -> str:
+        """8 hex characters that tell the API key from another one, and tell nothing else of it."""
+        return digest_of(["key", self._key])[:8]
+
     # -- deployments ----------------------------------------------------------------------------------------
 
     def _deployment(self, stage: Served, name: str, release: Release, *, wait: bool = True) -> Deployment:
@@ -204,7 +211,7 @@ class ModalPlatform:
             stage=stage, name=name, release=release.id, build=release.build, argv=release.argv,
             files={each: FileRef(name=ref.name, sha256=ref.sha256) for each, ref in release.files.items()},
             gpu=None if on_cpu else self._modal.gpu, wait=wait, settings=self._modal,
-            key="" if stage == "trial" else digest_of(["key", self._key])[:8],
+            key="" if stage == "trial" else self.key_mark,
         )  # fmt: skip
 
     def _deploy(self, deployment: Deployment, env: dict[str, str] | None = None) -> None:
@@ -247,19 +254,24 @@ class ModalPlatform:
     def _definition(self, deployment: Deployment) -> str:
         return digest_of([deployment.baked(), code_digest("")])[:16]
 
-    def _deployed(self, stage: StageName) -> Deployed | None:
+    def deployed(self, stage: StageName) -> Deployed | None:
         """What the stage serves, when Modal still has the very version that we deployed."""
         text = self.store.files.read(_path(stage))
         if text is None:
             return None
-        known = Deployed.model_validate_json(text)
+        try:
+            known = Deployed.model_validate_json(text)
+        except ValueError:  # another version of this program wrote it: deploying again is right, and costs little
+            return None
         return known if apps.version(self._modal, self._modal.stage_app(stage)) == known.version else None
 
     def _remember(self, stage: StageName, deployment: Deployment) -> None:
         version = apps.version(self._modal, deployment.name)
         if version is None:
             raise ToolingError(f"Modal does not have {deployment.name} deployed", todo="run it again")
-        known = Deployed(release=deployment.release, definition=self._definition(deployment), version=version)
+        known = Deployed(
+            release=deployment.release, definition=self._definition(deployment), version=version, key=deployment.key
+        )
         self.store.files.write(_path(stage), known.model_dump_json(indent=1) + "\n")
 
     def _back_to(self, stage: StageName, before: Deployed | None) -> None:
