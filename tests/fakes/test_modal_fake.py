@@ -37,7 +37,7 @@ image = modal.Image.from_registry("{DIGEST}").env({{"WORD": os.environ.get("WORD
 image = image.add_local_file(pathlib.Path(__file__).with_name("empty"), "/root/empty")
 
 
-@app.function(image=image, secrets=[key], volumes={{"/store": store}}, timeout=120, scaledown_window=2)
+@app.function(image=image, secrets=[key], volumes={{"/store": store}}, timeout=120, scaledown_window=30)
 def work(what: str) -> str:
     print("working on", what)
     if what == "nonsense":
@@ -45,12 +45,16 @@ def work(what: str) -> str:
     if what == "too long":
         time.sleep(600)
     path = pathlib.Path("/store", what)
+    if what == "there?":
+        before = path.exists()
+        store.reload()
+        return f"{{before}}, then {{path.exists()}}"
     path.write_text(os.environ["KEY"])
-    store.commit()
+    if what != "uncommitted":
+        store.commit()
     if what == "open":
         with path.open():
             store.reload()
-    store.reload()
     return os.environ["WORD"]
 
 
@@ -310,7 +314,21 @@ def test_a_call_outlives_the_client_that_made_it(tiny: Tiny) -> None:
     assert (tiny.fake.volumes.folder_of("store") / "seen").read_text() == "s3cret" and tiny.fake.volumes.commits
     assert [entry.message for entry in call.logs.tail()] == ["working on seen\n"]
     assert "working on seen" in tiny.cli("app", "logs", "tiny").stdout
+    tiny.work.autoscaler.update(scaledown_window=2)
     until(lambda: not tiny.live())
+
+
+def test_others_see_what_is_committed_and_a_container_what_was_there_when_it_began_or_reloaded(tiny: Tiny) -> None:
+    tiny.deploy()
+    folder = tiny.fake.volumes.folder_of("store")
+    tiny.work.remote("uncommitted")
+    assert not (folder / "uncommitted").exists()
+    with modal.Volume.from_name("store").batch_upload() as batch:
+        batch.put_file(tiny.folder / "empty", "there?")
+    assert tiny.work.remote("there?") == "False, then True"
+    assert (folder / "uncommitted").exists()  # a reload commits
+    modal.Volume.from_name("store").remove_file("there?")
+    assert tiny.work.remote("there?") == "True, then False"
 
 
 def test_what_goes_wrong_in_a_function_reaches_its_caller(tiny: Tiny) -> None:

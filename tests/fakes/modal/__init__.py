@@ -16,8 +16,8 @@ of enter methods around a snapshot; scale to zero, overrides and their loss at a
 What is not: an image is recorded, not built (a container sees this machine's files, with writes of its own on top, and
 the Python that runs the fake); a snapshot is no memory image: a restore boots the code once more up to the checkpoint,
 with the identity, environment and secrets that the snapshot was taken with, and goes on from there as the new container
-(so what `enter(snap=True)` does outside, it does again, and what it drew at random is another); what a container writes
-to a volume is there at once, before any commit; a server has one container, or `min_containers`.
+(so what `enter(snap=True)` does outside, it does again, and what it drew at random is another); a volume is committed
+when asked and when a container ends, never in between; a server has one container, or `min_containers`.
 """
 
 from .faults import Fault

@@ -21,6 +21,7 @@ from modal_proto import api_pb2
 
 from .functions import Service
 from .objects import new_id
+from .views import View
 
 if TYPE_CHECKING:
     from .server import FakeModal
@@ -49,6 +50,7 @@ class Container:
     snapshots: bool  # it makes a snapshot, or comes from one
     snapshot: Snapshot | None  # that it is restored from
     environment: dict[str, str] = field(default_factory=dict)
+    views: dict[str, View] = field(default_factory=dict)  # by volume id
     enqueued_at: float = field(default_factory=time.time)
     started_at: float = 0
     finished_at: float = 0
@@ -143,21 +145,21 @@ class Container:
         self.environment = self._environment(fake)
         self.write_environ(self.snapshot.environment if self.snapshot else self.environment)
         layers = fake.images.layers(self.definition.image_id)
-        copied = [image.context_mount_id for image in layers if image.context_mount_id]
-        for file in (
-            file for mount_id in [*copied, *self.definition.mount_ids] for file in fake.mounts.files[mount_id]
-        ):
+        mounts = [*(layer.context_mount_id for layer in layers if layer.context_mount_id), *self.definition.mount_ids]
+        for file in (file for mount_id in mounts for file in fake.mounts.files[mount_id]):
             path = self.folder / "files" / file.filename.lstrip("/")
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(fake.blobs.path(file.sha256_hex), path)
             path.chmod(file.mode or 0o644)
         with (self.folder / "mounts").open("w") as rows:
             for mount in self.definition.volume_mounts:
-                folder = fake.volumes.by_id(mount.volume_id).path(mount.sub_path)
-                print(folder, mount.mount_path, "ro" if mount.read_only else "rw", sep="\t", file=rows)
+                view = View(fake.volumes.by_id(mount.volume_id).folder, self.folder / "volumes" / mount.volume_id)
+                self.views[mount.volume_id] = view
+                folder, access = view.folder / mount.sub_path.lstrip("/"), "ro" if mount.read_only else "rw"
+                print(folder, mount.mount_path, access, sep="\t", file=rows)
 
     def clear(self) -> None:
-        for part in ("files", "root"):
+        for part in ("files", "root", "volumes"):
             shutil.rmtree(self.folder / part, ignore_errors=True)
 
     def _arguments(self, fake: FakeModal) -> api_pb2.ContainerArguments:

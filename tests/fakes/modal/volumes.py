@@ -17,6 +17,7 @@ from modal_proto import api_pb2
 from .container import calling
 from .objects import Environments, Named, not_found
 from .storage import Blobs
+from .views import View
 
 BLOCK = 8 * 1024 * 1024
 GONE = (0, 0)
@@ -170,16 +171,22 @@ class Volumes:
             raise GRPCError(Status.INVALID_ARGUMENT, f"{request.path} is a directory: remove it recursively")
 
     def VolumeCommit(self, request: api_pb2.VolumeCommitRequest) -> api_pb2.VolumeCommitResponse:
-        self._volumes[request.volume_id]
+        self._view(request.volume_id).commit()
         self.commits.append(request.volume_id)
         return api_pb2.VolumeCommitResponse(skip_reload=True)
 
     def VolumeReload(self, request: api_pb2.VolumeReloadRequest) -> None:
-        folder = self._volumes[request.volume_id].folder
-        container = calling.get()
-        files = {_identity(path) for path in folder.rglob("*")} - {GONE}
+        view, container = self._view(request.volume_id), calling.get()
+        files = {_identity(path) for path in view.folder.rglob("*")} - {GONE}
         if container and files & {_identity(handle) for handle in container.handles()}:
             raise GRPCError(Status.FAILED_PRECONDITION, "there are open files preventing the operation")
+        view.reload()
+
+    def _view(self, volume_id: str) -> View:
+        container = calling.get()
+        if container is None or volume_id not in container.views:
+            raise GRPCError(Status.FAILED_PRECONDITION, "A volume is committed and reloaded where it is mounted.")
+        return container.views[volume_id]
 
     def metadata(self, id_: str) -> api_pb2.VolumeMetadata:
         return api_pb2.VolumeMetadata(
