@@ -28,7 +28,7 @@ from flows.server import approver_at_the_terminal, prefect_server
 from flows.upgrade import upgrade as upgrade_flow
 from tasks.platforms import open_platform
 from tasks.promote import lift_hold, serve_pointer
-from tasks.release import Problem, StageName, StagePointer, now
+from tasks.release import BadInput, Problem, StageName, StagePointer, now
 from tasks.report import console, show_table
 from tasks.settings import load
 from tasks.store import Store
@@ -164,6 +164,26 @@ def doctor(
     if as_json:
         print(json.dumps([finding.model_dump() for finding in found], indent=1))
     raise typer.Exit(next((finding.exit_code for finding in found if not finding.well), 0))
+
+
+@app.command()
+def cost(release: Annotated[str, typer.Argument(help="id of a release")], as_json: Json = False) -> None:
+    """Show what a release has cost on Modal: seconds of containers and GPUs by stage, and their price."""
+    from tasks.platforms.modal import ModalPlatform  # Modal's SDK takes a second to load
+
+    platform = open_platform(load())
+    if not isinstance(platform, ModalPlatform):
+        raise BadInput(f"a release costs nothing on the {platform.name} platform", todo="set platform = modal")
+    found = platform.costs(platform.store.get_release(release))
+    if as_json:
+        print(json.dumps([each.model_dump() for each in found], indent=1))
+        return
+    rows = [(c.stage, c.containers, f"{c.seconds:.0f}", f"{c.gpu_seconds:.0f}", f"{c.usd:.2f}", c.open) for c in found]
+    show_table(
+        f"release {release}: {sum(c.usd for c in found):.2f} USD",
+        ("stage", "containers", "seconds", "GPU seconds", "USD", "not ended"),
+        rows,
+    )
 
 
 @app.command()

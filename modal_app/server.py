@@ -47,7 +47,7 @@ class LlamaServer:
         # Modal sets it for containers that make a snapshot or come from one (modal/_container_entrypoint.py).
         self.snapshotting = os.environ.get("MODAL_ENABLE_SNAP_RESTORE") == "1"
         self.golden = ""
-        self.began = time.monotonic()
+        self.began, self.booted_at = time.monotonic(), time.time()
         try:
             self._start()
             wait_until(self._ready, self._alive, self.deployment.settings.start_timeout_s)
@@ -77,14 +77,18 @@ class LlamaServer:
         if self.golden and kind != "fell_back":  # what fell back is in no snapshot: the next restore is not of it
             apart(lambda: dict_of(self.deployment, "golden").put(self.deployment.stage, self.golden))
         self._record(kind, reason)
+        self.serving_since = time.time()
+        self._use(until=None)
 
     def stop(self) -> None:
         """The container is going: end llama-server once what is in flight is answered."""
+        told = self._use(until=time.time())
         self.process.terminate()
         try:
             self.process.wait(STOP_GRACE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
+        told.join(RECORD_LIMIT_S)
 
     # -- llama-server ---------------------------------------------------------------------------------------
 
@@ -166,6 +170,18 @@ class LlamaServer:
         writer = apart(lambda: dict_of(self.deployment, "boots").put(key, json.dumps(boot)))
         if wait:
             writer.join(RECORD_LIMIT_S)
+
+    def _use(self, until: float | None) -> threading.Thread:
+        """What this container costs is known from how long it was there; read by tasks/platforms/modal/cost.py."""
+        settings, task = self.deployment.settings, os.environ.get("MODAL_TASK_ID", "")
+        # a restored container did not boot: what `boot` took was paid by the one that made the snapshot
+        since = self.serving_since if task != self.booted_by else self.booted_at
+        use = {
+            "stage": self.deployment.stage, "release": self.deployment.release, "gpu": self.deployment.gpu,
+            "cpu": settings.server_cpu, "memory_mb": settings.server_memory_mb, "since": since, "until": until,
+        }  # fmt: skip
+        uses = modal.Dict.from_name(f"{settings.app}-uses", create_if_missing=True)
+        return apart(lambda: uses.put(task, json.dumps(use)))
 
 
 class BootFailed(Exception):

@@ -117,6 +117,14 @@ def test_a_trial_of_a_large_model_has_a_gpu_and_of_a_scripted_one_none(modal_sta
     assert (gpu(64), gpu(0)) == (None, "L40S")
 
 
+def test_what_a_trial_costs_is_known_once_it_is_gone(modal_stand: ModalStand) -> None:
+    with modal_stand.platform.trial(modal_stand.second):
+        pass
+    (trial,) = (cost for cost in modal_stand.platform.costs(modal_stand.second) if cost.stage == "trial")
+    assert (trial.containers, trial.open, trial.gpu_seconds) == (1, 0, 0)
+    assert trial.seconds > 0 and trial.usd > 0
+
+
 def test_without_the_api_key_nothing_is_deployed_but_the_store_can_be_read(
     modal_stand: ModalStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:

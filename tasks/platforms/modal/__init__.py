@@ -17,7 +17,7 @@ from pydantic import Field
 from modal_app.deployment import Deployment, FileRef
 from modal_app.warmup import Golden
 from tasks.platforms import Progress
-from tasks.platforms.modal import apps, building
+from tasks.platforms.modal import apps, building, cost
 from tasks.platforms.modal.account import command, told
 from tasks.platforms.modal.store import VolumeStore
 from tasks.platforms.modal.tools import DEPLOY_LIMIT_S, Tools, code_digest
@@ -171,6 +171,10 @@ class ModalPlatform:
                 environment_name=self._modal.environment, create_if_missing=True,
             ).get(stage)  # fmt: skip
         return Golden.from_json(kept) if kept else None
+
+    def costs(self, release: Release) -> list[cost.Cost]:
+        """What a release has cost so far, by stage."""
+        return cost.costs(release.id, self.store.build(release.build), cost.uses(self._modal), self._modal)
 
     def logs(self, stage: StageName) -> Path:
         """The last lines of the stage's log, fetched into a file of this machine."""
