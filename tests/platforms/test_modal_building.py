@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,6 +131,33 @@ def test_a_library_that_the_runtime_image_lacks_fails_the_release(site: Site) ->
     with pytest.raises(ReleaseFailed, match="libraries that the runtime image does not have") as failed:
         site.build(site.source(cmake=cmake))
     assert "llama-server: libgone.so" in failed.value.evidence
+
+
+HUB = """
+import pathlib
+def hf_hub_download(repo, path, *, revision, local_dir):
+    target = pathlib.Path(local_dir, path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(f"{repo} {path} {revision}")
+    return str(target)
+"""
+"""What stands for huggingface_hub in a container: the real one would need the network."""
+
+
+def test_weights_are_fetched_by_modal_and_only_what_has_its_sha256_is_kept(site: Site) -> None:
+    (site.fake.folder / "machine" / "huggingface_hub.py").write_text(HUB)
+    sha = hashlib.sha256(f"org/repo m.gguf {'1' * 40}".encode()).hexdigest()
+    weight = {"repo": "org/repo", "revision": "1" * 40, "path": "m.gguf", "sha256": sha}
+    good, bad = (
+        platform_on_modal(site.folder, weights={"m.gguf": weight | change}) for change in ({}, {"sha256": "0" * 64})
+    )
+    ref = good.store.put_file(Path("m.gguf"))
+    assert (ref.sha256, ref.size_bytes) == (sha, 56)
+    assert f"files/{sha}/m.gguf" in good.on_volume.files.listed("files", deep=True)
+    with pytest.raises(ToolingError, match="fetch failed") as failed:
+        bad.store.put_file(Path("m.gguf"))
+    assert f"has sha256 {sha}" in failed.value.evidence
+    assert not good.on_volume.files.listed(f"files/{'0' * 64}")
 
 
 def test_images_that_do_not_fit_are_refused_before_anything_is_compiled(site: Site) -> None:
