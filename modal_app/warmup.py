@@ -1,10 +1,10 @@
 """What is done to a fresh llama-server before its snapshot, and asked of it after: is it that one, and as it was?
 
-A boot can call itself restored. Two things only the process that was warmed up can show:
+A boot can call itself restored, and a server that was restored can answer something else. Two records tell:
 
     a nonce       random text whose KV cells are in a slot. A server that has it takes the same text from its cache
                   (`timings.cache_n`, in b8672 as in b11434); one that booted cold has never seen it.
-    its answers   golden answers with their log-probabilities, asked twice so that their own noise is known.
+    answers       golden answers with their log-probabilities, asked twice so that their own noise is known.
 
 All of this uses one slot, by `id_slot`. Whatever is asked there replaces what the slot holds, so the order is the
 proof: the nonce is the last thing planted before the snapshot, and the first thing asked after it.
@@ -144,11 +144,12 @@ def record(base_url: str, api_key: str | None, *, vision: bool) -> Golden:
     """
     with _asking(base_url, api_key) as http:
         prompts = [(text, False) for text in TEXTS] + ([(IMAGE_TEXT, True)] if vision else [])
-        first, second = (tuple(_answer(http, *prompt) for prompt in prompts) for _ in range(2))
+        first = tuple(_answer(http, *prompt) for prompt in prompts)
         tail = _random_tokens(http, TAIL_WORDS)
         rehearsal = _ask(http, _plant(http), tail)
         if not rehearsal.found:
             raise NoAnswer(f"of a nonce it was just asked, the server did not keep enough: {rehearsal}")
+        second = tuple(_answer(http, *prompt) for prompt in prompts)  # behind a nonce, as they will be asked again
         return Golden(_plant(http), tail, first, second)
 
 
@@ -170,7 +171,7 @@ def _use_every_path(http: httpx.Client, vision: bool) -> None:
     slots, context = props["total_slots"], props["default_generation_settings"]["n_ctx"]
 
     def chat(text: str | list[dict[str, Any]], **more: Any) -> None:
-        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 24, "cache_prompt": False, **more}
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 8, "cache_prompt": False, **more}
         if body.get("stream"):
             list(_events(http, "/v1/chat/completions", body))
         else:
@@ -181,7 +182,7 @@ def _use_every_path(http: httpx.Client, vision: bool) -> None:
     chat("Weather in Paris?", tools=[_TOOL])
     chat("What is 17 times 4?", chat_template_kwargs={"enable_thinking": True})
     # more than a whole physical batch of 512 tokens, where the context has the room
-    words = _random_text(min(context // 8, 160))
+    words = _random_text(min(context // 8, 128))
     _post(http, "/completion", {"prompt": words, "n_predict": 1, "id_slot": SLOT, "cache_prompt": False})
     with ThreadPoolExecutor(slots) as pool:  # a batch of all slots
         list(pool.map(chat, ["Count to ten."] * slots))
@@ -252,6 +253,8 @@ def _asking(base_url: str, api_key: str | None, timeout_s: float = REQUEST_S) ->
             yield http
         except httpx.HTTPError as error:
             raise NoAnswer(f"{base_url}: {type(error).__name__}: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise NoAnswer(f"{base_url} answers in another form: {error!r}") from error
 
 
 def _get(http: httpx.Client, path: str) -> Any:

@@ -11,15 +11,18 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 from functools import cache
 from pathlib import Path
 
 NEW_KERNEL, NEEDED_THERE = (6, 16), (4, 2)
 """Linux 6.16 no longer answers what older versions of CRIU ask of its sockets."""
-VERSION_LIMIT_S = 10.0
+CHECK_LIMIT_S = 20.0
 
-_ERROR = re.compile(r"^\([\d.]+\)\s*(?:\d+: )?Error \([^)]*\): (.*)$", re.MULTILINE)
+_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+_MEMORY = Path("/dev/shm/llama-release-criu")
+_ERROR = re.compile(r"^(?:\([\d.]+\))?\s*(?:pie: )?(?:\d+: )?Error \([^)]*\): (.*)$", re.MULTILINE)
 _HARMLESS = re.compile(r"RLIMIT_NOFILE")
 
 
@@ -36,7 +39,7 @@ def find(wanted: str, cache: Path) -> str:
 
 
 def version(criu: str) -> str:
-    """The version of a CRIU that can work on this kernel, for this user. Raises CriuFailed."""
+    """The version of a CRIU that works on this machine. Raises CriuFailed."""
     if os.geteuid() != 0:
         raise CriuFailed("CRIU needs root")
     if shutil.which("unshare") is None or shutil.which("setpriv") is None:
@@ -47,20 +50,34 @@ def version(criu: str) -> str:
     found, kernel = _says(path, os.stat(path).st_mtime_ns), os.uname().release
     if _numbers(kernel) >= NEW_KERNEL and _numbers(found) < NEEDED_THERE:
         raise CriuFailed(f"CRIU {found} doesn't work on Linux {kernel}: 4.2 or newer does (.ci/install-criu)")
+    _check(path, os.stat(path).st_mtime_ns)
     return found
 
 
 @cache
 def _says(criu: str, mtime_ns: int) -> str:
     """The version that an executable says it is; asked once while it is the same file."""
-    try:
-        said = subprocess.run([criu, "--version"], capture_output=True, text=True, timeout=VERSION_LIMIT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CriuFailed(f"CRIU can't be run: {error}") from error
+    said = _run([criu, "--version"])
     found = re.search(r"Version: (\S+)", said.stdout)
     if found is None:
         raise CriuFailed(f"{criu} doesn't say its version: {(said.stdout + said.stderr).strip()[:200]}")
     return found[1]
+
+
+@cache
+def _check(criu: str, mtime_ns: int) -> None:
+    """Raises CriuFailed when CRIU or a pid namespace may not do here what they must (in most containers)."""
+    said = _run([*_NAMESPACE, *_with_a_memory(), criu, "check"])
+    if said.returncode:
+        lines = (said.stderr + said.stdout).strip().splitlines()
+        raise CriuFailed(f"CRIU can't work here: {lines[-1] if lines else f'exit code {said.returncode}'}")
+
+
+def _run(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=CHECK_LIMIT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CriuFailed(f"CRIU can't be run: {error}") from error
 
 
 def dump(criu: str, pid: int, images: Path, *, timeout_s: float) -> None:
@@ -88,10 +105,27 @@ def restore_argv(criu: str, images: Path, log: Path, output_was: Path) -> list[s
     CRIU writes to `log`. The restored process writes to the starter's stdout where it wrote to the file `output_was`.
     """
     return [
-        "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", criu, "restore", "--images-dir", str(images),
+        *_NAMESPACE, *_with_a_memory(),
+        criu, "restore", "--images-dir", str(images),
         "--tcp-close", "--manage-cgroups=ignore", "--inherit-fd", f"fd[1]:{str(output_was).lstrip('/')}",
-        "--log-file", str(log), "-v2",
+        "--work-dir", str(log.parent), "--log-file", log.name, "-v2",
     ]  # fmt: skip
+
+
+def _with_a_memory() -> list[str]:
+    """What gives CRIU a tmpfs as /run where it has none (in a container), for its own mount namespace only.
+
+    There it keeps what the kernel can do. It would find that out anew each time, with network namespaces among other
+    things, which takes as long as a small restore.
+    """
+    mounted = {tuple(line.split()[1:3]) for line in Path("/proc/mounts").read_text().splitlines()}
+    if ("/run", "tmpfs") in mounted or (str(_MEMORY.parent), "tmpfs") not in mounted:
+        return []
+    _MEMORY.mkdir(mode=0o700, exist_ok=True)
+    found = _MEMORY.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        return []
+    return ["sh", "-c", 'mount --bind "$0" /run && exec "$@"', str(_MEMORY)]
 
 
 def complaint(log: Path, ending: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable
-from typing import Any
 
 from modal_app.warmup import TEXTS, Golden
 from tasks.platforms import Platform
@@ -41,14 +40,14 @@ def probe(
     start = time.monotonic()
     cycles: list[Cycle] = []
     now: Golden | None = None
+    progress(0, settings.cycles, "forcing an idle window")
     while unfinished(cycles, settings):
-        told = ", ".join(cycle.kind for cycle in cycles) or "forcing an idle window"
-        progress(len(counted(cycles)), settings.cycles, told)
         # of the snapshot that it will come back from; where there is none, of the server that runs now
         golden = platform.golden(stage_name) or now or (now := recorded(platform, stage_name, release))
         cycles.append(run(platform, stage_name, golden, settings))
         if latency := cycles[-1].latency:
             platform.store.add_latency(release.id, latency)
+        progress(len(counted(cycles)), settings.cycles, ", ".join(cycle.kind for cycle in cycles))
     verdict, summary = judge(cycles, settings)
     return Verification(
         name=NAME,
@@ -58,7 +57,7 @@ def probe(
         promise="a first request after an idle window is answered by the process that was warmed up, as it was then "
         "(guide, playbook step 5)",
         basis=basis(settings),
-        evidence={"cycles": [{"kind": cycle.kind, **cycle.model_dump(mode="json")} for cycle in cycles]},
+        evidence={"cycles": [cycle.model_dump(mode="json") for cycle in cycles]},
         seconds=time.monotonic() - start,
     )
 
@@ -81,36 +80,30 @@ def check(
 def _markdown(store: Store, made: Verification) -> str:
     plot = drawn(store)
     write_atomic(store.latency_plot(), plot)
+    cycles = map(Cycle.model_validate, made.evidence["cycles"])
     image = base64.b64encode(plot.encode()).decode()
     return "\n\n".join(
         [
-            markdown_table(_COLUMNS, [_row(n, cycle) for n, cycle in enumerate(made.evidence["cycles"], 1)]),
+            markdown_table(_COLUMNS, [_row(n, cycle) for n, cycle in enumerate(cycles, 1)]),
             f"![latency across releases](data:image/svg+xml;base64,{image})",
         ]
     )
 
 
-_COLUMNS = (
-    "cycle", "came up as", "why", "health, s", "first token after idle, s", "first token warm, s",
-    "nonce found, tokens", "control found, tokens", "answers",
-)  # fmt: skip
+_COLUMNS = ("cycle", "came up as", "health", "first token after idle", "warm", "nonce", "control", "answers")
 
 
-def _row(number: int, cycle: dict[str, Any]) -> tuple[object, ...]:
-    boots, nonce, warm, control = (cycle[name] for name in ("boots", "nonce", "warm", "control"))
-    why = "; ".join(filter(None, [*(boot["reason"] for boot in boots), cycle["error"]]))
-    health = _s(boots[-1]["health_s"]) if boots else ""
-    if nonce is None:
-        return number, cycle["kind"], why, health, "", "", "", "", "none"
+def _row(number: int, cycle: Cycle) -> tuple[object, ...]:
+    told = "; ".join(filter(None, (cycle.told, cycle.error)))
+    if cycle.nonce is None or cycle.warm is None or cycle.control is None:
+        return number, told, "", "none", "", "", "", "none"
+    health_s = cycle.boots[-1].health_s if cycle.boots else None
     return (
-        number, cycle["kind"], why, health, _s(nonce["first_token_s"]), _s(warm["first_token_s"]),
-        *(f"{asked['cached_tokens']} of {asked['nonce_tokens']}" for asked in (nonce, control)),
-        "; ".join(cycle["differences"]) or f"the same within {cycle['tolerance']:.2g}",
+        number, told, "" if health_s is None else f"{health_s:.2f} s",
+        f"{cycle.nonce.first_token_s:.2f} s", f"{cycle.warm.first_token_s:.2f} s",
+        *(f"{asked.cached_tokens} of {asked.nonce_tokens}" for asked in (cycle.nonce, cycle.control)),
+        "; ".join(cycle.differences) or f"the same within {cycle.tolerance:.2g}",
     )  # fmt: skip
-
-
-def _s(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:.2f}"
 
 
 def drawn(store: Store) -> str:

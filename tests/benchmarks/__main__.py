@@ -6,9 +6,15 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import activator, building, patches, stages
+from tests.benchmarks import activator, building, patches, snapshot, stages
 
-SECTIONS = {"stages": stages.main, "patches": patches.main, "building": building.main, "activator": activator.main}
+SECTIONS = {
+    "stages": stages.main,
+    "patches": patches.main,
+    "building": building.main,
+    "activator": activator.main,
+    "snapshot": snapshot.main,
+}
 
 
 def main() -> None:

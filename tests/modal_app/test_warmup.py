@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import pytest
 
 from modal_app import warmup
@@ -18,8 +21,11 @@ from tasks.release import Build, Endpoint, Release
 from tasks.settings import Settings
 from tests.conftest import build_of
 from tests.contracts.breaking_proxy import Ask, Breakage, Reply, broken
+from tests.modal_app import projector
 
 real = pytest.mark.real
+SMOLLM2_WIDTH = 576
+"""Embedding length."""
 Servers = Callable[[str, int], Release]
 
 
@@ -35,7 +41,9 @@ def servers(
     """Releases of an upstream tag with so many slots, whose model is a script (with a sliding window)."""
     folder = tmp_path_factory.mktemp("warmup")
     (folder / "series").touch()
-    model = platform.store.put_file(build_model(Script(("model\nThe answer is forty-two.<turn|>",)), folder / "m.gguf"))
+    # the letters that a nonce ends with have a word to say, too
+    script = Script(("model\nThe answer is forty-two.<turn|>", *(f"{letter}\n" for letter in "0123456789abcdef")))
+    model = platform.store.put_file(build_model(script, folder / "m.gguf"))
 
     def release(tag: str, slots: int) -> Release:
         made = build if tag == "b11434" else build_of(base.model_copy(update={"patches": folder}), tag)
@@ -74,15 +82,48 @@ def test_only_the_server_that_was_warmed_up_has_the_nonce(
 
 
 @real
-def test_a_real_model_shows_it_too(platform: LocalPlatform, servers: Servers, smollm2: Path) -> None:
-    release = servers("b11434", 2).model_copy(update={"files": {"model": platform.store.put_file(smollm2)}})
+@pytest.mark.parametrize("tag", ["b8672", "b11434"])
+def test_every_path_of_a_server_that_sees_is_used(
+    platform: LocalPlatform, servers: Servers, tag: str, tmp_path: Path
+) -> None:
+    used: list[tuple[str, bool]] = []
+
+    class Listening(Breakage):
+        def ask(self, ask: Ask, right_key: str) -> Ask:
+            used.extend((word, word in ask.body.decode()) for word in ("stream", "tools", "thinking", "image_url"))
+            return ask
+
+    release = servers(tag, 1)
+    width = gguf.GGUFReader(platform.store.file(release.files["model"])).get_field("gemma4.embedding_length")
+    assert width is not None
+    release = seeing(platform, release, projector.build(tmp_path / "p.gguf", width.contents()))
+    with platform.trial(release) as server, broken(server, Listening()) as endpoint:
+        golden = warm_up(endpoint.base_url, endpoint.api_key, vision=True)
+    assert {word for word, there in used if there} == {"stream", "tools", "thinking", "image_url"}
+    assert [answer.image for answer in golden.first] == [False, False, False, False, True]
+
+
+def seeing(platform: LocalPlatform, release: Release, mmproj: Path) -> Release:
+    files = release.files | {"mmproj": platform.store.put_file(mmproj)}
+    return release.model_copy(update={"argv": (*release.argv, "--mmproj", "{mmproj}"), "files": files})
+
+
+@real
+def test_one_wrong_weight_of_the_projector_shows_in_what_a_real_model_says_of_an_image(
+    platform: LocalPlatform, servers: Servers, smollm2: Path, tmp_path: Path
+) -> None:
+    blind = servers("b11434", 2).model_copy(update={"files": {"model": platform.store.put_file(smollm2)}})
+    release = seeing(platform, blind, projector.build(tmp_path / "p.gguf", SMOLLM2_WIDTH))
     with platform.trial(release) as endpoint:
-        golden = record(endpoint.base_url, endpoint.api_key, vision=False)
+        golden = record(endpoint.base_url, endpoint.api_key, vision=True)
         again = asked(endpoint, golden)
     assert (again.nonce.found, again.warm.found, again.control.found) == (True, True, False)
-    assert again.answers == golden.first
-    assert min(len(answer.tokens) for answer in golden.first) == warmup.ANSWER_TOKENS
-    assert all(-30 < p < 0 for a in golden.first for t in a.tokens for _, p in t.top[:1])
+    assert again.answers == golden.first == golden.second
+    assert all(p < 0 for answer in golden.first for token in answer.tokens for _, p in token.top)
+    wrong = seeing(platform, blind, projector.build(tmp_path / "wrong.gguf", SMOLLM2_WIDTH, one_weight_off=True))
+    with platform.trial(wrong) as endpoint:
+        seen = asked(endpoint, golden)
+    assert [a == b for a, b in zip(seen.answers, golden.first, strict=True)] == [True, True, True, True, False]
 
 
 @pytest.fixture(scope="module")
@@ -92,16 +133,11 @@ def running(platform: LocalPlatform, servers: Servers) -> Iterator[Endpoint]:
 
 
 @real
-def test_a_server_that_keeps_nothing_gives_no_golden_record(running: Endpoint) -> None:
-    class Forgetful(Breakage):
-        def line(self, ask: Ask, line: bytes) -> bytes:
-            if line.startswith(b"data:") and b'"cache_n"' in line:
-                said = json.loads(line[5:])
-                said["timings"]["cache_n"] = 0
-                return b"data: " + json.dumps(said).encode() + b"\n"
-            return line
-
-    with broken(running, Forgetful()) as endpoint, pytest.raises(NoAnswer, match="did not keep enough"):
+def test_a_server_that_keeps_nothing_gives_no_golden_record(platform: LocalPlatform, servers: Servers) -> None:
+    """Without checkpoints b11434 computes a prompt anew when the model has a sliding window."""
+    release = servers("b11434", 1)
+    forgetful = release.model_copy(update={"argv": (*release.argv, "--ctx-checkpoints", "0")})
+    with platform.trial(forgetful) as endpoint, pytest.raises(NoAnswer, match="did not keep enough"):
         record(endpoint.base_url, endpoint.api_key, vision=False)
 
 
@@ -114,6 +150,16 @@ def test_a_path_that_does_not_answer_is_named(running: Endpoint, path: str) -> N
 
     with broken(running, Refusing()) as endpoint, pytest.raises(NoAnswer, match=f"{path}: 500 out of kernels"):
         warm_up(endpoint.base_url, endpoint.api_key, vision=False)
+
+
+@real
+def test_an_answer_in_a_form_of_a_later_build_is_no_answer(running: Endpoint) -> None:
+    class Later(Breakage):
+        def reply(self, ask: Ask, reply: Reply) -> Reply:
+            return replace(reply, body=reply.body.replace(b'"completion_probabilities"', b'"probabilities"'))
+
+    with broken(running, Later()) as endpoint, pytest.raises(NoAnswer, match="another form.*completion_prob"):
+        record(endpoint.base_url, endpoint.api_key, vision=False)
 
 
 @real
@@ -137,20 +183,27 @@ def test_a_server_that_still_comes_up_is_asked_again(running: Endpoint) -> None:
         ask_again(endpoint.base_url, endpoint.api_key, golden, patience_s=0.2)
 
 
-@real
-def test_a_first_request_that_broke_off_is_never_sent_again(running: Endpoint) -> None:
+@pytest.mark.wire
+def test_a_first_request_that_broke_off_is_never_sent_again() -> None:
     """It may have planted the nonce: a second one would find it on a server that booted cold."""
-    sent: list[str] = []
+    sent: list[bytes] = []
+    golden = Golden(nonce=(1,), tail=(2,), first=(), second=())
 
-    class BreakingOff(Breakage):
-        def line(self, ask: Ask, line: bytes) -> bytes:
-            sent.append(ask.path)
-            raise OSError("the connection is gone")
+    def hang_up(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the test is over
+            while True:
+                client, _ = listener.accept()
+                sent.append(client.recv(1 << 16))
+                client.close()
 
-    golden = record(running.base_url, running.api_key, vision=False)
-    with broken(running, BreakingOff()) as endpoint, pytest.raises(NoAnswer):
-        asked(endpoint, golden)
-    assert sent == ["/completion"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=hang_up, args=(listener,), daemon=True)
+        thread.start()
+        with pytest.raises(NoAnswer, match="RemoteProtocolError|ReadError"):
+            ask_again(f"http://127.0.0.1:{listener.getsockname()[1]}", None, golden, patience_s=5)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+    assert [request.split()[1] for request in sent] == [b"/completion"]
 
 
 def test_nobody_there_is_no_answer() -> None:

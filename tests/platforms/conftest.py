@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,25 @@ ARGV = (
 
 @pytest.fixture(scope="module")
 def stand(base: Settings, build: Build, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    """Two releases that differ in their alias; both stages on any free port; nothing is left running."""
-    store = Store(tmp_path_factory.mktemp("store"))
+    """A platform without snapshots that serves SmolLM2."""
+    with stand_of(platform_at(tmp_path_factory.mktemp("store")), base, build, smollm2) as made:
+        yield made
+
+
+@contextmanager
+def stand_of(platform: LocalPlatform, base: Settings, build: Build, model: Path) -> Iterator[Stand]:
+    """Two releases that differ in their alias; nothing is left running."""
+    store = platform.store
     shutil.copytree(
         Store(base.store).build_dir(build.digest), store.build_dir(build.digest), symlinks=True, copy_function=_link
     )
-    first, second = (_release(store, build, smollm2, alias) for alias in ("first", "second"))
+    first, second = (_release(store, build, model, alias) for alias in ("first", "second"))
     key = secrets.token_urlsafe(24)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(KEY_ENV, key)
-        made = Stand(platform_at(store.root), first, second, key)
+        made = Stand(platform, first, second, key)
         yield made
-        made.platform.shut_down()
+        platform.shut_down()
     assert made.servers() == []
 
 

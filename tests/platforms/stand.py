@@ -28,13 +28,13 @@ def command_lines() -> dict[int, list[str]]:
     return found
 
 
-def until(true: Callable[[], bool], limit_s: float = 15.0) -> bool:
+def until(true: Callable[[], bool], limit_s: float = 15.0, every_s: float = 0.05) -> bool:
     """Whether it became true in time."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if true():
             return True
-        time.sleep(0.05)
+        time.sleep(every_s)
     return False
 
 

@@ -70,7 +70,7 @@ def test_a_lost_race_for_a_port_is_run_again(stand: Stand, monkeypatch: pytest.M
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         ports = iter([taken.getsockname()[1], free_port()])
-        monkeypatch.setattr(server, "free_port", lambda: next(ports))
+        monkeypatch.setattr(server, "lasting_port", lambda: next(ports))
         with stand.platform.trial(stand.first) as endpoint, Client(endpoint) as client:
             assert client.health() == 200
         assert list(ports) == []
@@ -109,7 +109,7 @@ def test_a_taken_port_is_named_with_its_holder(stand: Stand, tmp_path: Path) -> 
 
 
 def test_a_missing_build_is_our_fault_not_the_releases(tmp_path: Path, release_of_nothing: Release) -> None:
-    with pytest.raises(ToolingError, match="not in the store"):
+    with pytest.raises(ToolingError, match="not whole in the store"):
         server.command(platform_at(tmp_path).store, release_of_nothing)
 
 

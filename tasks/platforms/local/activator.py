@@ -186,6 +186,7 @@ class Activator:
         for replica in filter(None, [*self.leaving, self.current]):
             if await replica.drained(deadline - time.monotonic()):
                 await replica.down()
+        self._sweep()
         return self.count()
 
     async def look_after(self) -> None:

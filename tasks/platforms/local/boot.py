@@ -11,9 +11,11 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +24,6 @@ from tasks import criu, cuda_checkpoint
 from tasks.criu import CriuFailed
 from tasks.criu_images import leave_out_zeros
 from tasks.cuda_checkpoint import CudaFailed
-from tasks.endpoint import Client
 from tasks.platforms.local import server as servers
 from tasks.platforms.local import snapshot
 from tasks.platforms.local.control import run_folder
@@ -39,7 +40,7 @@ CUDA_LIMIT_S = 300.0
 CLOSE_LIMIT_S = 5.0
 """How long the last connection of the warm-up may take to be gone."""
 
-_REASONS = (NoSnapshot, NoAnswer, CriuFailed, CudaFailed, OSError, ValueError)
+_REASONS = (NoSnapshot, NoAnswer, CriuFailed, CudaFailed, OSError, ValueError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Boot:
         """
         began = time.monotonic()
         ability = self.ability(servers.command(self.store, self.release))
-        if self.wanted.on and (self.folder / "images").is_dir():
+        if self.wanted.on and ability.kind != "memory" and (self.folder / "images").is_dir():
             try:
                 return self._restored(ability, began)
             except _REASONS as reason:
@@ -98,9 +99,8 @@ class Boot:
         except BaseException:
             server.stop()
             raise
-        return Booted(
-            server, BootKind.FELL_BACK if refused else BootKind.CREATED, refused or str(ability), health_s, taken
-        )
+        kind = BootKind.FELL_BACK if refused else BootKind.CREATED
+        return Booted(server, kind, refused or str(ability), health_s, taken, stays=ability.kind == "memory")
 
     @property
     def folder(self) -> Path:
@@ -159,6 +159,8 @@ class Boot:
         try:
             return warming.result()
         except NoAnswer as error:
+            with suppress(subprocess.TimeoutExpired):  # a connection breaks a moment before its process has ended
+                server.process.wait(0.5)
             raise NoAnswer(f"{error} (the server: {server.ending})") from error
 
     def _dump(self, server: Server, images: Path) -> None:
@@ -174,6 +176,8 @@ class Boot:
         leave_out_zeros(images)
         if self.gpu:
             cuda_checkpoint.resume(server.pid, timeout_s=CUDA_LIMIT_S)
+        if not servers.answers(server.endpoint):
+            raise NoSnapshot("the server does not answer after it was dumped")
 
     # -- coming back --------------------------------------------------------------------------------
 
@@ -182,7 +186,7 @@ class Boot:
             raise NoSnapshot(ability.why)
         manifest = snapshot.usable(self.folder, self.release, self._machine())
         output = servers.new_log(self._logs, self.release)
-        said = output.with_suffix(".criu")
+        said = output.with_suffix(".criu.log")
         server = servers.restore(
             criu.restore_argv(self.wanted.criu, self.folder / "images", said, manifest.output),
             self.release,
@@ -222,9 +226,12 @@ def suspend(server: Server) -> None:
 def resume(booted: Booted) -> Booted:
     """It runs and answers again. Raises CudaFailed, NoSnapshot or OSError: it must be ended then."""
     began, server = time.monotonic(), booted.server
+    if not server.alive:
+        raise NoSnapshot(f"the suspended server is gone: {server.ending}")
     os.kill(server.pid, signal.SIGCONT)
     cuda_checkpoint.resume(server.pid, timeout_s=CUDA_LIMIT_S)
-    with Client(Endpoint(base_url=server.endpoint.base_url)) as client:
-        if client.health() != 200:
-            raise NoSnapshot("the resumed server does not answer /health")
-    return replace(booted, kind=BootKind.RESTORED, reason="memory", health_s=time.monotonic() - began)
+    if not servers.answers(server.endpoint):
+        raise NoSnapshot("the resumed server does not answer /health")
+    return replace(
+        booted, kind=BootKind.RESTORED, reason="memory: the process stayed", health_s=time.monotonic() - began
+    )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 _LISTEN = "0A"
 _LOOPBACK = "0100007F"
+LOWEST_PORT = 16_000
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -16,6 +19,17 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def lasting_port(host: str = "127.0.0.1") -> int:
+    """A free TCP port that the kernel gives to no outgoing connection: it is likely to be free later, too."""
+    low = int(_read("/proc/sys/net/ipv4/ip_local_port_range").split()[0])
+    for _ in range(100):
+        port = LOWEST_PORT + secrets.randbelow(max(1, low - LOWEST_PORT))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    return free_port(host)
 
 
 def owns_loopback_port(pid: int, port: int) -> bool:

@@ -12,18 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tasks.cuda_checkpoint import CudaFailed
-from tasks.endpoint import Client
 from tasks.platforms.local.boot import Boot, Booted, resume, suspend
 from tasks.platforms.local.control import run_folder
 from tasks.platforms.local.proc import cpu_ticks
-from tasks.platforms.local.server import STOP_GRACE_S, Server
+from tasks.platforms.local.server import STOP_GRACE_S, Server, answers
 from tasks.platforms.local.snapshot import NoSnapshot, Wanted
-from tasks.release import BootKind, BootRecord, Endpoint, Problem, Release, StageName
+from tasks.release import BootKind, BootRecord, Problem, Release, StageName
 from tasks.store import Store, write_atomic
 
 log = logging.getLogger(__name__)
 
-STILL_S = 10.0
+STILL_S = 5.0
 """A server with requests that uses no CPU time for so long is asked whether it lives."""
 
 
@@ -41,11 +40,10 @@ class Watch:
             self._ticks, self._since = ticks, time.monotonic()
         if time.monotonic() - self._since < STILL_S:
             return False
-        with Client(Endpoint(base_url=server.endpoint.base_url)) as client:
-            hangs = client.health() is None
-        if not hangs:
+        if answers(server.endpoint):
             self._since = time.monotonic()
-        return hangs
+            return False
+        return True
 
     def __str__(self) -> str:
         return f"no CPU time used for {time.monotonic() - self._since:.0f} s, and no answer of /health"

@@ -19,7 +19,7 @@ from typing import IO
 
 from tasks.endpoint import Client
 from tasks.platforms.local.control import KEY_VARIABLE
-from tasks.platforms.local.proc import children, free_port, owns_loopback_port
+from tasks.platforms.local.proc import children, lasting_port, owns_loopback_port
 from tasks.process import die_with_parent
 from tasks.release import BadInput, Endpoint, Release, ReleaseFailed, ToolingError, now
 from tasks.store import Store
@@ -30,6 +30,8 @@ EXECUTABLE = "llama-server"
 PORT_TRIES = 5
 POLL_S = 0.03
 RESTORE_POLL_S = 0.005
+HEALTH_LIMIT_S = 5.0
+"""A server that is up and does not answer /health in this time hangs."""
 STOP_GRACE_S = 5.0
 KEPT_LOGS = 20
 FILE_NAMES = ("model", "mmproj", "chat_template")
@@ -117,7 +119,7 @@ def start(
     """
     argv = command(store, release)
     for _ in range(PORT_TRIES):
-        server = _spawn(argv, store, release, key, new_log(folder, release), free_port())
+        server = _spawn(argv, store, release, key, new_log(folder, release), lasting_port())
         try:
             _wait(server, lambda s=server: owns_loopback_port(s.pid, s.port), timeout_s, halt, "listen")  # type: ignore[misc]
             return server
@@ -153,20 +155,19 @@ def restore(
         process = _spawner.submit(_popen, argv, {"PATH": os.environ.get("PATH", os.defpath)}, file).result()
     deadline = time.monotonic() + timeout_s
     try:
-        with Client(Endpoint(base_url=endpoint.base_url)) as client:
-            while True:
-                if (code := process.poll()) is not None:
-                    raise failure(f"exit code {code}")
-                pid = next((pid for init in children(process.pid) for pid in children(init)), None)
-                if pid is not None and owns_loopback_port(pid, port):
-                    if client.health() != 200:
-                        raise failure("the restored server does not answer /health")
-                    return Server(release, endpoint, port, pid, process, path)
-                if halt.is_set():
-                    raise failure("it was given up")
-                if time.monotonic() > deadline:
-                    raise failure(f"it did not come back in {timeout_s:.0f} s")
-                time.sleep(RESTORE_POLL_S)
+        while True:
+            if (code := process.poll()) is not None:
+                raise failure(f"exit code {code}")
+            pid = next((pid for init in children(process.pid) for pid in children(init)), None)
+            if pid is not None and owns_loopback_port(pid, port):
+                if not answers(endpoint):
+                    raise failure("the restored server does not answer /health")
+                return Server(release, endpoint, port, pid, process, path)
+            if halt.is_set():
+                raise failure("it was given up")
+            if time.monotonic() > deadline:
+                raise failure(f"it did not come back in {timeout_s:.0f} s")
+            time.sleep(RESTORE_POLL_S)
     except BaseException:
         end_namespace(process)
         raise
@@ -181,6 +182,15 @@ def end_namespace(process: subprocess.Popen[bytes]) -> None:
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.5)
+
+
+def answers(endpoint: Endpoint) -> bool:
+    """Whether a server that listens says in time that it is well."""
+    with Client(Endpoint(base_url=endpoint.base_url), timeout_s=HEALTH_LIMIT_S) as client:
+        try:
+            return client.get("/health").status == 200
+        except ToolingError:
+            return False
 
 
 def _wait(server: Server, ready: Callable[[], bool], timeout_s: float, halt: threading.Event | None, verb: str) -> None:

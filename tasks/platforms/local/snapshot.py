@@ -17,9 +17,7 @@ import logging
 import os
 import secrets
 import shutil
-import zlib
 from collections.abc import Iterable, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -29,6 +27,7 @@ from typing import Literal
 from modal_app.warmup import Golden
 from tasks import criu, cuda_checkpoint
 from tasks.criu import CriuFailed
+from tasks.criu_images import checksums
 from tasks.platforms.local.control import run_folder
 from tasks.release import Model, Release, StageName, digest_of
 
@@ -36,7 +35,6 @@ log = logging.getLogger(__name__)
 
 Depth = Literal["memory", "disk"]
 FORMAT = "1"
-CHUNK_BYTES = 4 << 20
 
 
 class NoSnapshot(Exception):
@@ -200,27 +198,3 @@ def sweep(folder: Path, keep: Set[str], *, half_taken: bool = False) -> None:
         if path.name not in keep and (half_taken or not path.name.startswith(".")):
             log.info("removing the snapshot %s", path.name)
             shutil.rmtree(path, ignore_errors=True)
-
-
-# -- bytes --------------------------------------------------------------------------------------------
-
-
-def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Path in the folder -> size and CRC-32 of each 4 MiB, taken on all cores. Raises OSError.
-
-    This finds damage, not forgery: whoever can write here can write the manifest, too. And it is read before every
-    restore, three times as fast as sha256.
-    """
-    sizes = {path: path.stat().st_size for path in paths}
-    chunks = [(path, at) for path, size in sizes.items() for at in range(0, size, CHUNK_BYTES)]
-    found = {path: [str(size)] for path, size in sizes.items()}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (path, _), sum in zip(chunks, pool.map(lambda chunk: _checksum(*chunk), chunks), strict=True):
-            found[path].append(sum)
-    return {str(path.relative_to(folder)): " ".join(sums) for path, sums in found.items()}
-
-
-def _checksum(path: Path, at: int) -> str:
-    with open(path, "rb", buffering=0) as file:
-        file.seek(at)
-        return f"{zlib.crc32(file.read(CHUNK_BYTES)):08x}"
