@@ -72,7 +72,10 @@ def build(order: dict[str, Any]) -> dict[str, Any]:
     with tarfile.open(archive) as tar:
         tar.extractall(source, filter="data")
     if (found := tree_hash(source)) != order["tree"]:
-        return {"failed": f"{archive.name} unpacks to the tree {found}", "machine": "the archive in the Volume"}
+        return {
+            "failed": f"{archive.name} unpacks to the tree {found}",
+            "machine": f"remove it: modal volume rm {settings.app} sources/{archive.name}",
+        }
     try:
         made = compile_target(
             source, work / "out", order["target"], order["definitions"], log=work / "log",

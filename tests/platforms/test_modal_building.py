@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,6 +133,22 @@ def test_a_library_that_the_runtime_image_lacks_fails_the_release(site: Site) ->
     with pytest.raises(ReleaseFailed, match="libraries that the runtime image does not have") as failed:
         site.build(site.source(cmake=cmake))
     assert "llama-server: libgone.so" in failed.value.evidence
+
+
+def test_an_archive_that_is_not_the_tree_that_was_asked_for_is_not_compiled(site: Site) -> None:
+    source = site.source(MAIN + "// as it was asked for\n")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("main.cpp"))
+    packed.seek(0)
+    with site.platform.on_volume.files.volume.batch_upload() as batch:
+        batch.put_file(packed, f"sources/{source.tree}.tar.gz")
+    before = builder_starts(site)
+    with pytest.raises(ToolingError, match="could not compile it") as failed:
+        site.build(source)
+    assert f"{source.tree}.tar.gz unpacks to the tree" in failed.value.evidence
+    assert "remove it" in failed.value.todo
+    assert builder_starts(site) == before
 
 
 HUB = """
