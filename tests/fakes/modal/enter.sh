@@ -1,5 +1,5 @@
 # Puts a command into a container: enter.sh FOLDER MOUNTS COMMAND...
-# Runs in fresh mount and process namespaces (see containers.py). The container sees this machine's files, with its own
+# Runs in fresh mount and process namespaces (see container.py). The container sees this machine's files, with its own
 # writes on top of them in memory, the files uploaded for it, its FOLDER as /__modal, and the volumes that the lines of
 # MOUNTS name as "folder path ro|rw", with tabs between.
 set -e
@@ -11,10 +11,14 @@ mkdir "$folder/root/upper" "$folder/root/work" "$root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$folder/root/upper,workdir=$folder/root/work" "$root"
 mount -t proc proc "$root/proc"
 for machine in /dev /sys; do mount --rbind "$machine" "$root$machine"; done
-# a folder with a file system of its own is empty in the overlay
-for machine in /tmp /root /home /opt /usr /var; do
-    if mountpoint -q "$machine"; then mount --rbind "$machine" "$root$machine"; fi
-done
+# whatever else has a file system of its own: the overlay does not reach into it
+while read -r _ _ _ _ point _; do
+    case $point in
+        / | /proc | /proc/* | /dev | /dev/* | /sys | /sys/* | "$folder"/*) continue ;;
+    esac
+    if [ -d "$point" ]; then mkdir -p "$root$point"; fi
+    if [ -e "$root$point" ]; then mount --bind "$point" "$root$point"; fi
+done </proc/self/mountinfo
 cp -a "$folder/files/." "$root/"
 mkdir -p "$root/__modal"
 mount --bind "$folder" "$root/__modal"
