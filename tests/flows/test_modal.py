@@ -25,7 +25,7 @@ from tasks.release import BootKind, Build, StageName
 from tasks.settings import Settings
 from tasks.store import Store
 from tests.fakes.modal import FakeModal
-from tests.platforms.modal_stand import KEY, create_secret, fake_modal, platform_on_modal, upload
+from tests.platforms.modal_stand import KEY, NO_BLOCKING, create_secret, fake_modal, platform_on_modal, upload
 from tests.platforms.stand import KEY_ENV
 
 pytestmark = pytest.mark.real
@@ -106,7 +106,7 @@ def account(
             "LLAMA_RELEASE_RESTORE__CYCLES": "1",
             "LLAMA_RELEASE_RESTORE__REQUIRED": "0.1",
             "LLAMA_RELEASE_EVALS__ITEMS": "60",
-            "PYTHONWARNINGS": "error:::modal",
+            "PYTHONWARNINGS": NO_BLOCKING,
             "PYTHONPATH": str(REPOSITORY),
             "USER": "tester",
             "COLUMNS": "160",

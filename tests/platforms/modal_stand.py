@@ -25,6 +25,8 @@ from tests.fakes.modal import FakeModal
 from tests.platforms.stand import KEY_ENV
 
 KEY = "key-of-the-stages"
+NO_BLOCKING = "error:A blocking Modal interface is being used in an async context."
+"""PYTHONWARNINGS under which a blocking call of the SDK in an event loop is an error, here and in containers."""
 SECRET = "a-secret"
 
 # A container that the fake restores boots its code once more. What was random in the snapshotted one must be the same
@@ -49,6 +51,7 @@ def fake_modal(folder: Path) -> Iterator[FakeModal]:
     (machine / "nvidia-smi").chmod(stat.S_IRWXU)
     set_gpu_memory(folder, "20000, 46068")
     given = {
+        "PYTHONWARNINGS": NO_BLOCKING,
         "PYTHONPATH": f"/root:/pkg:{machine}",
         "PATH": f"{machine}:{Path(sys.executable).parent}:{os.environ['PATH']}",
     }

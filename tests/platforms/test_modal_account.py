@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +24,7 @@ from tasks.platforms.modal.apps import classified, url, version
 from tasks.release import BadInput, ToolingError
 from tests.fakes.modal import FakeModal, Fault
 from tests.modal_app.test_deployed import deployment
-from tests.platforms.modal_stand import create_secret, fake_modal, platform_on_modal
+from tests.platforms.modal_stand import NO_BLOCKING, create_secret, fake_modal, platform_on_modal
 
 wire = pytest.mark.wire
 
@@ -125,6 +128,17 @@ def test_a_blocking_call_in_an_event_loop_would_fail_these_tests(platform: Modal
 
     with pytest.raises(AsyncUsageWarning):
         asyncio.run(main())
+
+
+@wire
+def test_it_would_fail_the_commands_and_containers_of_these_tests_too(fake: FakeModal) -> None:
+    script = "import asyncio, modal\nasync def main(): modal.Dict.from_name('d', create_if_missing=True).put('a', 1)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}asyncio.run(main())"], env=os.environ | {"PYTHONWARNINGS": NO_BLOCKING},
+        text=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "AsyncUsageWarning" in done.stderr
 
 
 @wire
