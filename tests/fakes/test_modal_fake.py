@@ -90,6 +90,13 @@ class Web:
     def stop(self):
         print("stopped by its exit method", flush=True)
         self.server.terminate()
+
+
+@app.server(image=image)
+class Closed:
+    @modal.enter()
+    def start(self):
+        pass
 '''
 
 
@@ -127,7 +134,7 @@ class Tiny:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def version(self) -> int:
+    def version(self) -> int | None:
         return modal.App.lookup("tiny").info(refresh=True).lifecycle.version
 
     def history(self) -> list[dict[str, Any]]:
@@ -207,7 +214,9 @@ def test_what_was_deployed_is_seen_on_the_wire(tiny: Tiny) -> None:
     assert [(m.mount_path, m.read_only) for m in web.volume_mounts] == [("/store", True)]
     assert tiny.fake.images.commands(web.image_id)[0] == f"FROM {DIGEST}"
     assert tiny.fake.images.environment(web.image_id)["WORD"] == "first"
-    assert len(web.secret_ids) == 1 and not tiny.live()
+    assert len(web.secret_ids) == 1
+    closed = modal.Server.from_name("tiny", "Closed").get_url()
+    assert httpx.get(str(closed)).status_code == 401 and not tiny.live()
 
 
 def test_a_deploy_without_a_change_is_skipped_and_history_and_rollback_make_versions(tiny: Tiny) -> None:

@@ -62,6 +62,7 @@ class Container:
     cancelled: list[str] = field(default_factory=list)  # input ids that it is to be told of
     exit_code: int | None = None
     result: api_pb2.GenericResult | None = None  # what it said of its own failure
+    unsaid: list[tuple[str, int]] = field(default_factory=list)  # lines of a boot that is not told: (text, source)
     process: asyncio.subprocess.Process | None = None
     watch: asyncio.Task[None] | None = None
 
@@ -109,7 +110,7 @@ class Container:
                 if os.readlink(process / "ns" / "pid") == own:
                     yield from (process / "fd").iterdir()
 
-    def socket(self, _: Any = None) -> socket.socket:
+    def socket_inside(self, _: Any = None) -> socket.socket:
         """A socket in the container's own network."""
         libc = ctypes.CDLL(None, use_errno=True)
         with open(f"/proc/{self.pid()}/ns/net") as theirs, open("/proc/thread-self/ns/net") as ours:

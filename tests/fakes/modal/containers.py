@@ -7,6 +7,8 @@ import contextlib
 import json
 import signal
 import time
+import traceback
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import Message
@@ -81,10 +83,10 @@ class Containers:
     async def _scale(self) -> None:
         while True:
             for service in self._fake.functions.all():
-                if service.url:
-                    self._scale_server(service)
-                else:
-                    self._scale_function(service)
+                try:
+                    (self._scale_server if service.url else self._scale_function)(service)
+                except Exception:
+                    self._fake.failures.append(f"scaling {service.name} broke: {traceback.format_exc()}")
             await asyncio.sleep(TICK_S)
 
     def _scale_server(self, service: Service) -> None:
@@ -123,10 +125,15 @@ class Containers:
                 container.stopping = True
                 container.kill(signal.SIGKILL)
 
-    def _soon(self, doing: Any) -> None:
+    def _soon(self, doing: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(doing)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            self._fake.failures.append(f"a container broke the fake: {task.exception()!r}")
 
     # One container's life
 
@@ -165,11 +172,17 @@ class Containers:
         container.clear()
         crashed = bool(container.exit_code) and not container.stopping
         if crashed:
+            for text, source in container.unsaid if container.restoring else []:
+                self._say(container, text, source)
             self._say(container, f"Runner failed with exit code: {container.exit_code}")
         container.finished_at = time.time()
         if not container.ready and not container.stopping:
             self._tried[container.service.id] = time.time()
-        if crashed and container.exit_code == RESTORE_FAILED:
+        if (
+            crashed
+            and container.exit_code == RESTORE_FAILED
+            and self._fake.functions.live_definition(container.service)
+        ):
             self.launch(container.service, cold=True)
             return
         result = container.result
@@ -183,10 +196,13 @@ class Containers:
                 one.finish(result)
 
     async def _collect(self, container: Container, stream: asyncio.StreamReader, source: int) -> None:
-        """Its lines go to the logs; not what it says before it is restored, which the snapshotted one has said."""
+        """Its lines go to the logs; what it says before it is restored, the snapshotted one has said, unless it fails."""
         async for line in stream:
-            if not container.restoring and not line.startswith(b"unshare: "):
-                self._say(container, line.decode(errors="replace").rstrip("\n"), source)
+            text = line.decode(errors="replace").rstrip("\n")
+            if container.restoring:
+                container.unsaid.append((text, source))
+            elif not text.startswith("unshare: "):
+                self._say(container, text, source)
 
     def _say(self, container: Container, text: str, source: int = SYSTEM) -> None:
         one, service = self._fake.functions.running_on(container), container.service
@@ -294,7 +310,7 @@ class Containers:
         """A server is ready once its port accepts connections."""
         loop = asyncio.get_running_loop()
         while not container.finished_at:
-            with container.socket() as probe, contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), container.socket_inside() as probe:
                 probe.setblocking(False)
                 await loop.sock_connect(probe, ("127.0.0.1", container.definition.http_config.port))
                 container.ready, container.used_at = True, time.time()

@@ -28,7 +28,7 @@ def id_of(prefix: str, content: bytes) -> str:
 
 
 def wire(message: Message) -> bytes:
-    return message.SerializeToString(deterministic=True)
+    return bytes(message.SerializeToString(deterministic=True))
 
 
 def not_found(what: str) -> GRPCError:

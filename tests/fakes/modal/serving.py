@@ -70,6 +70,8 @@ class Serving:
         started: list[Container] = []
         while time.time() < end:
             live = self._fake.functions.live_definition(service)
+            if not live:
+                return None
             there = [c for c in self._fake.containers.live(service) if not c.stopping]
             ready = sorted((c for c in there if c.ready), key=lambda c: (c.definition_id != live, c.in_flight))
             if ready:
@@ -84,7 +86,7 @@ class Serving:
 
     async def _forward(self, container: Container, port: int, request: web.Request) -> web.StreamResponse:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
-        connector = aiohttp.TCPConnector(socket_factory=container.socket, force_close=True)
+        connector = aiohttp.TCPConnector(socket_factory=container.socket_inside, force_close=True)
         timeout = aiohttp.ClientTimeout(total=None)
         answered: web.StreamResponse | None = None
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
