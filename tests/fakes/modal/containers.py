@@ -154,7 +154,7 @@ class Containers:
 
     async def _live(self, container: Container) -> None:
         """From its start to its end, and what follows from the end."""
-        door = await self._fake.listen(container, sock=container.control_socket())
+        door = await self._fake.listen(container, container.control_socket())
         try:
             container.furnish(self._fake)
             process = await container.start()
@@ -178,12 +178,9 @@ class Containers:
         container.finished_at = time.time()
         if not container.ready and not container.stopping:
             self._tried[container.service.id] = time.time()
-        if (
-            crashed
-            and container.exit_code == RESTORE_FAILED
-            and self._fake.functions.live_definition(container.service)
-        ):
-            self.launch(container.service, cold=True)
+        if crashed and container.exit_code == RESTORE_FAILED:
+            if self._fake.functions.live_definition(container.service):
+                self.launch(container.service, cold=True)
             return
         result = container.result
         if crashed and result is None:
@@ -196,7 +193,7 @@ class Containers:
                 one.finish(result)
 
     async def _collect(self, container: Container, stream: asyncio.StreamReader, source: int) -> None:
-        """Its lines go to the logs; what it says before it is restored, the snapshotted one has said, unless it fails."""
+        """Its lines go to the logs. What it says before it is restored was said already: it counts if it fails."""
         async for line in stream:
             text = line.decode(errors="replace").rstrip("\n")
             if container.restoring:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import os
+import socket
 import threading
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -136,17 +137,16 @@ class FakeModal:
         """The messages that came in for `rpc`, oldest first."""
         return [call.request for call in self.calls if call.rpc == rpc]
 
-    async def listen(self, container: Container | None, **where: Any) -> grpclib.server.Server:
+    async def listen(self, container: Container | None, where: socket.socket) -> grpclib.server.Server:
         """A gRPC server with a door for `container`."""
         server = grpclib.server.Server([Door(self, container)])
-        await server.start(**where)
+        await server.start(sock=where)
         return server
 
     async def _start(self) -> None:
-        server = await self.listen(None, host="127.0.0.1", port=0)
-        assert server._server is not None
-        self.url = f"http://127.0.0.1:{server._server.sockets[0].getsockname()[1]}"
-        self._grpc = server
+        loopback = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{loopback.getsockname()[1]}"
+        self._grpc = await self.listen(None, loopback)
         await self.blobs.start()
         await self.containers.start()
 
