@@ -19,11 +19,10 @@ settings = deployment.settings
 app = modal.App(deployment.name, tags={"stage": deployment.stage, "release": deployment.release})
 
 # A trial has a key of its own, given to it for this deployment alone. A stage's key is in a Secret that its owner made.
-KEY = "LLAMA_API_KEY"
 if deployment.stage == "trial":
-    secret = modal.Secret.from_dict({KEY: os.environ.get(KEY)})
+    secret = modal.Secret.from_dict({server.KEY: os.environ.get(server.KEY)})
 else:
-    secret = modal.Secret.from_name(settings.secret, environment_name=settings.environment, required_keys=[KEY])
+    secret = modal.Secret.from_name(settings.secret, environment_name=settings.environment, required_keys=[server.KEY])
 
 # `app.server` puts no proxy of Modal's into the container: requests reach llama-server as they were sent.
 serve = app.server(

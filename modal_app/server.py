@@ -23,6 +23,8 @@ from modal_app.deployment import STORE, Deployment
 from modal_app.warmup import warm_up
 
 PORT = 8080
+KEY = "LLAMA_API_KEY"
+"""Where the Secret has the API key, and where llama-server looks for it."""
 POLL_S = 0.1
 RECORD_LIMIT_S = 10.0
 STOP_GRACE_S = 10.0
@@ -95,7 +97,10 @@ class LlamaServer:
     def _start(self) -> None:
         argv = self.deployment.command(Path(STORE), PORT)
         print(json.dumps({"argv": redacted(argv), "release": self.deployment.release}), flush=True)
-        env = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
+        # The release is served as it is: no setting reaches it through the environment, and no secret but its key.
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "MODAL_"))}
+        if key := os.environ.get(KEY):
+            env[KEY] = key
         # The build brings its own libraries; ggml looks for its backends beside the binary.
         env["LD_LIBRARY_PATH"] = ":".join(filter(None, (str(Path(argv[0]).parent), env.get("LD_LIBRARY_PATH"))))
         self.process = subprocess.Popen(
@@ -133,8 +138,8 @@ class LlamaServer:
     # -- before the snapshot --------------------------------------------------------------------------------
 
     def _make_worth_a_snapshot(self) -> None:
-        key = os.environ.get("LLAMA_API_KEY")
-        self.golden = warm_up(f"http://127.0.0.1:{PORT}", key, vision=self.deployment.vision).to_json()
+        address = f"http://127.0.0.1:{PORT}"
+        self.golden = warm_up(address, os.environ.get(KEY), vision=self.deployment.vision).to_json()
         if self.deployment.gpu:
             used, total = gpu_memory_mb()
             limit = self.deployment.settings.gpu_memory_limit

@@ -11,7 +11,7 @@ from tasks.platforms.modal import apps
 from tasks.platforms.modal.account import command
 from tasks.release import BadInput, BootKind, Endpoint, Release, ReleaseFailed
 from tests.platforms.modal_stand import ModalStand, create_secret, platform_on_modal, say, set_gpu_memory
-from tests.platforms.stand import KEY_ENV
+from tests.platforms.stand import KEY_ENV, command_lines, until
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("error::modal.exception.AsyncUsageWarning")]
 
@@ -22,6 +22,10 @@ def serves(stand: ModalStand, release: Release) -> Endpoint:
 
 def kinds(stand: ModalStand) -> list[BootKind]:
     return [boot.kind for boot in stand.platform.boots("staging")]
+
+
+def running(stand: ModalStand) -> set[str]:
+    return {each.id for each in apps.containers(stand.platform.settings.modal, "llama-release-staging")}
 
 
 def versions(stand: ModalStand, stage: str) -> int | None:
@@ -59,8 +63,9 @@ def test_a_forced_idle_window_undoes_its_override(modal_stand: ModalStand) -> No
 
 def test_a_container_that_crashes_while_it_serves_is_replaced_and_the_log_says_how(modal_stand: ModalStand) -> None:
     say(serves(modal_stand, modal_stand.first))
-    (container,) = apps.containers(modal_stand.platform.settings.modal, "llama-release-staging")
-    modal_stand.fake.containers.crash(container.id, 139)
+    (container,) = running(modal_stand)
+    modal_stand.fake.containers.crash(container, 139)
+    assert until(lambda: container not in running(modal_stand))
     assert say(modal_stand.platform.endpoint("staging")) == "first"
     assert "segmentation fault" in apps.classified(modal_stand.platform.logs("staging").read_text())
 
@@ -107,6 +112,25 @@ def test_a_stage_that_somebody_else_deployed_to_is_deployed_again(modal_stand: M
     serves(modal_stand, modal_stand.second)
     command("app", "rollback", "llama-release-staging", limit_s=60)
     assert say(serves(modal_stand, modal_stand.second)) == "second"
+
+
+def test_what_a_killed_flow_deployed_and_did_not_record_is_taken_as_it_is(modal_stand: ModalStand) -> None:
+    say(serves(modal_stand, modal_stand.first))
+    before, containers = versions(modal_stand, "staging"), running(modal_stand)
+    modal_stand.platform.store.files.remove("deployments/staging.json")
+    assert say(serves(modal_stand, modal_stand.first)) == "first"
+    assert versions(modal_stand, "staging") == before
+    assert running(modal_stand) == containers
+
+
+def test_no_setting_of_the_container_reaches_the_server_and_no_secret_but_its_key(modal_stand: ModalStand) -> None:
+    say(serves(modal_stand, modal_stand.first))
+    served = f"builds/{modal_stand.first.build}/llama-server"
+    mine = [pid for pid, words in command_lines().items() if words[0].endswith(served)]
+    assert mine
+    for pid in mine:
+        names = {word.split("=")[0] for word in Path(f"/proc/{pid}/environ").read_text().split("\0")}
+        assert {name for name in names if name.startswith(("LLAMA_", "MODAL_"))} == {"LLAMA_API_KEY"}
 
 
 def test_a_trial_of_a_large_model_has_a_gpu_and_of_a_scripted_one_none(modal_stand: ModalStand) -> None:

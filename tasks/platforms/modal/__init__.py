@@ -15,6 +15,7 @@ from modal.exception import NotFoundError
 from pydantic import Field
 
 from modal_app.deployment import Deployment, FileRef
+from modal_app.server import KEY
 from modal_app.warmup import Golden
 from tasks.platforms import Progress
 from tasks.platforms.modal import apps, building, cost
@@ -43,7 +44,6 @@ from tasks.store import Store
 POLL_S = 0.5
 DRAIN_LIMIT_S = 120.0
 IDLE_LIMIT_S = 120.0
-KEY = "LLAMA_API_KEY"
 Served = Literal["staging", "production", "trial"]
 
 
@@ -119,9 +119,10 @@ class ModalPlatform:
         known = set(apps.boots(deployment))
         running = {each.id for each in apps.containers(self._modal, deployment.name)}
         try:
-            self._deploy(deployment)
-            endpoint = self._await(deployment, self._key, known)
-            apps.drain(self._modal, deployment.name, running, DRAIN_LIMIT_S)
+            changed = self._deploy(deployment)
+            endpoint = self._await(deployment, self._key, known if changed else None)
+            if changed:
+                apps.drain(self._modal, deployment.name, running, DRAIN_LIMIT_S)
             check(endpoint)
         except Problem:
             self._back_to(stage, before)
@@ -218,17 +219,24 @@ class ModalPlatform:
             key="" if stage == "trial" else self.key_mark,
         )  # fmt: skip
 
-    def _deploy(self, deployment: Deployment, env: dict[str, str] | None = None) -> None:
-        baked = deployment.baked()
+    def _deploy(self, deployment: Deployment, env: dict[str, str] | None = None) -> bool:
+        """Deploy it; whether that made a new version. Modal skips what is deployed already."""
+        before = apps.version(self._modal, deployment.name)
         command(
             "deploy", "-m", "modal_app.app", "--name", deployment.name, "--tag", deployment.release,
-            environment=self._modal.environment, env={KEY: None, **baked, **(env or {})}, limit_s=DEPLOY_LIMIT_S,
+            environment=self._modal.environment, env={KEY: None, **deployment.baked(), **(env or {})},
+            limit_s=DEPLOY_LIMIT_S,
         )  # fmt: skip
+        after = apps.version(self._modal, deployment.name)
+        if after is None:
+            raise ToolingError(f"Modal does not have {deployment.name} deployed", todo="run it again")
+        return after != before
 
-    def _await(self, deployment: Deployment, key: str, known: set[str]) -> Endpoint:
-        """The endpoint, once a container of this very deployment said that it is up.
+    def _await(self, deployment: Deployment, key: str, known: set[str] | None) -> Endpoint:
+        """The endpoint, once a container said that it is up in a boot record that is not among the known ones.
 
-        Requests make Modal start one. Raises ReleaseFailed with its own words when it says that it crashed.
+        With None, any container will do: nothing was deployed, so there is no other. Requests make Modal start one.
+        Raises ReleaseFailed with its own words when it says that it crashed.
         """
         url = apps.url(self._modal, deployment.name)
         if url is None:
@@ -236,6 +244,11 @@ class ModalPlatform:
         deadline = time.monotonic() + self._modal.start_timeout_s
         while time.monotonic() < deadline:
             status = _knock(url)
+            if known is None:
+                if status == 200:
+                    return Endpoint(base_url=url, api_key=key)
+                time.sleep(POLL_S)
+                continue
             fresh = {k: v for k, v in apps.boots(deployment).items() if k not in known}
             for boot in (BootRecord.model_validate_json(fresh[k]) for k in sorted(fresh)):
                 if boot.release != deployment.release:
@@ -270,11 +283,11 @@ class ModalPlatform:
         return known if apps.version(self._modal, self._modal.stage_app(stage)) == known.version else None
 
     def _remember(self, stage: StageName, deployment: Deployment) -> None:
-        version = apps.version(self._modal, deployment.name)
-        if version is None:
-            raise ToolingError(f"Modal does not have {deployment.name} deployed", todo="run it again")
         known = Deployed(
-            release=deployment.release, definition=self._definition(deployment), version=version, key=deployment.key
+            release=deployment.release,
+            definition=self._definition(deployment),
+            version=apps.version(self._modal, deployment.name) or 0,
+            key=deployment.key,
         )
         self.store.files.write(_path(stage), known.model_dump_json(indent=1) + "\n")
 

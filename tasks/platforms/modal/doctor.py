@@ -8,12 +8,11 @@ from typing import get_args
 
 import modal
 
+from modal_app.server import KEY
 from tasks.platforms.modal import ModalPlatform, apps
 from tasks.platforms.modal.account import COMMAND_LIMIT_S, command, told
 from tasks.release import BadInput, StageName, ToolingError
 from tasks.settings import Settings
-
-KEY = "LLAMA_API_KEY"
 
 
 def checks(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
