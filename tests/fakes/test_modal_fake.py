@@ -74,6 +74,7 @@ class Web:
     def start(self):
         self.born = os.environ["MODAL_TASK_ID"]
         assert pathlib.Path("/root/empty").read_text() == ""
+        assert not pathlib.Path("/store/broken").exists(), "the store is broken"
         try:
             pathlib.Path("/store/mine").touch()
         except OSError as error:
@@ -412,6 +413,16 @@ def test_a_failed_restore_exits_with_222_and_comes_back_cold(tiny: Tiny) -> None
     assert "woke as born" in tiny.fake.logs.text(cold)
     logs = tiny.cli("app", "logs", "tiny").stdout
     assert "GPU memory snapshot restore failed" in logs and "exit code: 222" in logs
+
+
+def test_a_server_that_does_not_boot_answers_503_and_its_log_says_why(tiny: Tiny) -> None:
+    tiny.deploy()
+    assert tiny.ask() == "first s3cret"
+    tiny.put_to_sleep()
+    with modal.Volume.from_name("store").batch_upload() as batch:
+        batch.put_file(tiny.folder / "empty", "broken")
+    assert tiny.ask() == "503"
+    assert "the store is broken" in tiny.cli("app", "logs", "tiny").stdout
 
 
 def test_a_restored_process_keeps_the_secret_it_was_snapshotted_with(tiny: Tiny) -> None:

@@ -171,9 +171,10 @@ class Containers:
         door.close()
         container.clear()
         crashed = bool(container.exit_code) and not container.stopping
-        if crashed:
-            for text, source in container.unsaid if container.restoring else []:
+        if container.restoring and not container.stopping:
+            for text, source in container.unsaid:
                 self._say(container, text, source)
+        if crashed:
             self._say(container, f"Runner failed with exit code: {container.exit_code}")
         container.finished_at = time.time()
         if not container.ready and not container.stopping:
