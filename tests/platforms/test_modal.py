@@ -9,7 +9,7 @@ import pytest
 from modal_app.warmup import ask_again
 from tasks.platforms.modal import apps
 from tasks.platforms.modal.account import command
-from tasks.release import BadInput, BootKind, Endpoint, Release, ReleaseFailed
+from tasks.release import BadInput, BootKind, Endpoint, Release, ReleaseFailed, StagePointer
 from tests.platforms.modal_stand import ModalStand, create_secret, platform_on_modal, say, set_gpu_memory
 from tests.platforms.stand import KEY_ENV, command_lines, until
 
@@ -121,6 +121,20 @@ def test_what_a_killed_flow_deployed_and_did_not_record_is_taken_as_it_is(modal_
     assert say(serves(modal_stand, modal_stand.first)) == "first"
     assert versions(modal_stand, "staging") == before
     assert running(modal_stand) == containers
+
+
+def test_a_failed_check_never_leaves_a_stage_with_nothing_that_its_pointer_says_it_has(modal_stand: ModalStand) -> None:
+    """Not even when what we know of the deployment is gone, or somebody deployed by hand."""
+    serves(modal_stand, modal_stand.first)
+    modal_stand.platform.store.save_pointer(StagePointer(stage="staging", release=modal_stand.first.id))
+    modal_stand.platform.store.files.remove("deployments/staging.json")
+
+    def interrupted(endpoint: Endpoint) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        modal_stand.platform.deploy("staging", modal_stand.second, interrupted)
+    assert say(modal_stand.platform.endpoint("staging")) == "first"
 
 
 def test_no_setting_of_the_container_reaches_the_server_and_no_secret_but_its_key(modal_stand: ModalStand) -> None:

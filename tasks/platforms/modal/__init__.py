@@ -124,8 +124,8 @@ class ModalPlatform:
             if changed:
                 apps.drain(self._modal, deployment.name, running, DRAIN_LIMIT_S)
             check(endpoint)
-        except Problem:
-            self._back_to(stage, before)
+        except BaseException:
+            self._back_to(stage, before.release if before else self.store.pointer(stage).release)
             raise
         self._remember(stage, deployment)
         return endpoint
@@ -291,13 +291,16 @@ class ModalPlatform:
         )
         self.store.files.write(_path(stage), known.model_dump_json(indent=1) + "\n")
 
-    def _back_to(self, stage: StageName, before: Deployed | None) -> None:
-        """Leave the stage as it was. What goes wrong here is not raised: what made us go back says more."""
+    def _back_to(self, stage: StageName, release_id: str | None) -> None:
+        """Leave the stage with an earlier release. What goes wrong here is not raised: what made us go back says more.
+
+        By a deploy: Modal's own `app rollback` is not part of every plan.
+        """
         with suppress(Problem):
-            if before is None:
+            if release_id is None:
                 self.stop(stage)
                 return
-            release = self.store.get_release(before.release)
+            release = self.store.get_release(release_id)
             deployment = self._deployment(stage, self._modal.stage_app(stage), release)
             self._deploy(deployment)
             for container in apps.containers(self._modal, deployment.name):
