@@ -128,6 +128,17 @@ def history(
 
 
 @app.command()
+def rebuild(digest: Annotated[str, typer.Argument(help="of a build, as the upgrade's row says")]) -> None:
+    """Have a build compiled anew by the next upgrade.
+
+    Rarely right: its digest names source, recipe and toolchain, so it cannot be stale, and a damaged build is noticed
+    and made again by itself. Releases that were made of it cannot be served until then.
+    """
+    forgotten = open_platform(load()).store.forget_build(digest)
+    console.print(f"{digest} will be made anew: `llama-release upgrade --to {forgotten.tag}`")
+
+
+@app.command()
 def start() -> None:
     """Have both stages serve what their pointers say, after a `stop` or a reboot of this machine."""
     platform = open_platform(load())

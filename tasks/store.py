@@ -194,6 +194,20 @@ class Store:
         self._save(f"builds/{build.digest}/manifest.json", build)
         return build
 
+    def forget_build(self, digest: str) -> Build:
+        """Have a build made anew next time: the forced rebuild. Raises BadInput when there is none of this digest.
+
+        Rarely right. The digest names the source, the recipe and the toolchain, so a stale binary cannot lie under it
+        (the guide's issue 5 was an image layer's cache, which has no part in this), and a damaged one is noticed and
+        made again by itself. What is left is a doubt about the compiler cache, which then has to go as well.
+        """
+        found = self.build(digest)
+        if found is None:
+            known = ", ".join(f"{build.digest} ({build.tag})" for build in self.builds()) or "none"
+            raise BadInput(f"there is no build {digest}", evidence=f"known: {known}", todo="take one of them")
+        self.files.remove(f"builds/{digest}/manifest.json")
+        return found
+
     def damaged(self, build: Build) -> list[str]:
         """Files of a build that are gone or not what the manifest says."""
         folder = self.build_dir(build.digest)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modal_app import images
-from tasks.platforms.modal import ModalPlatform, building
+from tasks.platforms.modal import ModalPlatform
 from tasks.release import Recipe, ReleaseFailed, SourceTree, ToolingError
 from tests.fakes.modal import FakeModal
 from tests.platforms.modal_stand import fake_modal, platform_on_modal
@@ -76,7 +76,7 @@ def test_the_same_source_is_not_compiled_again(site: Site) -> None:
 def test_a_forced_rebuild_compiles_again_and_comes_to_the_same_files(site: Site) -> None:
     source = site.source()
     first, before = site.build(source), builder_starts(site)
-    building.forget(first.digest, site.platform.on_volume)
+    site.platform.store.forget_build(first.digest)
     again = site.build(source)
     assert builder_starts(site) == before + 1
     assert (again.digest, again.files) == (first.digest, first.files)

@@ -83,16 +83,6 @@ def build(
     return build
 
 
-def forget(digest: str, store: VolumeStore) -> None:
-    """Have a build made anew next time: the forced rebuild.
-
-    Rarely right. The digest names the source, the recipe and the toolchain, so a stale binary cannot lie under it
-    (the guide's issue 5 was an image layer's cache, which has no part in this), and a damaged one is noticed and made
-    again by itself. What is left is a doubt about the compiler cache: then clear that Volume too.
-    """
-    store.files.remove(f"builds/{digest}/manifest.json")
-
-
 def _made(
     digest: str, source: SourceTree, recipe: Recipe, store: VolumeStore, tools: Tools, settings: Settings,
     progress: Progress,
