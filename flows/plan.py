@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydantic import Field
+from rich.markup import escape
 
 from flows.upgrade import required
 from tasks import patches, preflight, upstream
@@ -10,6 +11,8 @@ from tasks.platforms import Platform, open_platform
 from tasks.release import Hold, Model, PatchResult, Release, ReleaseFailed, SourceTree, UpstreamRelease, Verdict
 from tasks.settings import Settings
 from tasks.sources import Sources
+from tasks.upstream import stage
+from tasks.upstream.notes import Assessment
 
 
 class Plan(Model):
@@ -19,6 +22,7 @@ class Plan(Model):
     hold: Hold | None
     newer: tuple[str, ...]
     target: UpstreamRelease | None
+    notes: Assessment | None = None
     patches: tuple[PatchResult, ...] = ()
     problem: str = ""
     build: str | None = None
@@ -35,6 +39,9 @@ class Plan(Model):
         ]
         if self.target is None:
             return found
+        if self.notes:
+            found.append(("notes", self.notes.summary))
+            found += [(c.risk, escape("; ".join((c.name, *c.why, *c.touches)))) for c in self.notes.shown]
         found += [("patches", f"{p.file}: {p.status}; {p.evidence}") for p in self.patches]
         if self.problem:
             return [*found, ("stops", self.problem)]
@@ -62,6 +69,7 @@ def plan(settings: Settings, to: str | None) -> Plan:
         hold=pointer.hold,
         newer=tuple(r.tag for r in upstream.newer(source_of.releases(), build)),
         target=target,
+        notes=stage.changed(source_of, settings, build, target) if target else None,
     )
     if target is None:
         return known

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import State, flow
 
 from flows.outcome import Outcome, ended, one_at_a_time
-from tasks import promote
+from tasks import notify, promote
 from tasks.platforms import open_platform
 from tasks.settings import load
 
@@ -21,7 +21,7 @@ def rollback(by: str, reason: str, to: str | None = None) -> State[Outcome]:
     """
     settings = load()
     platform = open_platform(settings)
-    with one_at_a_time(platform.store):
+    with one_at_a_time(platform.store), notify.following(platform.store, settings.notify):
         promote.recover(platform)
         done = promote.rollback(platform, to, by, reason, settings.retain)
         return ended("rolled_back", done.release)

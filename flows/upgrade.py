@@ -6,15 +6,17 @@ from prefect import State, flow
 from prefect.runtime import flow_run
 
 from flows.outcome import Outcome, ended, one_at_a_time
-from tasks import approval, build, contracts, evals, patches, preflight, promote, proof, restore, upstream
+from tasks import approval, build, contracts, evals, notify, patches, preflight, promote, proof, restore
 from tasks.platforms import open_platform
 from tasks.report import show_dossier
 from tasks.settings import load
+from tasks.upstream import stage as upstream
 
 
 def required() -> tuple[str, ...]:
     """The names of all verifications that must be in a dossier before anybody may approve it."""
-    return tuple(sorted((proof.NAME, preflight.NAME, promote.STAGING, restore.NAME, evals.NAME, *contracts.required())))
+    ours = (proof.NAME, preflight.NAME, preflight.SURFACE, promote.STAGING, restore.NAME, evals.NAME)
+    return tuple(sorted((*ours, *contracts.required())))
 
 
 def _run_name() -> str:
@@ -32,30 +34,30 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
     settings = load()
     platform = open_platform(settings)
     store = platform.store
-    with one_at_a_time(store):
+    with one_at_a_time(store), notify.following(store, settings.notify):
         promote.recover(platform)
         production = store.pointer("production")
         promote.refuse_on_hold(production)
 
-        target = upstream.read(platform, settings, to)
+        target, notes = upstream.read(platform, settings, to)
         if target is None:
             return ended("nothing_newer")
         source = patches.apply(platform, settings, target)
         built = build.make(platform, source, settings.recipe)
         source, built = proof.check(platform, settings, source, built)
-        release = preflight.check(platform, built, settings.server, again)
+        release = preflight.check(platform, settings, built, production.release, again)
         proof.record(platform, release, source)
         if release.id == production.release:
             return ended("already_there", release)
 
-        contracts.check(platform, release)
+        contracts.check(platform, release, production.release)
         promote.staging(platform, release)
         restore.check(platform, "staging", release, settings.restore)
         evals.check(platform, release, production.release, settings)
 
         dossier = store.dossier(release, required())
         show_dossier(dossier)
-        decision = approval.ask(store, dossier, production.release, settings.approval)
+        decision = approval.ask(store, dossier, production.release, settings.approval, notes)
         if decision.decision == "reject":
             return ended("rejected", release)
         promote.promote(platform, store.dossier(release, required()), decision, settings.retain)

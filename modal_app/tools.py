@@ -144,6 +144,16 @@ def ask(digest: str, target: str, argv: list[str]) -> tuple[int, str, str]:
     return _run(Path(STORE, "builds", digest), target, argv)
 
 
+@app.function(image=serve_image, cpu=2.0, timeout=5 * MINUTES, volumes={STORE: store.read_only()})
+def search(digest: str, names: list[str], pattern: bytes) -> list[str]:
+    """What a pattern's group finds in the files of a build, sorted, each once."""
+    store.reload()
+    found: set[bytes] = set()
+    for name in names:
+        found.update(re.findall(pattern, Path(STORE, "builds", digest, name).read_bytes()))
+    return sorted(text.decode() for text in found)
+
+
 @app.function(image=fetch_image, cpu=4.0, timeout=60 * MINUTES, volumes={STORE: store})
 def fetch(name: str, weight: dict[str, str]) -> int:
     """Have a file of weights in files/<sha256>/<name>; its size in bytes.

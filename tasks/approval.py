@@ -7,12 +7,14 @@ from typing import Literal
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
+from prefect.runtime import flow_run
 from pydantic import Field
 
 from tasks.release import Approval, Dossier, Event, ReleaseFailed, ToolingError
 from tasks.report import dossier_markdown
 from tasks.settings import ApprovalSettings
 from tasks.store import Store
+from tasks.upstream.notes import Assessment, digest, show
 
 POLL_S = 1
 
@@ -33,8 +35,12 @@ def recorded(store: Store, dossier: Dossier, expected: str | None) -> Approval |
     return found if found and found.decision == "approve" and found.expected == expected else None
 
 
-def ask(store: Store, dossier: Dossier, expected: str | None, settings: ApprovalSettings) -> Approval:
+def ask(
+    store: Store, dossier: Dossier, expected: str | None, settings: ApprovalSettings, notes: Assessment | None = None
+) -> Approval:
     """Pause the running flow until a person has decided; the decision, recorded.
+
+    `notes` is what upstream tells of the changes, for the person to read: the approval is not bound to it.
 
     Must be called in a flow, not in a task. Raises ReleaseFailed when the dossier leaves nothing to decide,
     ToolingError when nobody decides in time or the dossier changes meanwhile.
@@ -48,13 +54,18 @@ def ask(store: Store, dossier: Dossier, expected: str | None, settings: Approval
     if found := recorded(store, dossier, expected):
         return found
     replaces = store.get_release(expected).label if expected else "nothing (the first release)"
-    question = Decision.with_initial_data(description=dossier_markdown(dossier, replaces))
+    if notes:
+        show(notes)
+    question = Decision.with_initial_data(
+        description=dossier_markdown(dossier, replaces, digest(notes) if notes else "")
+    )
     store.log(
         Event(
             kind="approval_wanted",
             release=dossier.release.id,
             stage="production",
             summary=f"dossier {dossier.digest} of {dossier.release.label} waits for a person",
+            detail={"link": flow_run.ui_url},
         )
     )
     try:

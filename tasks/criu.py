@@ -102,14 +102,31 @@ def dump(criu: str, pid: int, images: Path, *, timeout_s: float) -> None:
 def restore_argv(criu: str, images: Path, log: Path, output_was: Path) -> list[str]:
     """What brings the process back and lives as long as it does.
 
-    CRIU writes to `log`. The restored process writes to the starter's stdout where it wrote to the file `output_was`.
+    The process is left stopped, see `waits`: SIGCONT sets it going. CRIU writes to `log`. The restored process
+    writes to the starter's stdout where it wrote to the file `output_was`.
     """
     return [
         *_NAMESPACE, *_with_a_memory(),
         criu, "restore", "--images-dir", str(images),
-        "--tcp-close", "--manage-cgroups=ignore", "--inherit-fd", f"fd[1]:{str(output_was).lstrip('/')}",
+        "--leave-stopped", "--tcp-close", "--manage-cgroups=ignore",
+        "--inherit-fd", f"fd[1]:{str(output_was).lstrip('/')}",
         "--work-dir", str(log.parent), "--log-file", log.name, "-v2",
     ]  # fmt: skip
+
+
+def waits(pid: int) -> bool:
+    """Whether a restored process is complete: CRIU has let go of it, stopped."""
+    states = [_state(task) for task in Path(f"/proc/{pid}/task").glob("*/status")]
+    return bool(states) and all(state == ("T", "0") for state in states)
+
+
+def _state(status: Path) -> tuple[str, str]:
+    """(state, pid of the tracer) of a thread."""
+    try:
+        said = dict(line.split(":\t", 1) for line in status.read_text().splitlines())
+    except OSError:
+        return "", ""
+    return said["State"][0], said["TracerPid"]
 
 
 def _with_a_memory() -> list[str]:

@@ -87,7 +87,7 @@ def _comes_back(data: bytes, at: int, address: int, anonymous: list[range]) -> b
 
 
 def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Path in the folder -> size and CRC-32 of each 4 MiB, taken on all cores. Raises OSError.
+    """Path in the folder -> size and CRC-32 of each 4 MiB, on all cores but the one that restores. Raises OSError.
 
     This finds damage, not forgery: whoever can write here can write the manifest, too. And it is read before every
     restore, three times as fast as sha256.
@@ -95,7 +95,7 @@ def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
     sizes = {path: path.stat().st_size for path in paths}
     chunks = [(path, at) for path, size in sizes.items() for at in range(0, size, CHUNK_BYTES)]
     found = {path: [str(size)] for path, size in sizes.items()}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1)) as pool:
         for (path, _), sum in zip(chunks, pool.map(lambda chunk: _checksum(*chunk), chunks), strict=True):
             found[path].append(sum)
     return {str(path.relative_to(folder)): " ".join(sums) for path, sums in found.items()}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tasks import contracts, patches
 from tasks.contracts.probes import probes_of, run_probes, shows_fault
 from tasks.platforms import Platform, Progress
-from tasks.preflight import bundle, with_model
+from tasks.preflight import bundle
 from tasks.release import (
     Build,
     Model,
@@ -142,9 +142,8 @@ def _proof(
 def _run(platform: Platform, settings: Settings, built: Build, names: Sequence[str]) -> dict[str, Verification]:
     if not names:
         return {}
-    store = platform.store
-    release, _ = bundle(store, built, settings.server)
-    return run_probes(platform, release, names, lambda subject, path: with_model(store, subject, path))
+    release, _ = bundle(platform.store, built, settings.server)
+    return run_probes(platform, release, names)
 
 
 @stage("proof", "prove the patches on {source.upstream}")

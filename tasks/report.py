@@ -222,15 +222,20 @@ def _together(found: list[Verification]) -> str:
     return f"{len(found)} kept: {', '.join(v.name.rpartition('.')[2].replace('_', ' ') for v in found)}"
 
 
-def dossier_markdown(dossier: Dossier, replaces: str) -> str:
-    """The dossier as a person is asked to approve it."""
+def dossier_markdown(dossier: Dossier, replaces: str, changes: str) -> str:
+    """The dossier as a person is asked to approve it: what did not pass first, what passed by subject.
+
+    `changes` is the digest of upstream's notes, '' for none.
+    """
     counts = ", ".join(f"{len(found)} {verdict}" for verdict in Verdict if (found := dossier.having(verdict)))
-    rows = ((v.name, v.verdict, v.summary) for v in dossier.verifications)
+    groups = sorted(_grouped(dossier.verifications), key=lambda group: group[1][0].verdict is Verdict.PASSED)
+    rows = [(name, found[0].verdict, _together(found)) for name, found in groups]
     return "\n\n".join(
         [
             f"## Release {dossier.release.label}, to replace {replaces}",
             f"Dossier `{dossier.digest}`: {counts}.",
             markdown_table(("verification", "verdict", "what was seen"), rows),
+            *(["### What changed upstream", changes] if changes else []),
             f"`{' '.join(dossier.release.argv)}`",
             "An approval holds for this dossier only, and only while production is what it is now.",
         ]

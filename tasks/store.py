@@ -6,12 +6,14 @@
     dossiers/<id>/<verification>.json
     approvals/<dossier digest>.json
     proofs/<key>.json           what the probes of a patch said, with it and without it
+    surfaces/<build digest>-<basis>.json     what may be asked of a build
     answers/<id>/<set digest>.json     what a release answered to the evals
     calls/<digest>.json         a build that is being made elsewhere
     series/<id>/<time>-<id>.json   append-only: how long a release took to answer, one file an idle cycle
     series/latency.svg          all of them as a plot (of this machine only)
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
+    outbox.json                 how far people were told of the ledger
     locks/, run/                of this machine only
 
 A document is written whole or not at all, so a reader never sees half of one. Documents go through `Files`, which
@@ -24,6 +26,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -231,6 +234,13 @@ class Store:
         clean = {name: None for name in os.environ if name.startswith("LLAMA_")}
         return run([self.build_dir(build.digest) / build.recipe.target, *argv], timeout_s=60, env=clean, check=False)
 
+    def search(self, build: Build, pattern: bytes) -> tuple[str, ...]:
+        """What a pattern's group finds in the files of a build, sorted, each once."""
+        found: set[bytes] = set()
+        for name in build.files:
+            found.update(re.findall(pattern, (self.build_dir(build.digest) / name).read_bytes()))
+        return tuple(sorted(text.decode() for text in found))
+
     # -- files by content ---------------------------------------------------------------------
 
     def put_file(self, path: Path) -> FileRef:
@@ -337,6 +347,13 @@ class Store:
     def save_proof(self, key: str, proof: Model) -> None:
         self._save(f"proofs/{key}.json", proof)
 
+    def surface(self, digest: str, basis: str, kind: type[M]) -> M | None:
+        """The API surface of a build as code of this basis read it."""
+        return self._load(f"surfaces/{digest}-{basis}.json", kind)
+
+    def save_surface(self, digest: str, basis: str, surface: Model) -> None:
+        self._save(f"surfaces/{digest}-{basis}.json", surface)
+
     def answers_path(self, release_id: str, set_digest: str) -> str:
         """Where `files` has what a release answered to an item set."""
         return f"answers/{release_id}/{set_digest}.json"
@@ -381,8 +398,21 @@ class Store:
 
     def ledger(self) -> list[Event]:
         """Every event, oldest first."""
-        found = [self._load(path, Event) for path in self.files.names("ledger/*.json")]
-        return [e for e in found if e is not None]
+        return [event for _, event in self.events()]
+
+    def events(self, *, after: str = "", until: str = "~") -> Iterator[tuple[str, Event]]:
+        """(file name, event), oldest first, of those whose name comes after `after`, up to and with `until`."""
+        for path in self.files.names("ledger/*.json"):
+            name = path.rpartition("/")[2]
+            if after < name <= until and (event := self._load(path, Event)):
+                yield name, event
+
+    def load_outbox(self, kind: type[M]) -> M | None:
+        """How far people were told of the ledger."""
+        return self._load("outbox.json", kind)
+
+    def save_outbox(self, outbox: Model) -> None:
+        self._save("outbox.json", outbox)
 
     # -- locks ----------------------------------------------------------------------------------
 

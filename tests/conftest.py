@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -99,6 +99,21 @@ def build(base: Settings) -> Build:
 def older_build(base: Settings) -> Build:
     """A real llama-server of b11401."""
     return build_of(base, "b11401")
+
+
+def first_patch_alone(base: Settings, folder: Path) -> Settings:
+    """Settings whose series, in this empty folder, is patch 0001: what old upstream tags are built with."""
+    (patch,) = base.patches.glob("0001-*.patch")
+    shutil.copy(patch, folder)
+    (folder / "series").write_text(f"{patch.name}\n")
+    return base.model_copy(update={"patches": folder})
+
+
+@pytest.fixture(scope="session")
+def build_at(base: Settings, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Build]:
+    """Gives a real llama-server of any upstream tag, with patch 0001 alone: 0002 conflicts before b11401."""
+    settings = first_patch_alone(base, tmp_path_factory.mktemp("patches"))
+    return lambda tag: build_of(settings, tag)
 
 
 @pytest.fixture(scope="session")

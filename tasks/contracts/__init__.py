@@ -1,27 +1,51 @@
-"""What a llama-server must do to be shipped: the promises, and the run that checks them all on trial servers."""
+"""What a llama-server must do to be shipped: the promises, and the run that checks them all on trial servers.
+
+    promises.py     what a contract is made of, and how one is checked
+    trials.py       the servers that promises are checked on, most of them with a model whose weights are a script:
+    scripted.py     that model, and projector.py what makes it see
+    toolbox.py      what the promises about tools ask with
+    judge.py        no new failure: what a promise that is not kept means, by what production does
+    probes.py       promises as the proofs of patches
+
+Every other module is one subject, and each of its promises one function.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from tasks.contracts import auth, chat, errors, health, metrics, models, responses, settings, thinking, tools
-from tasks.contracts.promises import CONTRACTS, Contract, Server, redact, verification, verify
-from tasks.contracts.scripted import Script, build, calls_a_tool, thinks_then_answers
+from tasks.contracts import (
+    auth,
+    chat,
+    errors,
+    health,
+    messages,
+    metrics,
+    models,
+    responses,
+    sampling,
+    settings,
+    slots,
+    template,
+    thinking,
+    tools,
+    vision,
+)
+from tasks.contracts.judge import judge, kept, told
+from tasks.contracts.promises import CONTRACTS, Contract, Recorder, Server, redact, verification, verify
+from tasks.contracts.trials import ORDER, trial_release
 from tasks.platforms import Platform, Progress
-from tasks.preflight import with_model
 from tasks.release import Endpoint, Problem, Release, ReleaseFailed, Verdict, Verification
 from tasks.report import Row, markdown_table, stage
 
-SUBJECTS = (health, models, chat, auth, metrics, responses, errors, settings, thinking, tools)
-ORDER: tuple[Server, ...] = ("model", "starting", "scripted", "calling")
-SCRIPTS: dict[Server, Callable[[], Script]] = {"scripted": thinks_then_answers, "calling": calls_a_tool}
-
-Scripted = Callable[[Release, Path], Release]
-"""Makes of a release and a model file a trial release that serves that model with otherwise the same argv."""
+SUBJECTS = (
+    health, models, chat, sampling, auth, metrics, responses, messages, errors, settings, slots, template, thinking,
+    tools, vision,
+)  # fmt: skip
 
 
 def required() -> tuple[str, ...]:
@@ -38,8 +62,8 @@ def basis() -> str:
     return digest.hexdigest()[:12]
 
 
-def run_all(platform: Platform, release: Release, scripted: Scripted, progress: Progress) -> list[Verification]:
-    """Check every promise of a release; one verification for each, sorted by name.
+def run_all(platform: Platform, release: Release, progress: Progress) -> list[Verification]:
+    """Check every promise of a release; one verification for each, sorted by name: passed, or failed when not kept.
 
     Starts the trial servers of ORDER one after the other. A server that does not come up fails its promises; one that
     our tooling could not start leaves them errored. `progress` is told before each server and after each promise.
@@ -48,7 +72,7 @@ def run_all(platform: Platform, release: Release, scripted: Scripted, progress: 
     with tempfile.TemporaryDirectory(prefix="llama-release-") as folder:
         for server in ORDER:
             progress(len(found), len(CONTRACTS), f"starting the {server} server")
-            runs = trial_release(server, release, scripted, Path(folder))
+            runs = trial_release(platform.store, release, server, Path(folder))
             down = _down(found) if server == "starting" else None
             checks = (
                 _not_checked(server, down, release)
@@ -59,13 +83,6 @@ def run_all(platform: Platform, release: Release, scripted: Scripted, progress: 
                 found.append(done)
                 progress(len(found), len(CONTRACTS), f"{done.name.removeprefix('contracts.')} {done.verdict}")
     return sorted(found, key=lambda v: v.name)
-
-
-def trial_release(server: Server, release: Release, scripted: Scripted, folder: Path) -> Release:
-    """What the trial server of this kind runs: the release, or what `scripted` makes of it and a model in `folder`."""
-    if server not in SCRIPTS:
-        return release
-    return scripted(release, build(SCRIPTS[server](), folder / f"{server}.gguf"))
 
 
 def check_server(
@@ -83,9 +100,9 @@ def check_server(
     contracts = _of(server) if only is None else list(only)
     checked: set[str] = set()
     try:
-        with trial as endpoint:
+        with trial as endpoint, Recorder(endpoint) as client:
             for contract in contracts:
-                done = verify(contract, endpoint, runs, subject=subject, basis=basis())
+                done = verify(contract, client, runs, subject=subject, basis=basis())
                 checked.add(contract.name)
                 yield done
     except Problem as error:
@@ -113,24 +130,49 @@ def _not_checked(server: Server, down: Verification, subject: Release) -> Iterat
         )
 
 
-@stage("contracts", "contracts of {release.label}")
-def check(row: Row, platform: Platform, release: Release) -> list[Verification]:
-    """Every promise checked and recorded in the dossier, or as recorded before.
+def weigh(
+    platform: Platform, release: Release, production: Release | None, progress: Progress
+) -> tuple[list[Verification], list[Verification], bool]:
+    """(verifications of the release by what production does, those of production, whether nothing was asked now).
 
-    Raises ReleaseFailed when one is not kept, ToolingError when one could not be checked.
+    All of them are recorded. What is on record of these very contracts is not asked again, of neither release;
+    production is asked once, on trial servers of its own, if it never was.
     """
-    store = platform.store
-    found = store.fresh(release.id, required(), basis())
-    again = bool(found)
-    if not found:
-        found = run_all(platform, release, lambda subject, path: with_model(store, subject, path), row.progress)
-        for made in found:
-            store.record(made)
-    kept = sum(v.verdict is Verdict.PASSED for v in found)
+    theirs, asked = _measured(platform, production, progress) if production else ([], False)
+    if asked:
+        theirs = judge(theirs, None, [])
+        _record(platform, [v for v in theirs if kept(v) is not None])  # what could not be asked is asked again
+    found, asked_now = _measured(platform, release, progress)
+    found = judge(found, production, theirs)
+    _record(platform, found)
+    return found, theirs, not asked_now
+
+
+def _measured(platform: Platform, release: Release, progress: Progress) -> tuple[list[Verification], bool]:
+    """(what is known of each promise of a release, whether it was asked for now)."""
+    if found := platform.store.fresh(release.id, required(), basis()):
+        return found, False
+    return run_all(platform, release, progress), True
+
+
+def _record(platform: Platform, found: Iterable[Verification]) -> None:
+    for made in found:
+        if platform.store.verification(made.release, made.name) != made:
+            platform.store.record(made)
+
+
+@stage("contracts", "contracts of {release.label}")
+def check(row: Row, platform: Platform, release: Release, production: str | None) -> list[Verification]:
+    """Every promise checked, judged by what production (a release's id) does, and recorded, or as recorded before.
+
+    Raises ReleaseFailed when a promise is newly broken, ToolingError when one could not be checked.
+    """
+    serving = platform.store.get_release(production) if production else None
+    found, theirs, again = weigh(platform, release, serving, row.progress)
     rows = [(v.name, v.verdict, v.summary, v.promise) for v in found]
     row.judged(
         found,
-        f"{kept} of {len(found)} promises kept",
+        told(found, theirs),
         markdown_table(("promise", "verdict", "what was seen", "promised"), rows),
         again=again,
     )

@@ -11,8 +11,8 @@ NO_THINKING: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False
 EXACT: dict[str, Any] = {"temperature": 0, "seed": 1, "cache_prompt": False, **NO_THINKING}
 """The same request gives the same answer: no chance, no cached prefix, no thinking where the template has a say."""
 PROMPT = "Write one sentence about rivers."
-_OPENAI = "OpenAI API `POST /v1/chat/completions`"
-_EFFECT = f"{_OPENAI}; guide 07: verify that parameters have effects"
+OPENAI = "OpenAI API `POST /v1/chat/completions`"
+EFFECT = f"{OPENAI}; guide 07: verify that parameters have effects"
 _STREAM_SHARE = 0.9  # a live stream has its first token before this share of the whole time
 _STREAM_TRIES = 3  # on a busy machine one live stream may look held back; one that is held back always does
 
@@ -30,7 +30,7 @@ def streamed(stream: Stream, field: str) -> str:
     return "".join(delta.get(field) or "" for delta in deltas)
 
 
-@promise("chat.answers", "an unstreamed chat answer is a chat.completion with an assistant's text", _OPENAI)
+@promise("chat.answers", "an unstreamed chat answer is a chat.completion with an assistant's text", OPENAI, must=True)
 def answers(ctx: Context) -> str:
     answer = ctx.client.chat(PROMPT, max_tokens=12, **EXACT)
     text = said(answer)
@@ -40,7 +40,7 @@ def answers(ctx: Context) -> str:
     return f"{len(text)} characters in {answer.seconds:.2f} s"
 
 
-@promise("chat.usage", "usage counts prompt and completion tokens, and total is their sum", _OPENAI)
+@promise("chat.usage", "usage counts prompt and completion tokens, and total is their sum", OPENAI)
 def usage(ctx: Context) -> str:
     answer = ctx.client.chat(PROMPT, max_tokens=4, **EXACT)
     counted = at(answer.body, "usage")
@@ -50,7 +50,26 @@ def usage(ctx: Context) -> str:
     return f"{prompt} + {completion} = {total} tokens"
 
 
-@promise("chat.finish_length", "finish_reason is `length` when max_tokens ends the answer", _OPENAI, server="scripted")
+@promise(
+    "chat.stream_usage",
+    "a stream asked for usage (stream_options) counts tokens as the unstreamed answer does, and no other stream does",
+    f"{OPENAI}, stream_options",
+    server="scripted",
+)
+def stream_usage(ctx: Context) -> str:
+    whole = at(ctx.client.chat(PROMPT, max_tokens=4, **EXACT).body, "usage")
+    asked = ctx.client.stream(PROMPT, max_tokens=4, stream_options={"include_usage": True}, **EXACT)
+    plain = ctx.client.stream(PROMPT, max_tokens=4, **EXACT)
+    counted = [event["usage"] for event in asked.events if event.get("usage")]
+    expect(counted, "no event of the stream has usage")
+    for part in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        streams, answers = at(counted[-1], part), at(whole, part)
+        expect(streams == answers, f"{part} is {streams} streamed and {answers} not")
+    expect(not any(event.get("usage") for event in plain.events), "a stream that was not asked for usage has it too")
+    return f"{at(counted[-1], 'total_tokens')} tokens in both"
+
+
+@promise("chat.finish_length", "finish_reason is `length` when max_tokens ends the answer", OPENAI, server="scripted")
 def finish_length(ctx: Context) -> str:
     answer = ctx.client.chat(PROMPT, max_tokens=2, **EXACT)
     reason = at(answer.body, "choices", 0, "finish_reason")
@@ -58,7 +77,7 @@ def finish_length(ctx: Context) -> str:
     return "length"
 
 
-@promise("chat.finish_stop", "finish_reason is `stop` when the model ends its turn", _OPENAI, server="scripted")
+@promise("chat.finish_stop", "finish_reason is `stop` when the model ends its turn", OPENAI, server="scripted")
 def finish_stop(ctx: Context) -> str:
     answer = ctx.client.chat(PROMPT, max_tokens=64, **EXACT)
     reason = at(answer.body, "choices", 0, "finish_reason")
@@ -66,7 +85,7 @@ def finish_stop(ctx: Context) -> str:
     return "stop"
 
 
-@promise("chat.max_tokens", "max_tokens bounds the answer", _EFFECT, server="scripted")
+@promise("chat.max_tokens", "max_tokens bounds the answer", EFFECT, server="scripted", must=True)
 def max_tokens(ctx: Context) -> str:
     whole = said(ctx.client.chat(PROMPT, **EXACT))
     cut = said(ctx.client.chat(PROMPT, max_tokens=3, **EXACT))
@@ -75,7 +94,7 @@ def max_tokens(ctx: Context) -> str:
     return f"{len(cut.split())} words with it, {len(whole.split())} without"
 
 
-@promise("chat.stop_sequence", "a stop sequence ends the answer before it", _EFFECT, server="scripted")
+@promise("chat.stop_sequence", "a stop sequence ends the answer before it", EFFECT, server="scripted")
 def stop_sequence(ctx: Context) -> str:
     whole = said(ctx.client.chat(PROMPT, **EXACT))
     cut = said(ctx.client.chat(PROMPT, stop=["is"], **EXACT))
@@ -84,7 +103,7 @@ def stop_sequence(ctx: Context) -> str:
     return f"{cut!r} of {whole!r}"
 
 
-@promise("chat.stream_chunks", "a streamed answer comes in several chunks", _OPENAI, server="scripted")
+@promise("chat.stream_chunks", "a streamed answer comes in several chunks", OPENAI, server="scripted")
 def stream_chunks(ctx: Context) -> str:
     stream = ctx.client.stream(PROMPT, max_tokens=12, **EXACT)
     expect(stream.status == 200, f"the stream answered {stream.status}")
@@ -94,7 +113,7 @@ def stream_chunks(ctx: Context) -> str:
     return f"{len(stream.events)} chunks"
 
 
-@promise("chat.stream_live", "a stream sends tokens as they come, not all at the end", f"{_OPENAI}; guide 05: TTFT")
+@promise("chat.stream_live", "a stream sends tokens as they come, not all at the end", f"{OPENAI}; guide 05: TTFT")
 def stream_live(ctx: Context) -> str:
     shares = []
     for _ in range(_STREAM_TRIES):
@@ -106,7 +125,7 @@ def stream_live(ctx: Context) -> str:
     raise Unmet(f"the first token came after {', '.join(f'{share:.0%}' for share in shares)} of the time")
 
 
-@promise("chat.stream_ends", "a stream ends with a finish_reason and `[DONE]`", _OPENAI, server="scripted")
+@promise("chat.stream_ends", "a stream ends with a finish_reason and `[DONE]`", OPENAI, server="scripted", must=True)
 def stream_ends(ctx: Context) -> str:
     stream = ctx.client.stream(PROMPT, max_tokens=4, **EXACT)
     expect(stream.finish_reason, "no chunk has a finish_reason")
@@ -114,7 +133,7 @@ def stream_ends(ctx: Context) -> str:
     return f"{stream.finish_reason}, then [DONE]"
 
 
-@promise("chat.stream_same_text", "at temperature 0 a stream holds the unstreamed answer's text", _OPENAI)
+@promise("chat.stream_same_text", "at temperature 0 a stream holds the unstreamed answer's text", OPENAI, must=True)
 def stream_same_text(ctx: Context) -> str:
     whole = said(ctx.client.chat(PROMPT, max_tokens=12, **EXACT))
     stream = ctx.client.stream(PROMPT, max_tokens=12, **EXACT)

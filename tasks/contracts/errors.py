@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from tasks.contracts.promises import Context, expect, promise
+from tasks.contracts.auth import WRONG_KEY
+from tasks.contracts.promises import Context, at, expect, promise
 
 _ROUTE = "/v1/chat/completions"
 _MALFORMED = b'{"messages": [{"role": "user", "content": '
+_PADDING_BYTES = 16 << 20  # as much as a few photographs in base64
 _SOURCE = "OpenAI API errors: a request that is wrong is a 4xx; guide 05: alert on 5xx"
 
 
-@promise("errors.malformed_json", "a body that is not JSON gets a 4xx", f"{_SOURCE} (500 on old builds, b8672)")
+@promise(
+    "errors.malformed_json",
+    "a body that is not JSON gets a 4xx",
+    _SOURCE,
+    known="a 500 on b8672, b9105 and b10605, a 400 on b11434",
+)
 def malformed_json(ctx: Context) -> str:
     status = ctx.client.request("POST", _ROUTE, content=_MALFORMED).status
     expect(400 <= status < 500, f"malformed JSON got {status}")
@@ -30,7 +37,90 @@ def wrong_type(ctx: Context) -> str:
     return str(status)
 
 
-@promise("errors.survives", "after bad requests the server is healthy and answers", _SOURCE)
+@promise(
+    "errors.wrong_value",
+    "a parameter of a wrong type gets a 4xx",
+    _SOURCE,
+    known="old builds take the default for it and say nothing",
+)
+def wrong_value(ctx: Context) -> str:
+    for name, value in (("temperature", "hot"), ("max_tokens", "many")):
+        status = ctx.client.chat("Hi", **{"max_tokens": 1, name: value}).status
+        expect(400 <= status < 500, f"{name} {value!r} got {status}")
+    return "temperature and max_tokens refused"
+
+
+@promise(
+    "errors.wrong_tools",
+    "tools that are no list get a 4xx",
+    _SOURCE,
+    known="a 500 on every build from b8672 to b11434: the right words, the wrong side blamed",
+)
+def wrong_tools(ctx: Context) -> str:
+    status = ctx.client.chat("Hi", max_tokens=1, tools="all").status
+    expect(400 <= status < 500, f"tools 'all' got {status}")
+    return str(status)
+
+
+@promise("errors.object", "a refused request gets an error object with code, message and type", _SOURCE)
+def error_object(ctx: Context) -> str:
+    refused = {
+        "no messages": ctx.client.post(_ROUTE, {"max_tokens": 1}),
+        "a wrong key": ctx.client.post("/tokenize", {"content": "Hi"}, key=WRONG_KEY),
+        "an unknown route": ctx.client.get("/v1/nothing"),
+    }
+    for what, answer in refused.items():
+        error = at(answer.body, "error")
+        expect(at(error, "code") == answer.status, f"{what}: code {error.get('code')!r} with status {answer.status}")
+        expect(at(error, "message") and at(error, "type"), f"{what}: message or type is empty")
+    return ", ".join(f"{what}: {at(answer.body, 'error', 'type')}" for what, answer in refused.items())
+
+
+@promise("errors.unknown_route", "an unknown route gets 404", _SOURCE)
+def unknown_route(ctx: Context) -> str:
+    status = ctx.client.get("/v1/nothing").status
+    expect(status == 404, f"an unknown route got {status}")
+    return "404"
+
+
+@promise(
+    "errors.unknown_model",
+    "a chat with a model that is not served gets 404",
+    "OpenAI API errors, model_not_found",
+    known="with one model llama-server answers whatever model is named; it names the served one in its answer",
+)
+def unknown_model(ctx: Context) -> str:
+    status = ctx.client.chat("Hi", max_tokens=1, model="no-such-model").status
+    expect(status == 404, f"an unknown model got {status}")
+    return "404"
+
+
+@promise(
+    "errors.too_long",
+    "the error of a prompt that is too long says how long it is and what fits",
+    "llama.cpp exceed_context_size_error: n_prompt_tokens and n_ctx; guide 05: errors must show what was wrong",
+)
+def too_long(ctx: Context) -> str:
+    fits = at(ctx.client.get("/props").body, "default_generation_settings", "n_ctx")
+    answer = ctx.client.chat("river " * (fits + 64), max_tokens=1)
+    error = at(answer.body, "error")
+    came, limit = at(error, "n_prompt_tokens"), at(error, "n_ctx")
+    expect(came > limit == fits, f"the error speaks of {came} tokens and a limit of {limit}; a slot has {fits}")
+    return f"{came} tokens, {limit} fit"
+
+
+@promise(
+    "errors.large_body",
+    "a body of 16 MB is read whole and answered, or refused with 413",
+    "guide 08: vision and text; an image travels in the body as base64",
+)
+def large_body(ctx: Context) -> str:
+    status = ctx.client.chat("Hi", max_tokens=1, metadata={"padding": "x" * _PADDING_BYTES}).status
+    expect(status in (200, 413), f"a body of {_PADDING_BYTES >> 20} MB got {status}")
+    return str(status)
+
+
+@promise("errors.survives", "after bad requests the server is healthy and answers", _SOURCE, must=True)
 def survives(ctx: Context) -> str:
     # An empty list is here and not above: Gemma 4's template fails on it, a 500 on every build seen (b8672...b11434).
     bodies: tuple[object, ...] = ({}, [], {"messages": [], "max_tokens": 1})

@@ -9,6 +9,7 @@ from tasks.contracts.promises import Context, at, expect, promise
     "models.names_alias",
     "/v1/models lists the served alias as a model id",
     "OpenAI API `GET /v1/models`; guide 05: list available models to verify a deployment",
+    must=True,
 )
 def names_alias(ctx: Context) -> str:
     answer = ctx.client.get("/v1/models")

@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.contracts import ORDER, Scripted, check_server, trial_release
+from tasks.contracts import check_server
 from tasks.contracts.promises import CONTRACTS, Contract
+from tasks.contracts.trials import ORDER, trial_release
 from tasks.platforms import Platform
 from tasks.release import BadInput, Release, Verdict, Verification
 
@@ -26,9 +27,7 @@ def probes_of(trailer: str) -> tuple[str, ...]:
     return names
 
 
-def run_probes(
-    platform: Platform, release: Release, names: Sequence[str], scripted: Scripted
-) -> dict[str, Verification]:
+def run_probes(platform: Platform, release: Release, names: Sequence[str]) -> dict[str, Verification]:
     """Probe -> its verification on a trial server of this release, in the order of `names`.
 
     One server is started for all probes that need the same kind of it; nothing is recorded. Raises BadInput for a
@@ -41,19 +40,19 @@ def run_probes(
             some = [contract for contract in wanted if contract.server == server]
             if not some:
                 continue
-            runs = trial_release(server, release, scripted, Path(folder))
+            runs = trial_release(platform.store, release, server, Path(folder))
             trial = platform.trial(runs, wait=server != "starting")
             for done in check_server(server, trial, runs, subject=release, only=some):
                 found[done.name.removeprefix("contracts.")] = done
     return {name: found[name] for name in names}
 
 
-def run_probe(platform: Platform, release: Release, name: str, scripted: Scripted) -> Verification:
+def run_probe(platform: Platform, release: Release, name: str) -> Verification:
     """The verification of one promise, `<subject>.<promise>`, on a trial server of this release.
 
     Raises BadInput for a name that no promise has.
     """
-    return run_probes(platform, release, [name], scripted)[name]
+    return run_probes(platform, release, [name])[name]
 
 
 def shows_fault(verification: Verification) -> bool:

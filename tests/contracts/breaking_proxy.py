@@ -34,6 +34,8 @@ class Breakage:
 
     buffers = False
     """Whether a stream is held back until it is complete."""
+    drains = False
+    """Whether the server works on when its client has gone."""
 
     def ask(self, ask: Ask, right_key: str) -> Ask:
         return ask
@@ -44,6 +46,9 @@ class Breakage:
     def line(self, ask: Ask, line: bytes) -> bytes:
         """One line of an event stream; b'' drops it."""
         return line
+
+    def ended(self, ask: Ask) -> None:
+        """A stream is over."""
 
 
 @contextmanager
@@ -56,6 +61,9 @@ def broken(upstream: Endpoint, breakage: Breakage) -> Iterator[Endpoint]:
             self._pass_on()
 
         def do_POST(self) -> None:
+            self._pass_on()
+
+        def do_DELETE(self) -> None:
             self._pass_on()
 
         def log_message(self, format: str, *args: object) -> None:
@@ -90,9 +98,15 @@ def broken(upstream: Endpoint, breakage: Breakage) -> Iterator[Endpoint]:
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
             lines = (breakage.line(ask, line) for line in response)
-            for line in [b"".join(lines)] if breakage.buffers else lines:
-                self.wfile.write(line)
-                self.wfile.flush()
+            try:
+                for line in [b"".join(lines)] if breakage.buffers else lines:
+                    self.wfile.write(line)
+                    self.wfile.flush()
+            except ConnectionError:  # the client has gone
+                if breakage.drains:
+                    response.read()
+            finally:
+                breakage.ended(ask)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tasks.contracts.scripted import build as build_model
-from tasks.contracts.scripted import calls_a_tool, thinks_then_answers
+from tasks.contracts.promises import Server
+from tasks.contracts.trials import trial_release
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Build, Endpoint, Release
 from tasks.settings import Settings
 from tests.conftest import build_of
+
+Serving = Callable[[Server], tuple[Endpoint, Release]]
+"""Gives the trial server of a kind, and what it runs."""
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +30,7 @@ def release_of(platform: LocalPlatform, build: Build, smollm2: Path) -> Release:
     return Release(
         upstream=build.source.upstream, tree=build.source.tree, build=build.digest, alias="smollm2",
         argv=("--model", "{model}", "--alias", "smollm2", "--ctx-size", "8192", "--parallel", "2", *load,
-              "--flash-attn", "on", "--metrics", "--jinja"),
+              "--flash-attn", "on", "--metrics", "--jinja", "--threads", "1"),
         files={"model": platform.store.put_file(smollm2)},
     )  # fmt: skip
 
@@ -55,9 +59,23 @@ def unpatched_release(platform: LocalPlatform, unpatched_build: Build, smollm2: 
 
 
 @pytest.fixture(scope="session")
+def serving(platform: LocalPlatform, release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """One server of each kind for the whole session, started when it is first asked for."""
+    found: dict[Server, tuple[Endpoint, Release]] = {}
+    with ExitStack() as stack:
+
+        def serve(server: Server) -> tuple[Endpoint, Release]:
+            if server not in found:
+                runs = trial_release(platform.store, release, server, tmp_path_factory.mktemp("script"))
+                found[server] = stack.enter_context(platform.trial(runs)), runs
+            return found[server]
+
+        yield serve
+
+
+@pytest.fixture(scope="session")
 def calling_release(platform: LocalPlatform, release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    model = build_model(calls_a_tool(), tmp_path_factory.mktemp("script") / "calling.gguf")
-    return release.model_copy(update={"files": {"model": platform.store.put_file(model)}})
+    return trial_release(platform.store, release, "calling", tmp_path_factory.mktemp("script"))
 
 
 @pytest.fixture(scope="session")
@@ -68,8 +86,7 @@ def calling_server(platform: LocalPlatform, calling_release: Release) -> Iterato
 
 @pytest.fixture(scope="session")
 def scripted_release(platform: LocalPlatform, release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    model = build_model(thinks_then_answers(), tmp_path_factory.mktemp("script") / "script.gguf")
-    return release.model_copy(update={"files": {"model": platform.store.put_file(model)}})
+    return trial_release(platform.store, release, "scripted", tmp_path_factory.mktemp("script"))
 
 
 @pytest.fixture(scope="session")

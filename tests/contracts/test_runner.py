@@ -10,8 +10,9 @@ from threading import Thread
 import pytest
 
 from tasks import contracts
-from tasks.contracts.promises import CONTRACTS, Contract, Unmet, redact, verify
+from tasks.contracts.promises import CONTRACTS, Contract, Recorder, Unmet, redact, verify
 from tasks.release import Endpoint, Release, ReleaseFailed, ToolingError, UpstreamRelease, Verdict
+from tasks.store import Store
 
 KEY = "a-very-secret-key"
 RELEASE = Release(upstream=UpstreamRelease(build=1), tree="t", build="b", argv=("--alias", "m"), files={}, alias="m")
@@ -51,7 +52,8 @@ def contract(check):
 
 
 def run(check, endpoint):
-    return verify(contract(check), endpoint, RELEASE, subject=RELEASE, basis="0")
+    with Recorder(endpoint) as client:
+        return verify(contract(check), client, RELEASE, subject=RELEASE, basis="0")
 
 
 def test_a_kept_promise_passes_with_its_source(echo):
@@ -93,8 +95,8 @@ def test_long_strings_are_cut():
 class _NoPlatform:
     """A platform on which no trial comes up."""
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    def __init__(self, error: Exception, store: Store) -> None:
+        self.error, self.store = error, store
 
     @contextmanager
     def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:
@@ -106,8 +108,8 @@ class _NoPlatform:
     ("error", "verdict"),
     [(ReleaseFailed("it crashed", evidence="GGML_ASSERT"), "failed"), (ToolingError("no port"), "errored")],
 )
-def test_a_server_that_does_not_come_up_decides_every_promise(error, verdict):
-    found = contracts.run_all(_NoPlatform(error), RELEASE, lambda release, model: release, lambda *progress: None)
+def test_a_server_that_does_not_come_up_decides_every_promise(error, verdict, store):
+    found = contracts.run_all(_NoPlatform(error, store), RELEASE, lambda *progress: None)
     assert tuple(v.name for v in found) == contracts.required()
     assert {v.verdict for v in found} == {verdict}
     assert {v.evidence["server_said"] for v in found} == {error.evidence}

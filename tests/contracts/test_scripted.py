@@ -8,8 +8,16 @@ import gguf
 import numpy as np
 import pytest
 
-from tasks.contracts import scripted
-from tasks.contracts.scripted import Script, build, thinks_forever, thinks_then_answers
+from tasks.contracts import projector, scripted
+from tasks.contracts.scripted import (
+    COUNTED,
+    JSON,
+    Script,
+    build,
+    counts_or_skips,
+    thinks_forever,
+    thinks_then_answers,
+)
 from tasks.release import BadInput, ToolingError
 
 
@@ -25,6 +33,36 @@ def test_thinks_forever_answers_once_the_channel_is_closed():
 
 def test_thinks_then_answers_thinks_so_many_words():
     assert thinks_then_answers(3).says(40) == "<|channel>thought\nt1 t2 t3<channel|>The answer is forty-two."
+
+
+def test_counts_or_skips_counts_and_may_skip_begin_again_or_say_json():
+    script = counts_or_skips()
+    assert script.says(99).split() == [f"w{n}" for n in range(1, COUNTED + 1)]
+    assert script.says(99, after="<channel|>") == script.says(99)
+    assert [script.seconds[word] for word in ("w1 ", "w38 ", "w39 ")] == ["w3 ", "w40 ", "w1 "]
+    assert script.seconds["model\n"] == script.seconds["<channel|>"] == JSON
+
+
+def test_a_model_that_attends_has_all_the_same_weights_but_for_its_attention(tmp_path):
+    blind, seeing = (
+        {
+            t.name: t.data
+            for t in gguf.GGUFReader(build(thinks_forever(), tmp_path / f"{sees}.gguf", attends=sees)).tensors
+        }
+        for sees in (False, True)
+    )
+    changed = {name for name in blind if not np.array_equal(blind[name], seeing[name])}
+    assert changed == {"blk.1.attn_v.weight", "blk.1.attn_output.weight"}
+
+
+def test_a_projector_is_small_and_always_the_same_and_gives_what_the_text_model_takes(tmp_path):
+    first, again = (projector.build(96, tmp_path / name) for name in ("a.gguf", "b.gguf"))
+    assert first.read_bytes() == again.read_bytes()
+    assert first.stat().st_size < 1_000_000
+    reader = gguf.GGUFReader(first)
+    assert reader.get_field("clip.vision.projection_dim").contents() == 96
+    shapes = {tensor.name: list(tensor.shape) for tensor in reader.tensors}
+    assert shapes["mm.input_projection.weight"] == [64, 96]
 
 
 @pytest.mark.parametrize(

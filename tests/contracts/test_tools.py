@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -13,6 +12,7 @@ from tasks.contracts.probes import probes_of, run_probe, shows_fault
 from tasks.contracts.promises import CONTRACTS
 from tasks.contracts.scripted import FIRST, SECOND, TURN_END, Script, build, call, calls_a_tool
 from tasks.release import BadInput, Release, ReleaseFailed, ToolingError, UpstreamRelease
+from tasks.store import Store
 from tests.conftest import REPOSITORY
 
 RELEASE = Release(upstream=UpstreamRelease(build=1), tree="t", build="b", argv=("--alias", "m"), files={}, alias="m")
@@ -78,8 +78,8 @@ def test_every_patch_of_the_series_names_probes_there_are():
 
 
 class _NoPlatform:
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    def __init__(self, error: Exception, store: Store) -> None:
+        self.error, self.store = error, store
 
     @contextmanager
     def trial(self, release: Release, *, wait: bool = True):
@@ -90,14 +90,8 @@ class _NoPlatform:
 @pytest.mark.parametrize(
     ("error", "verdict"), [(ReleaseFailed("it crashed"), "failed"), (ToolingError("no port"), "errored")]
 )
-def test_a_server_that_does_not_come_up_shows_no_fault(error, verdict):
-    models: list[Path] = []
-
-    def scripted(release: Release, model: Path) -> Release:
-        models.append(model)
-        return release
-
-    found = run_probe(_NoPlatform(error), RELEASE, "tools.named", scripted)
+def test_a_server_that_does_not_come_up_shows_no_fault(error, verdict, store):
+    found = run_probe(_NoPlatform(error, store), RELEASE, "tools.named")
     assert (found.name, found.verdict) == ("contracts.tools.named", verdict)
     assert not shows_fault(found)
-    assert [model.name for model in models] == ["calling.gguf"]
+    assert [path.name for path in store.root.glob("files/*/*.gguf")] == ["calling.gguf"]  # no other server is needed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,118 +11,15 @@ from tasks.contracts.probes import probes_of, run_probes, shows_fault
 from tasks.contracts.promises import CONTRACTS
 from tasks.contracts.scripted import FIRST, SECOND, Script, call
 from tasks.contracts.scripted import build as build_model
+from tasks.contracts.trials import with_model
 from tasks.endpoint import Client, message
 from tasks.platforms.local import LocalPlatform
-from tasks.preflight import with_model
 from tasks.release import Endpoint, Release, Verdict
 from tests.conftest import REPOSITORY
-from tests.contracts.breaking_proxy import Ask, Breakage, Reply, broken
-from tests.contracts.test_real import check, edited
+from tests.contracts.test_real import SHORTCOMINGS, names_of
 
 pytestmark = pytest.mark.real
-CHAT = "/v1/chat/completions"
-ALL = [name.removeprefix("contracts.") for name, c in CONTRACTS.items() if c.server == "calling"]
-NAMED = {name for name in ALL if name.startswith("tools.named")}
-
-
-def resent(ask: Ask, edit: Any) -> Ask:
-    if not ask.body:
-        return ask
-    body = json.loads(ask.body)
-    edit(body)
-    return Ask(ask.method, ask.path, json.dumps(body).encode(), ask.key)
-
-
-class TakesNamesForAuto(Breakage):
-    """What llama-server does without the patch."""
-
-    def ask(self, ask: Ask, right_key: str) -> Ask:
-        return resent(ask, self._auto)
-
-    def _auto(self, body: Any) -> None:
-        if isinstance(body.get("tool_choice"), dict):
-            del body["tool_choice"]
-
-
-class TakesNamesForRequired(Breakage):
-    """The right status for a wrong object, and any function for a right one."""
-
-    def ask(self, ask: Ask, right_key: str) -> Ask:
-        named = SECOND.encode() in ask.body.split(b'"tool_choice"')[-1] and b"nonsense" not in ask.body
-        return resent(ask, self._any if ask.path == "/v1/messages" else self._required) if named else ask
-
-    def _required(self, body: Any) -> None:
-        if "tool_choice" in body:
-            body["tool_choice"] = "required"
-
-    def _any(self, body: Any) -> None:
-        if "tool_choice" in body:
-            body["tool_choice"] = {"type": "any"}
-
-
-class TakesRequiredForAuto(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
-        return Ask(ask.method, ask.path, ask.body.replace(b'"required"', b'"auto"'), ask.key)
-
-
-class TakesNoneForAuto(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
-        return Ask(ask.method, ask.path, ask.body.replace(b'"none"', b'"auto"'), ask.key)
-
-
-class LosesArguments(Breakage):
-    """`{}` instead of the arguments, in chat answers that are not streamed."""
-
-    def reply(self, ask: Ask, reply: Reply) -> Reply:
-        return edited(reply, self._empty) if ask.path == CHAT and reply.status == 200 else reply
-
-    def _empty(self, body: Any) -> None:
-        for one in body["choices"][0]["message"].get("tool_calls") or []:
-            one["function"]["arguments"] = "{}"
-
-
-class GarblesStreams(Breakage):
-    def line(self, ask: Ask, line: bytes) -> bytes:
-        return line.replace(b'\\"days\\"', b'\\"days')
-
-
-class LeaksCalls(Breakage):
-    def reply(self, ask: Ask, reply: Reply) -> Reply:
-        return edited(reply, self._leak) if ask.path == CHAT and reply.status == 200 else reply
-
-    def _leak(self, body: Any) -> None:
-        message = body["choices"][0]["message"]
-        if message.get("tool_calls"):
-            message["content"] = "<|tool_call>"
-
-
-class DropsItems(Breakage):
-    def reply(self, ask: Ask, reply: Reply) -> Reply:
-        field = {"/v1/responses": "output", "/v1/messages": "content"}.get(ask.path)
-        return edited(reply, lambda body: body.update({field: []})) if field and reply.status == 200 else reply
-
-
-CHAT_CALLS = {"tools.called", "tools.required", "tools.named"}
-OTHERS = {"tools.responses", "tools.messages", "tools.named_responses", "tools.named_messages"}
-BROKEN: list[tuple[Breakage, set[str]]] = [
-    (Breakage(), set()),
-    (TakesNamesForAuto(), NAMED),
-    (TakesNamesForRequired(), {"tools.named", "tools.named_responses", "tools.named_messages"}),
-    (TakesRequiredForAuto(), {"tools.required"}),
-    (TakesNoneForAuto(), {"tools.none"}),
-    (LosesArguments(), CHAT_CALLS),
-    (GarblesStreams(), {"tools.streamed"}),
-    (LeaksCalls(), {"tools.called"}),
-    (DropsItems(), OTHERS),
-]
-
-
-@pytest.mark.parametrize(("breakage", "caught"), BROKEN, ids=[type(b[0]).__name__ for b in BROKEN])
-def test_a_broken_server_breaks_its_promise_and_no_other(
-    breakage: Breakage, caught: set[str], calling_server: Endpoint, calling_release: Release
-) -> None:
-    with broken(calling_server, breakage) as endpoint:
-        assert set(check(endpoint, calling_release, ALL)) == caught
+NAMED = {name.removeprefix("contracts.") for name in CONTRACTS if name.startswith("contracts.tools.named")}
 
 
 def probes(patch: str) -> tuple[str, ...]:
@@ -132,7 +28,7 @@ def probes(patch: str) -> tuple[str, ...]:
 
 
 def run(platform: LocalPlatform, release: Release, patch: str) -> dict[str, tuple[Verdict, bool]]:
-    found = run_probes(platform, release, probes(patch), lambda of, model: with_model(platform.store, of, model))
+    found = run_probes(platform, release, probes(patch))
     assert {v.release for v in found.values()} == {release.id}
     return {name: (v.verdict, shows_fault(v)) for name, v in found.items()}
 
@@ -145,9 +41,7 @@ def test_the_probes_of_0002_fail_without_it_and_nothing_else_does(
 ) -> None:
     assert set(probes(NAMED_PATCH)) == NAMED
     assert set(run(platform, unpatched_release, NAMED_PATCH).values()) == {(Verdict.FAILED, True)}
-    others = run_probes(
-        platform, unpatched_release, sorted(set(ALL) - NAMED), lambda of, model: with_model(platform.store, of, model)
-    )
+    others = run_probes(platform, unpatched_release, sorted(set(names_of("calling")) - NAMED - SHORTCOMINGS))
     assert {v.verdict for v in others.values()} == {Verdict.PASSED}
 
 

@@ -133,9 +133,9 @@ def test_the_tools_need_no_gpu_and_only_the_builder_and_the_download_may_write(f
     def writes(name: str) -> set[str]:
         return {mount.mount_path for mount in tool(name).volume_mounts if not mount.read_only}
 
-    names = ("build", "inspect", "ask", "fetch")
+    names = ("build", "inspect", "ask", "search", "fetch")
     assert {name: writes(name) for name in names} == {
-        "build": {STORE, "/llama-release-cache"}, "inspect": set(), "ask": set(), "fetch": {STORE},
+        "build": {STORE, "/llama-release-cache"}, "inspect": set(), "ask": set(), "search": set(), "fetch": {STORE},
     }  # fmt: skip
     assert not any(tool(name).resources.gpu_config.gpu_type for name in names)
     settings = ModalSettings()

@@ -226,7 +226,8 @@ class Here:
     def releases(self) -> list[UpstreamRelease]:
         return [UpstreamRelease(build=build) for build in sorted(self.world.trees)]
 
-    eligible = releases
+    def newest(self) -> UpstreamRelease | None:
+        return next(reversed(self.releases()), None)
 
     def fetch(self, release: UpstreamRelease) -> Path:
         pack = self.world.root / "pack" / release.tag

@@ -28,7 +28,7 @@ from tasks.platforms.local.snapshot import Depth, Wanted, snapshots_here
 from tasks.release import BootKind, BootRecord, Build
 from tasks.settings import Settings
 from tests.platforms.conftest import platform_at, stand_of
-from tests.platforms.stand import Stand
+from tests.platforms.stand import Stand, until
 
 LIBCUDA = r"""
 #include <stdio.h>
@@ -162,7 +162,8 @@ def test_at_depth_memory_the_same_process_comes_back(stand: Stand, driver: Drive
     async def act(replica: Replica) -> None:
         server = await replica.up()
         await replica.down()
-        assert replica.server is None and replica.suspended == server.pid and _stopped(server)
+        assert replica.server is None and replica.suspended == server.pid
+        assert until(lambda: _stopped(server))
         assert driver.calls() == [("lock", server.pid), ("checkpoint", server.pid)]
         assert (await replica.up()).pid == server.pid and replica.suspended is None
         assert driver.calls() == [("restore", server.pid), ("unlock", server.pid)]

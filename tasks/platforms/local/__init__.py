@@ -93,6 +93,10 @@ class LocalPlatform:
         finally:
             started.stop()
 
+    def inherits(self) -> tuple[str, ...]:
+        """The names of this process's environment variables that servers see too, sorted."""
+        return server.inherited()
+
     def deploy(self, stage: StageName, release: Release, check: Callable[[Endpoint], object]) -> Endpoint:
         """The stage serves this release from now on; nothing happens when it does already, with the same key.
 

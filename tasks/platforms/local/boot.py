@@ -187,15 +187,22 @@ class Boot:
         manifest = snapshot.usable(self.folder, self.release, self._machine())
         output = servers.new_log(self._logs, self.release)
         said = output.with_suffix(".criu.log")
-        server = servers.restore(
-            criu.restore_argv(self.wanted.criu, self.folder / "images", said, manifest.output),
-            self.release,
-            Endpoint(base_url=f"http://127.0.0.1:{manifest.port}", api_key=self.key),
-            output,
-            self.timeout_s,
-            self.halt,
-            lambda ending: NoSnapshot(f"CRIU did not restore: {criu.complaint(said, ending)}"),
-        )
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(snapshot.check_pages, self.folder, manifest)
+            try:
+                server = servers.restore(
+                    criu.restore_argv(self.wanted.criu, self.folder / "images", said, manifest.output),
+                    self.release,
+                    Endpoint(base_url=f"http://127.0.0.1:{manifest.port}", api_key=self.key),
+                    output,
+                    self.timeout_s,
+                    self.halt,
+                    reading.result,
+                    said,
+                )
+            except NoSnapshot:
+                reading.result()  # damage says more than what CRIU made of it
+                raise
         if self.gpu:
             try:
                 cuda_checkpoint.resume(server.pid, timeout_s=CUDA_LIMIT_S)

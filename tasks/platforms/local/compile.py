@@ -75,7 +75,7 @@ def toolchain(recipe: Recipe) -> dict[str, str]:
     }
     if recipe.backend == "cuda":
         found["cuda"] = run(["nvcc", "--version"], timeout_s=60).stdout.splitlines()[-1]
-    if (BACKEND[recipe.backend] | recipe.cmake)["GGML_NATIVE"] == "ON":
+    if definitions(recipe).get("GGML_NATIVE") == "ON":
         found["cpu"] = _cpu_flags()
     return found
 
@@ -86,17 +86,15 @@ def _cpu_flags() -> str:
     return digest_of(sorted(flags[1].split()) if flags else platform.processor())[:12]
 
 
-def definitions(source: SourceTree, recipe: Recipe) -> dict[str, str]:
-    """CMake definitions of a build: its name, lean, then the backend's, then the recipe's own."""
-    return {
-        "LLAMA_BUILD_NUMBER": str(source.upstream.build),
-        # The tree instead of upstream's commit, which the archive does not tell: --version then names the source.
-        "LLAMA_BUILD_COMMIT": source.tree[:9],
-        "CMAKE_BUILD_TYPE": recipe.build_type,
-        **LEAN,
-        **BACKEND[recipe.backend],
-        **recipe.cmake,
-    }
+def definitions(recipe: Recipe) -> dict[str, str]:
+    """CMake definitions of a recipe: lean, then the backend's, then the recipe's own."""
+    return {"CMAKE_BUILD_TYPE": recipe.build_type, **LEAN, **BACKEND[recipe.backend], **recipe.cmake}
+
+
+def names(source: SourceTree) -> dict[str, str]:
+    """CMake definitions of what the binary calls itself."""
+    # The tree instead of upstream's commit, which the archive does not tell: --version then names the source.
+    return {"LLAMA_BUILD_NUMBER": str(source.upstream.build), "LLAMA_BUILD_COMMIT": source.tree[:9]}
 
 
 def _compile(
@@ -119,8 +117,8 @@ def _compile(
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
         compiled = compile_target(
-            work / "src", work / "out", recipe.target, definitions(source, recipe), log=log, cache=cache / "sccache",
-            progress=progress, before_exec=die_with_parent,
+            work / "src", work / "out", recipe.target, definitions(recipe) | names(source), log=log,
+            cache=cache / "sccache", progress=progress, before_exec=die_with_parent,
         )  # fmt: skip
     except CompileFailed as error:
         raise _failure(error, log) from error

@@ -190,10 +190,11 @@ class Replica:
         return ""
 
     async def _stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        booted, self._booted, self._asleep = self._booted, None, False
+        booted, asleep = self._booted, self._asleep
+        self._booted, self._asleep = None, False
         if booted is not None:
             log.info("stopping %s, pid %d", self.release.label, booted.server.pid)
-            await asyncio.to_thread(booted.server.stop, grace_s)
+            await asyncio.to_thread(booted.server.stop, 0.0 if asleep else grace_s)
 
     async def _note_crash(self) -> None:
         if self._booted is not None and not self._asleep and not self._booted.server.alive:

@@ -17,9 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from tasks.criu import complaint, waits
 from tasks.endpoint import Client
 from tasks.platforms.local.control import KEY_VARIABLE
 from tasks.platforms.local.proc import children, lasting_port, owns_loopback_port
+from tasks.platforms.local.snapshot import NoSnapshot
 from tasks.process import die_with_parent
 from tasks.release import BadInput, Endpoint, Release, ReleaseFailed, ToolingError, now
 from tasks.store import Store
@@ -36,7 +38,7 @@ STOP_GRACE_S = 5.0
 KEPT_LOGS = 20
 FILE_NAMES = ("model", "mmproj", "chat_template")
 
-# A release is served as it is: LLAMA_ARG_* and our own secrets are not handed down.
+# A release is served as it is: LLAMA_* and our own secrets are not handed down; the preflight says so.
 _INHERITED = re.compile(
     r"(PATH|HOME|USER|LANG|TZ|TMPDIR|LD_LIBRARY_PATH|(LC|XDG|CUDA|NVIDIA|GGML|OMP|GOMP|HIP|HSA|ROCR|VK|MALLOC)_\w+)"
 )
@@ -143,11 +145,13 @@ def restore(
     path: Path,
     timeout_s: float,
     halt: threading.Event,
-    failure: Callable[[str], Exception],
+    check: Callable[[], object],
+    said: Path,
 ) -> Server:
     """The server that `argv` (see criu.restore_argv) brings back, healthy on its old port, with its output in `path`.
 
-    Raises what `failure` makes of the reason when it doesn't come back; no process is left then.
+    It is complete, but does not run, until `check` returns. Raises what `check` raises, and NoSnapshot, with CRIU's
+    words in `said`, when it doesn't come back; no process is left then.
     """
     log.info("restoring %s", release.label)
     port = int(endpoint.base_url.rpartition(":")[2])
@@ -157,16 +161,18 @@ def restore(
     try:
         while True:
             if (code := process.poll()) is not None:
-                raise failure(f"exit code {code}")
-            pid = next((pid for init in children(process.pid) for pid in children(init)), None)
-            if pid is not None and owns_loopback_port(pid, port):
+                raise NoSnapshot(f"CRIU did not restore: {complaint(said, f'exit code {code}')}")
+            inside = [pid for init in children(process.pid) for pid in children(init)]
+            if pid := next((pid for pid in inside if waits(pid) and owns_loopback_port(pid, port)), None):
+                check()
+                os.kill(pid, signal.SIGCONT)
                 if not answers(endpoint):
-                    raise failure("the restored server does not answer /health")
+                    raise NoSnapshot("the restored server does not answer /health")
                 return Server(release, endpoint, port, pid, process, path)
             if halt.is_set():
-                raise failure("it was given up")
+                raise NoSnapshot("the restore was given up")
             if time.monotonic() > deadline:
-                raise failure(f"it did not come back in {timeout_s:.0f} s")
+                raise NoSnapshot(f"CRIU did not restore in {timeout_s:.0f} s")
             time.sleep(RESTORE_POLL_S)
     except BaseException:
         end_namespace(process)
@@ -265,9 +271,14 @@ def redacted(argv: Sequence[str]) -> str:
     return " ".join(words)
 
 
+def inherited() -> tuple[str, ...]:
+    """The names of this process's environment variables that a server sees too, sorted."""
+    return tuple(sorted(name for name in os.environ if _INHERITED.fullmatch(name)))
+
+
 def environment(folder: Path, key: str | None) -> dict[str, str]:
     """What a server sees of the environment: the build's own libraries first, the key, and no other secret."""
-    env = {name: value for name, value in os.environ.items() if _INHERITED.fullmatch(name)}
+    env = {name: os.environ[name] for name in inherited()}
     env["LD_LIBRARY_PATH"] = ":".join(filter(None, (str(folder), env.get("LD_LIBRARY_PATH"))))
     return env | ({KEY_VARIABLE: key} if key else {})
 

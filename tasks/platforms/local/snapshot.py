@@ -6,8 +6,9 @@
             golden.json                       what the warmed server answered (modal_app.warmup)
             manifest.json                     written last; the folder is renamed to its place after it
 
-An image is used only by the release, the key and the machine that it was taken with, and only after every byte of it
-was read again. So nothing needs to be synced: what a power failure cut short is refused like any other damage.
+An image is used only by the release, the key and the machine that it was taken with. What comes out of it runs only
+after every byte was read again (the pages while CRIU restores them: it leaves the process stopped). So nothing needs
+to be synced: what a power failure cut short is refused like any other damage.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def write_manifest(folder: Path, release: Release, machine: dict[str, str], port
 
 
 def usable(folder: Path, release: Release, machine: dict[str, str]) -> Manifest:
-    """The manifest of a snapshot that is whole and of this very release and machine. Raises NoSnapshot."""
+    """The manifest of a snapshot of this very release and machine, whole but for its pages. Raises NoSnapshot."""
     try:
         manifest = Manifest.model_validate_json((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -176,13 +177,26 @@ def usable(folder: Path, release: Release, machine: dict[str, str]) -> Manifest:
         was, is_now = manifest.machine.get(name), machine.get(name)
         if was != is_now:
             raise NoSnapshot(f"the snapshot was taken with another {name}: {was}, here {is_now}")
+    _check(folder, {name: sum for name, sum in manifest.files.items() if not _is_pages(name)})
+    return manifest
+
+
+def check_pages(folder: Path, manifest: Manifest) -> None:
+    """Read every page again. Raises NoSnapshot: what was restored from them may not run."""
+    _check(folder, {name: sum for name, sum in manifest.files.items() if _is_pages(name)})
+
+
+def _is_pages(name: str) -> bool:
+    return Path(name).name.startswith("pages-")
+
+
+def _check(folder: Path, wanted: dict[str, str]) -> None:
     try:
-        found = checksums(folder, [folder / name for name in manifest.files])
+        found = checksums(folder, [folder / name for name in wanted])
     except OSError as error:
         raise NoSnapshot(f"the snapshot can't be read: {error}") from error
-    if damaged := sorted(name for name, sum in manifest.files.items() if found[name] != sum):
+    if damaged := sorted(name for name, sum in wanted.items() if found[name] != sum):
         raise NoSnapshot(f"the snapshot is damaged: {', '.join(damaged)}")
-    return manifest
 
 
 def load_golden(folder: Path) -> Golden | None:

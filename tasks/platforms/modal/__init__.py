@@ -98,6 +98,10 @@ class ModalPlatform:
             with told("removing a trial's boot records"), suppress(NotFoundError):
                 modal.Dict.objects.delete(f"{name}-boots", environment_name=self._modal.environment)
 
+    def inherits(self) -> tuple[str, ...]:
+        """None of this process's environment variables reaches a container."""
+        return ()
+
     def deploy(self, stage: StageName, release: Release, check: Callable[[Endpoint], object]) -> Endpoint:
         """The stage serves this release from now on; nothing happens when it does already, with the same key.
 

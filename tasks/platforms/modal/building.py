@@ -14,7 +14,7 @@ import modal
 from modal_app import images
 from modal_app.settings import ModalSettings
 from tasks.platforms import Progress
-from tasks.platforms.local.compile import check_version, definitions
+from tasks.platforms.local.compile import check_version, definitions, names
 from tasks.platforms.modal.account import told
 from tasks.platforms.modal.store import VolumeStore
 from tasks.platforms.modal.tools import CallEnded, Tools
@@ -110,7 +110,7 @@ def _made(
 
 def _definitions(source: SourceTree, recipe: Recipe, settings: ModalSettings) -> dict[str, str]:
     cuda = {"CMAKE_CUDA_ARCHITECTURES": settings.cuda_architectures} if recipe.backend == "cuda" else {}
-    return {**definitions(source, recipe), **ON_MODAL, **cuda, **recipe.cmake}
+    return {**definitions(recipe), **ON_MODAL, **cuda, **recipe.cmake, **names(source)}
 
 
 def _upload(source: SourceTree, store: VolumeStore, cache: Path) -> None:

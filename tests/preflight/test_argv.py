@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.preflight import Argv, bundle, complaint, render, wants, with_model
+from tasks.contracts.trials import with_model
+from tasks.preflight.argv import Argv, bundle, complaint, render, wants
 from tasks.release import BadInput, Build, ReleaseFailed
 from tasks.settings import ServerSettings
 from tasks.store import Store

@@ -1,18 +1,14 @@
-"""Production's exact argv against the candidate binary, before anything is served."""
+"""The settings as an argv that one binary takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from tasks.platforms import Platform
-from tasks.release import BadInput, Build, Release, ReleaseFailed, Verdict, Verification
-from tasks.report import Row, markdown_table, stage
+from tasks.release import BadInput, Build, Release, ReleaseFailed
 from tasks.settings import ServerSettings
 from tasks.store import Store
 
-NAME = "preflight"
 Argv = tuple[str, ...]
 Accepts = Callable[[Argv], str]
 """Gives the binary's own complaint about an argv; '' when it takes it."""
@@ -67,6 +63,11 @@ def _bare_flash(server: ServerSettings) -> tuple[Argv, ...]:
     return {"on": (("--flash-attn",),), "off": ((),), "auto": ()}[server.flash_attention]
 
 
+def spelled(server: ServerSettings) -> dict[str, Want]:
+    """Flag -> the setting that it is, or was in an earlier spelling, the way to say."""
+    return {word: want for want in wants(server) for s in want.spellings for word in s if word.startswith("-")}
+
+
 def complaint(store: Store, build: Build, argv: Argv) -> str:
     """What the binary says against an argv, in its own words; '' when it takes it.
 
@@ -100,7 +101,7 @@ def render(server: ServerSettings, refuses: Accepts) -> tuple[Argv, list[str]]:
         raise ReleaseFailed(
             "the candidate does not take our argv",
             evidence=said,
-            todo="look for the flag's new name in upstream's notes and teach tasks/preflight.py, or drop the setting",
+            todo="teach tasks/preflight/argv.py the flag's new name, or drop the setting",
         )
     return tuple(argv), notes
 
@@ -123,45 +124,3 @@ def bundle(store: Store, build: Build, server: ServerSettings) -> tuple[Release,
         alias=server.alias,
     )
     return release, notes
-
-
-def with_model(store: Store, release: Release, model: Path) -> Release:
-    """The same release serving another model with that model's own chat template: for trials only."""
-    argv = list(release.argv)
-    for flag in ("--mmproj", "--chat-template-file"):
-        if flag in argv:
-            at = argv.index(flag)
-            del argv[at : at + 2]
-    return release.model_copy(update={"argv": tuple(argv), "files": {"model": store.put_file(model)}})
-
-
-@stage(NAME, "preflight {build.tag}")
-def check(row: Row, platform: Platform, build: Build, server: ServerSettings, again: bool = False) -> Release:
-    """The release: its argv taken by this very binary. Raises ReleaseFailed when it refuses a flag.
-
-    With `again`, what was verified of this release before is put aside.
-    """
-    release, notes = bundle(platform.store, build, server)
-    platform.store.save_release(release)
-    if again:
-        platform.store.forget(release)
-    summary = "argv accepted" + "".join(f"; {note}" for note in notes)
-    platform.store.record(
-        Verification(
-            name=NAME,
-            release=release.id,
-            verdict=Verdict.PASSED,
-            summary=summary,
-            promise="the exact argv goes through the binary before anything is served (guide, issue 4)",
-            evidence={"argv": list(release.argv), "notes": notes, "version": build.version},
-        )
-    )
-    files = [
-        (name, f"{ref.name}, {ref.size_bytes / 1e6:.0f} MB, sha256 {ref.sha256}") for name, ref in release.files.items()
-    ]
-    row.done(
-        summary,
-        f"release `{release.id}`\n\n```\n{' '.join(release.argv)}\n```\n\n{markdown_table(('file', 'content'), files)}",
-        release=release.id,
-    )
-    return release

@@ -1,0 +1,83 @@
+"""No new failure: what a promise that is not kept means for a release, by what production does.
+
+A promise that `must` be kept is failed when it is not. Any other one is failed when production keeps it: it is newly
+broken. What production does not keep either (or there is no production) is inconclusive: it was measured, and whether
+to live with it is for a person to decide. What is known of it upstream (Contract.known) is told with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.contracts.promises import CONTRACTS
+from tasks.release import Release, Verdict, Verification
+
+
+def kept(verification: Verification) -> bool | None:
+    """Whether a promise was kept; None when it could not be asked: the server was not there, or our tooling broke."""
+    if verification.verdict is Verdict.PASSED:
+        return True
+    return False if "unmet" in verification.evidence else None
+
+
+def judge(
+    found: Sequence[Verification], production: Release | None, theirs: Sequence[Verification]
+) -> list[Verification]:
+    """The verifications of a release with their verdicts, given those of production for the same promises.
+
+    Judging again, against another production, starts from what was seen and not from the verdict of before.
+    """
+    by_name = {v.name: v for v in theirs}
+    return [_judged(v, production, by_name) if kept(v) is False else v for v in found]
+
+
+def _judged(found: Verification, production: Release | None, theirs: Mapping[str, Verification]) -> Verification:
+    contract, seen = CONTRACTS[found.name], str(found.evidence["unmet"])
+    known = f"; known: {contract.known}" if contract.known else ""
+    before = theirs.get(found.name)
+    theirs_kept = kept(before) if before else None
+    if contract.must:
+        return _with(found, Verdict.FAILED, seen, {})
+    if production is None:
+        return _with(found, Verdict.INCONCLUSIVE, f"not kept, with no production to compare: {seen}{known}", {})
+    saw = before.evidence.get("unmet", before.summary) if before else "nothing"
+    told = {"production": {"release": production.label, "kept": theirs_kept, "saw": saw}}
+    if theirs_kept is None:
+        return _with(
+            found, Verdict.ERRORED, f"{production.label} could not be asked whether it keeps this: {seen}", told
+        )
+    if theirs_kept:
+        return _with(found, Verdict.FAILED, f"newly broken, {production.label} keeps it: {seen}", told)
+    return _with(found, Verdict.INCONCLUSIVE, f"not kept, as by {production.label}: {seen}{known}", told)
+
+
+def _with(found: Verification, verdict: Verdict, summary: str, told: Mapping[str, Any]) -> Verification:
+    evidence = {name: value for name, value in found.evidence.items() if name != "production"} | dict(told)
+    return found.model_copy(update={"verdict": verdict, "summary": summary, "evidence": evidence})
+
+
+def newly_kept(found: Sequence[Verification], theirs: Sequence[Verification]) -> list[str]:
+    """The promises that the release keeps and production does not."""
+    broken = {v.name for v in theirs if kept(v) is False}
+    return [v.name for v in found if kept(v) and v.name in broken]
+
+
+def told(found: Sequence[Verification], theirs: Sequence[Verification]) -> str:
+    """One line for a person: `58 promises kept, 0 newly broken, 2 known upstream shortcomings`."""
+    left = [v for v in found if v.verdict is Verdict.INCONCLUSIVE]
+    known = [v for v in left if CONTRACTS[v.name].known]
+    broken = [v for v in found if v.verdict is Verdict.FAILED]
+    must = sum(CONTRACTS[v.name].must for v in broken)
+    parts = [
+        f"{sum(v.verdict is Verdict.PASSED for v in found)} promises kept",
+        f"{len(broken) - must} newly broken",
+        f"{len(known)} known upstream shortcoming{'' if len(known) == 1 else 's'}",
+    ]
+    if must:
+        parts.insert(2, f"{must} broken that must hold")
+    if others := len(left) - len(known):
+        parts.append(f"{others} not kept for reasons unknown")
+    if newly := newly_kept(found, theirs):
+        parts.append(f"{len(newly)} newly kept ({', '.join(name.removeprefix('contracts.') for name in newly)})")
+    return ", ".join(parts)

@@ -1,0 +1,198 @@
+"""What upstream's changes could break for us: each one judged by the words and files that it names, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+
+from pydantic import Field
+from rich.markup import escape
+
+from tasks.release import Change, Model, Problem, ReleaseNotes
+from tasks.report import markdown_table, show_table
+from tasks.sources import fits
+from tasks.upstream.ours import Ours
+from tasks.upstream.rules import (
+    ADDS,
+    AREAS,
+    BESIDE,
+    CUDA_BACKEND,
+    DECLARED,
+    INSIDE,
+    OTHER_BACKEND,
+    OUTSIDE,
+    RULES,
+    Area,
+)
+
+SHOWN = 15
+"""How many of the changes that break things elsewhere a page lists; those that touch us are all listed."""
+
+
+class Risk(StrEnum):
+    """What a change could do, the worst last."""
+
+    NONE = "none"
+    """Nothing in its words or files speaks of what is served, or it is of a backend or a program that we don't use."""
+    TOUCHES_US = "touches us"
+    """It names something that we use, and says nothing of a break."""
+    MAY_BREAK = "may break"
+    """Its words speak of a break, in nothing that we are known to use."""
+    MAY_BREAK_US = "may break us"
+    """Its words speak of a break, and it names something that we use."""
+
+    @property
+    def rank(self) -> int:
+        return list(Risk).index(self)
+
+
+class Assessed(Model):
+    """One upstream change, and what it could break."""
+
+    build: int = Field(description="the first build that has it")
+    pull: int | None
+    title: str
+    areas: tuple[Area, ...]
+    risk: Risk
+    why: tuple[str, ...] = Field(description="the words or files that decided, each with what they mean")
+    touches: tuple[str, ...] = Field(description="the settings, promises, patches and the like that it names")
+
+    @property
+    def name(self) -> str:
+        return f"b{self.build} #{self.pull} {self.title}" if self.pull else f"b{self.build} {self.title}"
+
+
+class Assessment(Model):
+    """What is known of all changes between two builds."""
+
+    low: int
+    high: int
+    until: int = Field(description="the last build that the notes speak of; less than `high`: the rest is unknown")
+    changes: tuple[Assessed, ...] = Field(default=(), description="the riskiest first, then the newest")
+    problem: str = Field(default="", description="why the notes could not be read: then nothing is known")
+
+    def of(self, *risks: Risk) -> tuple[Assessed, ...]:
+        return tuple(change for change in self.changes if change.risk in risks)
+
+    @property
+    def shown(self) -> tuple[Assessed, ...]:
+        """What a person is to look at: all that could break us, and the newest that could break others."""
+        return self.of(Risk.MAY_BREAK_US) + self.of(Risk.MAY_BREAK)[:SHOWN]
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        if self.problem:
+            return f"what changed is not known: {self.problem}"
+        ours = len(self.of(Risk.MAY_BREAK_US, Risk.TOUCHES_US))
+        may = f", {n} may break it" if (n := len(self.of(Risk.MAY_BREAK_US))) else ""
+        end = f"; the notes end at b{self.until}" if self.until < self.high else ""
+        return f"{len(self.changes)} changes read ({self.coverage}), {ours} touch what we use{may}{end}"
+
+    @property
+    def coverage(self) -> str:
+        """How much of what lies between the notes tell of; upstream gives each commit a build number."""
+        return f"{len({change.build for change in self.changes})} of {self.high - self.low} builds are told of"
+
+
+def assess(change: Change, used: Ours) -> Assessed:
+    """What one change could break, judged by its title, and by its body and files where upstream tells them."""
+    areas = tuple(area for area in Area if _in(area, change))
+    touches = used.named(change.title) + used.holding(change.files)
+    why: tuple[str, ...] = ()
+    if elsewhere := _elsewhere(change.title, used):
+        risk, why, touches = Risk.NONE, (f"`{elsewhere}` is no part of our server",), []
+    elif why := tuple(_said(change, used)):
+        touches += used.named(change.body)
+        if used.backend == "cuda" and Area.CUDA in areas:
+            touches.append("backend cuda")
+        risk = Risk.MAY_BREAK_US if touches else Risk.MAY_BREAK
+    else:
+        risk = Risk.TOUCHES_US if touches else Risk.NONE
+    return Assessed(
+        build=change.build,
+        pull=change.pull,
+        title=change.title,
+        areas=areas,
+        risk=risk,
+        why=why,
+        touches=tuple(dict.fromkeys(touches)),
+    )
+
+
+def _elsewhere(title: str, used: Ours) -> str:
+    found = OTHER_BACKEND.search(title)
+    if not found and used.backend != "cuda":
+        found = CUDA_BACKEND.search(title)
+    if not found and not OUTSIDE.search(title):
+        found = BESIDE.search(title)
+    return found[0].strip(" :[]()") if found else ""
+
+
+def _in(area: Area, change: Change) -> bool:
+    words, globs = AREAS[area]
+    return bool(words.search(change.title)) or any(fits(path, glob) for path in change.files for glob in globs)
+
+
+def _said(change: Change, used: Ours) -> Iterable[str]:
+    """Each rule's words as they stand in the change, with what they mean; then the files."""
+    title, *body = [
+        "" if INSIDE.search(line) and not OUTSIDE.search(line) else line
+        for line in (change.title, *change.body.splitlines())
+    ]
+    for rule in RULES:
+        if not rule.of.search(change.title) or (rule.only_ours and not used.serves(change.title)):
+            continue
+        lines = (title, *body) if rule.body else (title,)
+        if found := next(filter(None, map(rule.words.search, lines)), None):
+            yield f"{rule.means}: `{found[0].strip(' :')}`"
+    if not ADDS.search(change.title):
+        yield from (f"touches {path}: {why}" for path, why in DECLARED.items() if path in change.files)
+
+
+def assess_all(notes: ReleaseNotes, used: Ours) -> Assessment:
+    """All changes of these notes, the riskiest first, then those that name more of ours, then the newest."""
+    found = [assess(change, used) for change in notes.changes]
+    found.sort(key=lambda change: (change.risk.rank, len(change.touches), change.build), reverse=True)
+    return Assessment(low=notes.low, high=notes.high, until=notes.until, changes=tuple(found))
+
+
+def read(changes: Callable[[int, int], ReleaseNotes], low: int, high: int, used: Ours) -> Assessment:
+    """What could break between two builds. Notes that cannot be read, or end too early, say so and stop nothing.
+
+    They are advice: whatever they would have told of, preflight, contracts and the gates look at themselves.
+    """
+    try:
+        notes = changes(low, high)
+    except Problem as error:
+        why = ": ".join([error.what, *error.evidence.splitlines()[:1]])
+        return Assessment(low=low, high=high, until=low, problem=why)
+    if notes.until <= low:
+        return Assessment(low=low, high=high, until=notes.until, problem=f"upstream's notes end at b{notes.until}")
+    return assess_all(notes, used)
+
+
+def digest(found: Assessment) -> str:
+    """The page of an assessment: what could break us first, in Markdown."""
+    if found.problem:
+        return f"**What changed upstream is not known:** {found.problem}"
+    risky = found.shown
+    parts = [f"b{found.low} to b{found.high}: {found.summary}."]
+    if risky:
+        rows = ((c.risk, c.name, "; ".join(c.why), "; ".join(c.touches) or "-") for c in risky)
+        parts.append(markdown_table(("risk", "change", "why", "what of ours it names"), rows))
+    if hidden := len(found.of(Risk.MAY_BREAK, Risk.MAY_BREAK_US)) - len(risky):
+        parts.append(f"And {hidden} older ones of risk `{Risk.MAY_BREAK}`.")
+    if touching := found.of(Risk.TOUCHES_US):
+        parts.append("Names what we use, no word of a break:\n\n" + "\n".join(f"- {c.name}" for c in touching))
+    areas = Counter(area for change in found.of(Risk.NONE) for area in change.areas or ("others",))
+    if areas:
+        parts.append("The rest, by area: " + ", ".join(f"{n} {area}" for area, n in areas.most_common()) + ".")
+    return "\n\n".join(parts)
+
+
+def show(found: Assessment) -> None:
+    """Print in the terminal what could break us."""
+    rows = ((c.risk, escape(c.name), escape("; ".join((*c.why, *c.touches)))) for c in found.shown)
+    show_table(f"upstream's notes: {found.summary}", ("risk", "change", "why"), rows)

@@ -1,0 +1,99 @@
+"""What we use of upstream, read from the code that uses it, and how a change would name it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tasks import preflight
+from tasks.contracts.promises import CONTRACTS
+from tasks.patches.series import read_series
+from tasks.platforms.local.compile import definitions
+from tasks.preflight.uses import words_of
+from tasks.settings import Settings
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What we use of upstream, and the words or files by which a change would name it."""
+
+    words: dict[str, re.Pattern[str]] = field(default_factory=dict)
+    """What it is -> how a text names it."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Path in upstream's tree -> what of ours changes it."""
+    architecture: str = ""
+    """Of the model, as its GGUF says; '' when it cannot be known."""
+    backend: str = "cpu"
+    """Of the recipe."""
+
+    def serves(self, text: str) -> bool:
+        """Whether a text names the architecture that we serve."""
+        parts = re.findall(r"[a-z]+|\d+", self.architecture)
+        return bool(parts) and bool(re.search(rf"\b{'[ _-]?'.join(parts)}(?!\d)", text, re.IGNORECASE))
+
+    def named(self, text: str) -> list[str]:
+        found = [what for what, pattern in self.words.items() if pattern.search(text)]
+        return found + ([f"model architecture {self.architecture}"] if self.serves(text) else [])
+
+    def holding(self, paths: Iterable[str]) -> list[str]:
+        return [f"{self.files[path]} ({path})" for path in paths if path in self.files]
+
+
+def used_by(settings: Settings) -> Ours:
+    """What these settings use: flags, build options, patched code, promised routes and fields, the architecture.
+
+    All of it is read from the code that uses it. Raises BadInput when there is no patch series.
+    """
+    words: dict[str, re.Pattern[str]] = {}
+    files: dict[str, str] = {}
+    for want in preflight.wants(settings.server):
+        for flag in {word for spelling in want.spellings for word in spelling if word.startswith("--")}:
+            words[f"setting {want.setting} ({flag})"] = _flag(flag, want.setting)
+    for option in definitions(settings.recipe):
+        words[f"build option {option}"] = re.compile(rf"\b{option}\b")
+    for patch in read_series(settings.patches):
+        for diff in patch.files:
+            files[diff.path] = f"patch {patch.name}"
+            for hunk in diff.hunks:
+                if function := re.search(r"(\w+)\(", hunk.heading):
+                    words[f"patch {patch.name} ({function[1]})"] = re.compile(rf"\b{function[1]}\b")
+    for name, subjects in sorted(promised().items()):
+        kind = "route" if name.startswith("/") else "field"
+        words[f"contracts {', '.join(sorted(subjects))} ({kind} {name})"] = _name(name)
+    return Ours(words, files, architecture_of(settings.server.model), settings.recipe.backend)
+
+
+def _flag(flag: str, setting: str) -> re.Pattern[str]:
+    # a title may say `flash attention` or `n_gpu_layers`: names of two words and more are told by their words, too
+    names = [re.split("[-_]", name.strip("-")) for name in (flag, setting)]
+    spoken = "|".join("[ _-]".join(words) for words in names if len(words) > 1)
+    bare = rf"|(?<![a-z])({spoken})(?![\w-])" if spoken else ""
+    return re.compile(rf"(?<![\w-]){flag}(?![\w-]){bare}", re.IGNORECASE)
+
+
+def _name(name: str) -> re.Pattern[str]:
+    if name.startswith("/"):
+        return re.compile(rf"(?<![\w./]){re.escape(name)}(?![\w/-])")
+    return re.compile(rf"\b{name}\b" if "_" in name else rf"[`\"']{name}[`\"']")
+
+
+def promised() -> dict[str, set[str]]:
+    """Route, or name of a field of a request, -> the subjects of contracts that ask for it, read from their code."""
+    found: dict[str, set[str]] = {}
+    for name, contract in CONTRACTS.items():
+        words = words_of(contract.check)
+        for asked in words.routes | {word for word in words.sent if word.isidentifier()}:
+            found.setdefault(asked, set()).add(name.split(".")[1])
+    return found
+
+
+def architecture_of(model: Path | None) -> str:
+    """`general.architecture` of a GGUF; '' when the file is not here or does not begin with it, as writers have it."""
+    if model is None or not model.is_file():
+        return ""
+    with model.open("rb") as file:
+        head = file.read(4096)
+    found = re.search(rb"general\.architecture\x08\0\0\0(.)\0{7}", head, re.DOTALL)
+    return head[found.end() : found.end() + found[1][0]].decode() if found else ""

@@ -1,0 +1,68 @@
+"""The gate on real releases: b8672 in production, b11434 to replace it, and the other way round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tasks import contracts
+from tasks.contracts.judge import told
+from tasks.platforms.local import LocalPlatform
+from tasks.release import Build, Endpoint, Release, Verdict
+from tasks.settings import Settings
+from tests.contracts.conftest import release_of
+from tests.contracts.test_real import SHORTCOMINGS
+
+pytestmark = pytest.mark.real
+MENDED = {
+    "auth.models", "errors.malformed_json", "errors.wrong_value", "messages.thinking_off", "responses.effort_none",
+    "thinking.effort_none", "thinking.reasoning_budget", "tools.named", "tools.named_malformed", "tools.named_messages",
+    "tools.named_responses", "tools.named_unknown", "tools.required", "tools.responses_required",
+}  # fmt: skip
+"""What b8672 does not keep and b11434 with its patches does."""
+
+
+class Counting(LocalPlatform):
+    """The local platform, which counts its trials."""
+
+    trials = 0
+
+    @contextmanager
+    def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:
+        self.trials += 1
+        with super().trial(release, wait=wait) as endpoint:
+            yield endpoint
+
+
+def verdicts(found: list, verdict: Verdict) -> set[str]:
+    return {v.name.removeprefix("contracts.") for v in found if v.verdict is verdict}
+
+
+def test_nothing_is_newly_broken_by_an_upgrade_and_much_is_by_going_back(
+    base: Settings, store_with, build: Build, build_at: Callable[[str], Build], smollm2: Path
+) -> None:
+    old_build = build_at("b8672")
+    platform = Counting(base.model_copy(update={"store": store_with.root}))
+    new, old = (release_of(platform, each, smollm2) for each in (build, old_build))
+
+    def weigh(release: Release, production: Release | None):
+        return contracts.weigh(platform, release, production, lambda *step: None)
+
+    found, theirs, again = weigh(new, old)
+    assert (again, platform.trials) == (False, 2 * len(contracts.ORDER))
+    assert verdicts(found, Verdict.FAILED) | verdicts(found, Verdict.ERRORED) == set()
+    assert verdicts(found, Verdict.INCONCLUSIVE) == SHORTCOMINGS
+    assert verdicts(theirs, Verdict.INCONCLUSIVE) == SHORTCOMINGS | MENDED
+    said = told(found, theirs)
+    assert "0 newly broken, 4 known upstream shortcomings, 14 newly kept (auth.models, " in said
+
+    back, _, again = weigh(old, new)
+    assert (again, platform.trials) == (True, 2 * len(contracts.ORDER))  # both are on record
+    assert verdicts(back, Verdict.FAILED) == MENDED
+    assert {v.verdict for v in contracts.weigh(platform, old, None, lambda *step: None)[0]} == {
+        Verdict.PASSED,
+        Verdict.INCONCLUSIVE,
+    }
