@@ -145,12 +145,13 @@ def ask(digest: str, target: str, argv: list[str]) -> tuple[int, str, str]:
 
 
 @app.function(image=serve_image, cpu=2.0, timeout=5 * MINUTES, volumes={STORE: store.read_only()})
-def search(digest: str, names: list[str], pattern: bytes) -> list[str]:
+def search(digest: str, pattern: bytes) -> list[str]:
     """What a pattern's group finds in the files of a build, sorted, each once."""
     store.reload()
     found: set[bytes] = set()
-    for name in names:
-        found.update(re.findall(pattern, Path(STORE, "builds", digest, name).read_bytes()))
+    for path in Path(STORE, "builds", digest).iterdir():
+        if path.name != "manifest.json" and path.is_file():
+            found.update(re.findall(pattern, path.read_bytes()))
     return sorted(text.decode() for text in found)
 
 

@@ -237,8 +237,9 @@ class Store:
     def search(self, build: Build, pattern: bytes) -> tuple[str, ...]:
         """What a pattern's group finds in the files of a build, sorted, each once."""
         found: set[bytes] = set()
-        for name in build.files:
-            found.update(re.findall(pattern, (self.build_dir(build.digest) / name).read_bytes()))
+        for path in self.build_dir(build.digest).iterdir():
+            if path.name != "manifest.json" and path.is_file():
+                found.update(re.findall(pattern, path.read_bytes()))
         return tuple(sorted(text.decode() for text in found))
 
     # -- files by content ---------------------------------------------------------------------

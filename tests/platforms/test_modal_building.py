@@ -151,6 +151,12 @@ def test_an_archive_that_is_not_the_tree_that_was_asked_for_is_not_compiled(site
     assert builder_starts(site) == before
 
 
+def test_a_finished_build_is_asked_and_searched_where_it_will_be_served(site: Site) -> None:
+    build = site.build(site.source())
+    assert site.platform.store.ask(build, "--version").stdout.strip() == build.version
+    assert site.platform.store.search(build, rb"(version: %d) ") == ("version: %d",)
+
+
 HUB = """
 import pathlib
 def hf_hub_download(repo, path, *, revision, local_dir):

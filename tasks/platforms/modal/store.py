@@ -188,7 +188,7 @@ class VolumeStore(Store):
         return Output(*self._tools.call("ask", build.digest, build.recipe.target, list(argv)))
 
     def search(self, build: Build, pattern: bytes) -> tuple[str, ...]:
-        return tuple(self._tools.call("search", build.digest, sorted(build.files), pattern))
+        return tuple(self._tools.call("search", build.digest, pattern))
 
     def put_file(self, path: Path) -> FileRef:
         """Have a file on the Volume by its content and return its reference.
