@@ -19,6 +19,7 @@ import typer
 from prefect import Flow
 
 from flows import demo as demonstration
+from flows.doctor import examine
 from flows.outcome import Outcome
 from flows.patches import app as patches_app
 from flows.plan import plan as make_plan
@@ -27,7 +28,7 @@ from flows.server import approver_at_the_terminal, prefect_server
 from flows.upgrade import upgrade as upgrade_flow
 from tasks.platforms import open_platform
 from tasks.promote import lift_hold, serve_pointer
-from tasks.release import Problem, StageName, StagePointer, now
+from tasks.release import BadInput, Problem, StageName, StagePointer, now
 from tasks.report import console, show_table
 from tasks.settings import load
 from tasks.store import Store
@@ -73,7 +74,7 @@ def rollback(
 @hold_app.command("lift")
 def hold_lift(by: By) -> None:
     """Lift production's hold."""
-    lifted = lift_hold(Store(load().store), by)
+    lifted = lift_hold(open_platform(load()).store, by)
     console.print(f"lifted the hold that {lifted.by} set: {lifted.reason}")
 
 
@@ -90,14 +91,14 @@ def plan(to: To = None, as_json: Json = False) -> None:
 @app.command()
 def status(as_json: Json = False) -> None:
     """Show both stages: release, age, hold, what is retained."""
-    settings = load()
-    store = Store(settings.store)
+    platform = open_platform(load())
+    store = platform.store
     pointers = [store.pointer(stage) for stage in get_args(StageName)]
     if as_json:
         print(json.dumps([p.model_dump(mode="json") for p in pointers], indent=1))
         return
     show_table(
-        f"store {store.root}",
+        f"{platform.name} platform, store {store.root}",
         ("stage", "release", "since", "hold", "retained"),
         (_status_row(store, pointer) for pointer in pointers),
     )
@@ -118,12 +119,23 @@ def history(
     last: Annotated[int, typer.Option(min=1, help="how many of the latest events")] = 40, as_json: Json = False
 ) -> None:
     """Show the ledger."""
-    events = Store(load().store).ledger()[-last:]
+    events = open_platform(load()).store.ledger()[-last:]
     if as_json:
         print(json.dumps([e.model_dump(mode="json") for e in events], indent=1))
         return
     rows = ((f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind, e.release or "-", e.summary) for e in events)
     show_table("ledger (UTC)", ("when", "what", "release", "summary"), rows)
+
+
+@app.command()
+def rebuild(digest: Annotated[str, typer.Argument(help="of a build, as the upgrade's row says")]) -> None:
+    """Have a build compiled anew by the next upgrade.
+
+    Rarely right: its digest names source, recipe and toolchain, so it cannot be stale, and a damaged build is noticed
+    and made again by itself. Releases that were made of it cannot be served until then.
+    """
+    forgotten = open_platform(load()).store.forget_build(digest)
+    console.print(f"{digest} will be made anew: `llama-release upgrade --to {forgotten.tag}`")
 
 
 @app.command()
@@ -141,6 +153,48 @@ def stop() -> None:
     platform = open_platform(load())
     for stage in get_args(StageName):
         platform.stop(stage)
+
+
+@app.command()
+def doctor(
+    platform: Annotated[str | None, typer.Option(help="local or modal; the settings' own by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the platform: one line a check, with what was seen and what to do. Nothing is changed."""
+    if platform:
+        os.environ["LLAMA_RELEASE_PLATFORM"] = platform
+    found = []
+    for finding in examine(load()):
+        found.append(finding)
+        if not as_json:
+            mark = "[green]ok[/]  " if finding.well else "[red]fix[/] "
+            console.print(f"  {mark} {finding.check:<12}", end=" ")
+            console.print(finding.evidence, markup=False, soft_wrap=True)
+            if finding.todo:
+                console.print(f"       {'':<12} -> {finding.todo}", markup=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps([finding.model_dump() for finding in found], indent=1))
+    raise typer.Exit(next((finding.exit_code for finding in found if not finding.well), 0))
+
+
+@app.command()
+def cost(release: Annotated[str, typer.Argument(help="id of a release")], as_json: Json = False) -> None:
+    """Show what a release has cost on Modal: seconds of containers and GPUs by stage, and their price."""
+    from tasks.platforms.modal import ModalPlatform  # Modal's SDK takes a second to load
+
+    platform = open_platform(load())
+    if not isinstance(platform, ModalPlatform):
+        raise BadInput(f"a release costs nothing on the {platform.name} platform", todo="set platform = modal")
+    found = platform.costs(platform.store.get_release(release))
+    if as_json:
+        print(json.dumps([each.model_dump() for each in found], indent=1))
+        return
+    rows = [(c.stage, c.containers, f"{c.seconds:.0f}", f"{c.gpu_seconds:.0f}", f"{c.usd:.2f}", c.open) for c in found]
+    show_table(
+        f"release {release}: {sum(c.usd for c in found):.2f} USD",
+        ("stage", "containers", "seconds", "GPU seconds", "USD", "not ended"),
+        rows,
+    )
 
 
 @app.command()

@@ -11,6 +11,7 @@ import typer
 from tasks import upstream
 from tasks.patches import Placed, edit, place_series, read_series, refuse_blocked, retire, select
 from tasks.patches.export import refresh as export_series
+from tasks.platforms import open_platform
 from tasks.release import BadInput, Event, UpstreamRelease
 from tasks.report import console, show_table
 from tasks.settings import Settings, load
@@ -81,7 +82,7 @@ def refresh(to: To = None) -> None:
     """Write the series as it stands on a release. Writes nothing when a patch is blocked."""
     series = Series.on(to)
     refuse_blocked(series.placed, series.release, series.settings.patches)
-    store = Store(series.settings.store)
+    store = open_platform(series.settings).store
     with store.lock("patches", holder={"doing": "patches refresh"}):
         told = export_series(series.sources, series.placed, series.upstream_tree, series.release)
         for path, what in told:
@@ -95,7 +96,7 @@ def retire_one(which: Annotated[str, typer.Argument(metavar="N|FILE")], to: To =
     """Take a patch out of the series when upstream has it or its probe passes without it, and commit that."""
     series = Series.on(to)
     result = series.placed[series.pick(which)].result
-    store = Store(series.settings.store)
+    store = open_platform(series.settings).store
     with store.lock("patches", holder={"doing": "patches retire"}):
         result = retire.proved_obsolete(store, result.file, series.release) or result
         console.print(retire.retire(store, series.settings.patches, result, series.release), markup=False)
@@ -111,7 +112,7 @@ def edit_one(
     """Take a patch into your hands: a work folder with the release and the patch merged in, as git users expect."""
     if [which is not None, go_on, abort].count(True) != 1:
         raise BadInput("one of FILE, --continue or --abort", todo="llama-release patches edit FILE --to bN")
-    store = Store(load().store)
+    store = open_platform(load()).store
     with store.lock("patches", holder={"doing": "patches edit"}):
         if which:
             _begin(store, which, to)

@@ -1,0 +1,1 @@
+"""What runs inside Modal: images, builder, GPU snapshot server. Knows nothing of flows and tasks."""

@@ -147,10 +147,7 @@ def _refuse_unless(pointer: StagePointer, dossier: Dossier, approval: Approval, 
 
 def whole(store: Store, release: Release) -> None:
     """Nothing when the release's binary and files are in the store as recorded; else raises ToolingError."""
-    build = store.build(release.build)
-    missing = store.damaged(build) if build else [f"build {release.build}"]
-    missing += [ref.name for ref in release.files.values() if not store.file(ref).is_file()]
-    if missing:
+    if missing := store.lost(release):
         raise ToolingError(
             f"{release.label} is not whole in the store",
             evidence=", ".join(missing) + " missing or altered",

@@ -13,6 +13,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from modal_app.settings import ModalSettings
 from tasks.release import BadInput, Recipe
 
 MINUTES = 60
@@ -129,7 +130,11 @@ class Settings(BaseSettings):
         env_prefix="LLAMA_RELEASE_", env_nested_delimiter="__", frozen=True, extra="forbid", toml_file=SETTINGS_FILE
     )
 
-    store: Path = Field(default=Path(".llama-release"), description="where builds, releases, stages and ledger live")
+    platform: Literal["local", "modal"] = Field(default="local", description="where servers are built and run")
+    store: Path = Field(
+        default=Path(".llama-release"),
+        description="where builds, releases, stages and ledger live; on Modal only what is of this machine",
+    )
     cache: Path = Field(
         default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "llama-release",
         description="downloads and the compiler cache: safe to delete",
@@ -140,6 +145,7 @@ class Settings(BaseSettings):
     upstream: UpstreamSettings = UpstreamSettings()
     recipe: Recipe = Recipe()
     local: LocalSettings = LocalSettings()
+    modal: ModalSettings = ModalSettings()
     restore: RestoreSettings = RestoreSettings()
     evals: EvalSettings = EvalSettings()
     approval: ApprovalSettings = ApprovalSettings()

@@ -1,4 +1,4 @@
-"""Where builds, releases, stage pointers, dossiers and the ledger live: files under one root.
+"""Where builds, releases, stage pointers, dossiers and the ledger live: files under one root, here or on a Volume.
 
     builds/<digest>/            immutable; manifest.json is written last
     files/<sha256>/<name>       models and templates by content
@@ -7,16 +7,18 @@
     approvals/<dossier digest>.json
     proofs/<key>.json           what the probes of a patch said, with it and without it
     surfaces/<build digest>-<basis>.json     what may be asked of a build
+    answers/<id>/<set digest>[.again].jsonl    what a release answered to the evals, one line an answer; of this machine
+    calls/<digest>.json         a build that is being made elsewhere
     series/<id>/<time>-<id>.json   append-only: how long a release took to answer, one file an idle cycle
-    series/latency.svg          all of them as a plot
-    answers/<id>/<set digest>[.again].jsonl    what a release answered to the evals, one line an answer
+    series/latency.svg          all of them as a plot; of this machine
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
     outbox.json                 how far people were told of the ledger
     locks/, run/                of this machine only
 
-Every write but those to answers/ is atomic (write, fsync, rename, fsync of the folder), so a reader sees a whole file
-or none.
+A document is written whole or not at all, so a reader never sees half of one; only answers/ grows by lines. Documents
+go through `Files`, which is a folder here and a Volume on Modal; big things (builds, models) are the business of the
+place that keeps them.
 """
 
 from __future__ import annotations
@@ -25,14 +27,16 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from tasks.process import Output, run
 from tasks.release import (
     Approval,
     BadInput,
@@ -87,28 +91,81 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class Store:
-    """Typed access to one root folder."""
+class Files(Protocol):
+    """Small documents by path, such as `releases/3f0c9a.json`."""
+
+    def read(self, path: str) -> str | None:
+        """A document, or None when there is none."""
+
+    def write(self, path: str, text: str) -> None:
+        """Write a document whole or not at all. Raises ToolingError."""
+
+    def names(self, glob: str) -> list[str]:
+        """The paths that match, sorted."""
+
+    def remove(self, path: str) -> None:
+        """Remove a document or a folder of them. Nothing happens when there is none."""
+
+    def lock(
+        self, name: str, *, holder: dict[str, Any], stale: Callable[[dict[str, Any]], None] | None = None
+    ) -> AbstractContextManager[None]:
+        """Hold a named lock, of which there is one for all who use these files: see `hold`."""
+
+
+class LocalFiles:
+    """Documents in a folder of this machine: written, synced, renamed, and the folder synced."""
 
     def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def read(self, path: str) -> str | None:
+        try:
+            return (self._root / path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, text: str) -> None:
+        write_atomic(self._root / path, text)
+
+    def names(self, glob: str) -> list[str]:
+        return sorted(str(path.relative_to(self._root)) for path in self._root.glob(glob))
+
+    def remove(self, path: str) -> None:
+        target = self._root / path
+        if target.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+        elif target.exists():
+            target.unlink(missing_ok=True)
+            sync_folder(target.parent)
+
+    def lock(
+        self, name: str, *, holder: dict[str, Any], stale: Callable[[dict[str, Any]], None] | None = None
+    ) -> AbstractContextManager[None]:
+        return hold(self._root / "locks" / f"{name}.lock", holder=holder, stale=stale)
+
+
+class Store:
+    """Typed access to the documents, and to the big things under one root folder of this machine."""
+
+    def __init__(self, root: Path, files: Files | None = None) -> None:
         self.root = root.absolute()
         self.root.mkdir(parents=True, exist_ok=True)
+        self.files: Files = files or LocalFiles(self.root)
 
     # -- models as JSON files ---------------------------------------------------------------
 
-    def _save(self, path: Path, value: Model) -> None:
-        write_atomic(path, value.model_dump_json(indent=1) + "\n")
+    def _save(self, path: str, value: Model) -> None:
+        self.files.write(path, value.model_dump_json(indent=1) + "\n")
 
-    def _load(self, path: Path, kind: type[M]) -> M | None:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+    def _load(self, path: str, kind: type[M]) -> M | None:
+        text = self.files.read(path)
+        if text is None:
             return None
         try:
             return kind.model_validate_json(text)
         except ValueError as error:
             raise ToolingError(
-                f"{path} is not a readable {kind.__name__}",
+                f"{path} in the store is not a readable {kind.__name__}",
                 evidence=str(error)[:400],
                 todo="restore the file from a backup of the store, or move it away",
             ) from error
@@ -120,11 +177,11 @@ class Store:
 
     def build(self, digest: str) -> Build | None:
         """The finished build of this digest, or None. A folder without a manifest is not a build."""
-        return self._load(self.build_dir(digest) / "manifest.json", Build)
+        return self._load(f"builds/{digest}/manifest.json", Build)
 
     def builds(self) -> list[Build]:
         """All finished builds, newest upstream first."""
-        found = [self.build(path.parent.name) for path in self.root.glob("builds/*/manifest.json")]
+        found = [self.build(path.split("/")[1]) for path in self.files.names("builds/*/manifest.json")]
         return sorted((b for b in found if b), key=lambda b: (b.source.upstream.build, b.built_at), reverse=True)
 
     def publish_build(self, build: Build, folder: Path) -> Build:
@@ -134,8 +191,26 @@ class Store:
             shutil.rmtree(target)  # left by a killed publication: it never had a manifest
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder, target)
-        self._save(target / "manifest.json", build)
+        return self.save_build(build)
+
+    def save_build(self, build: Build) -> Build:
+        """Write the manifest: from now on the folder is a build."""
+        self._save(f"builds/{build.digest}/manifest.json", build)
         return build
+
+    def forget_build(self, digest: str) -> Build:
+        """Have a build made anew next time: the forced rebuild. Raises BadInput when there is none of this digest.
+
+        Rarely right. The digest names the source, the recipe and the toolchain, so a stale binary cannot lie under it
+        (the guide's issue 5 was an image layer's cache, which has no part in this), and a damaged one is noticed and
+        made again by itself. What is left is a doubt about the compiler cache, which then has to go as well.
+        """
+        found = self.build(digest)
+        if found is None:
+            known = ", ".join(f"{build.digest} ({build.tag})" for build in self.builds()) or "none"
+            raise BadInput(f"there is no build {digest}", evidence=f"known: {known}", todo="take one of them")
+        self.files.remove(f"builds/{digest}/manifest.json")
+        return found
 
     def damaged(self, build: Build) -> list[str]:
         """Files of a build that are gone or not what the manifest says."""
@@ -146,6 +221,28 @@ class Store:
             if not (folder / name).is_file() or sha256_of(folder / name) != sha
         ]
 
+    def lost(self, release: Release) -> list[str]:
+        """What a release needs and the store does not have as it was recorded."""
+        build = self.build(release.build)
+        missing = self.damaged(build) if build else [f"build {release.build}"]
+        return missing + [ref.name for ref in release.files.values() if not self.file(ref).is_file()]
+
+    def ask(self, build: Build, *argv: str) -> Output:
+        """What a build's binary says to an argv that ends it at once, such as `--version`.
+
+        As when it serves, no setting reaches it through the environment.
+        """
+        clean = {name: None for name in os.environ if name.startswith("LLAMA_")}
+        return run([self.build_dir(build.digest) / build.recipe.target, *argv], timeout_s=60, env=clean, check=False)
+
+    def search(self, build: Build, pattern: bytes) -> tuple[str, ...]:
+        """What a pattern's group finds in the files of a build, sorted, each once."""
+        found: set[bytes] = set()
+        for path in self.build_dir(build.digest).iterdir():
+            if path.name != "manifest.json" and path.is_file():
+                found.update(re.findall(pattern, path.read_bytes()))
+        return tuple(sorted(text.decode() for text in found))
+
     # -- files by content ---------------------------------------------------------------------
 
     def put_file(self, path: Path) -> FileRef:
@@ -153,13 +250,7 @@ class Store:
 
         Raises BadInput when there is no such file.
         """
-        try:
-            sha, size = self.content_of(path), path.stat().st_size
-        except OSError as error:
-            raise BadInput(
-                f"the file {path} cannot be read", evidence=str(error), todo="correct the path in the settings"
-            ) from error
-        ref = FileRef(name=path.name, sha256=sha, size_bytes=size)
+        ref = self.reference(path)
         target = self.file(ref)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -171,6 +262,15 @@ class Store:
                 shutil.copyfile(path, temporary)
             os.replace(temporary, target)
         return ref
+
+    def reference(self, path: Path) -> FileRef:
+        """A file's reference. Raises BadInput when there is no such file."""
+        try:
+            return FileRef(name=path.name, sha256=self.content_of(path), size_bytes=path.stat().st_size)
+        except OSError as error:
+            raise BadInput(
+                f"the file {path} cannot be read", evidence=str(error), todo="correct the path in the settings"
+            ) from error
 
     def content_of(self, path: Path) -> str:
         """sha256 of a file's content, remembered while it is unchanged (same inode, size and mtime): a 16 GB model
@@ -191,10 +291,10 @@ class Store:
 
     def save_release(self, release: Release) -> None:
         if self.release(release.id) is None:
-            self._save(self.root / "releases" / f"{release.id}.json", release)
+            self._save(f"releases/{release.id}.json", release)
 
     def release(self, release_id: str) -> Release | None:
-        return self._load(self.root / "releases" / f"{release_id}.json", Release)
+        return self._load(f"releases/{release_id}.json", Release)
 
     def get_release(self, release_id: str) -> Release:
         """The release of this id. Raises BadInput that lists the known ones."""
@@ -209,14 +309,14 @@ class Store:
         return found
 
     def releases(self) -> list[Release]:
-        found = [self.release(path.stem) for path in self.root.glob("releases/*.json")]
+        found = [self.release(Path(path).stem) for path in self.files.names("releases/*.json")]
         return sorted((r for r in found if r), key=lambda r: r.upstream.build, reverse=True)
 
     def record(self, verification: Verification) -> None:
-        self._save(self.root / "dossiers" / verification.release / f"{verification.name}.json", verification)
+        self._save(f"dossiers/{verification.release}/{verification.name}.json", verification)
 
     def verification(self, release_id: str, name: str) -> Verification | None:
-        return self._load(self.root / "dossiers" / release_id / f"{name}.json", Verification)
+        return self._load(f"dossiers/{release_id}/{name}.json", Verification)
 
     def fresh(self, release_id: str, names: tuple[str, ...], basis: str) -> list[Verification]:
         """The recorded verifications of these names, when none is missing, errored or of another basis; else []."""
@@ -226,8 +326,8 @@ class Store:
 
     def forget(self, release: Release) -> None:
         """Forget a release's verifications and its answers to the evals, so that all are run again."""
-        for kind in ("dossiers", "answers"):
-            shutil.rmtree(self.root / kind / release.id, ignore_errors=True)
+        self.files.remove(f"dossiers/{release.id}")
+        shutil.rmtree(self.root / "answers" / release.id, ignore_errors=True)
 
     def dossier(self, release: Release, required: tuple[str, ...]) -> Dossier:
         """The dossier as it stands: every verification that is required and recorded."""
@@ -237,24 +337,24 @@ class Store:
         )
 
     def save_approval(self, approval: Approval) -> None:
-        self._save(self.root / "approvals" / f"{approval.dossier}.json", approval)
+        self._save(f"approvals/{approval.dossier}.json", approval)
 
     def approval(self, dossier_digest: str) -> Approval | None:
-        return self._load(self.root / "approvals" / f"{dossier_digest}.json", Approval)
+        return self._load(f"approvals/{dossier_digest}.json", Approval)
 
     def proof(self, key: str, kind: type[M]) -> M | None:
         """What the probes of a patch said, under a key that names all that they depend on."""
-        return self._load(self.root / "proofs" / f"{key}.json", kind)
+        return self._load(f"proofs/{key}.json", kind)
 
     def save_proof(self, key: str, proof: Model) -> None:
-        self._save(self.root / "proofs" / f"{key}.json", proof)
+        self._save(f"proofs/{key}.json", proof)
 
     def surface(self, digest: str, basis: str, kind: type[M]) -> M | None:
         """The API surface of a build as code of this basis read it."""
-        return self._load(self.root / "surfaces" / f"{digest}-{basis}.json", kind)
+        return self._load(f"surfaces/{digest}-{basis}.json", kind)
 
     def save_surface(self, digest: str, basis: str, surface: Model) -> None:
-        self._save(self.root / "surfaces" / f"{digest}-{basis}.json", surface)
+        self._save(f"surfaces/{digest}-{basis}.json", surface)
 
     def answers_path(self, release_id: str, set_digest: str, again: bool = False) -> Path:
         """Where a release's answers to a set of items are kept; `again`: those to being asked a second time."""
@@ -263,30 +363,29 @@ class Store:
     # -- stages ---------------------------------------------------------------------------------
 
     def pointer(self, stage: StageName) -> StagePointer:
-        return self._load(self.root / "stages" / f"{stage}.json", StagePointer) or StagePointer(stage=stage)
+        return self._load(f"stages/{stage}.json", StagePointer) or StagePointer(stage=stage)
 
     def save_pointer(self, pointer: StagePointer) -> None:
-        self._save(self.root / "stages" / f"{pointer.stage}.json", pointer)
+        self._save(f"stages/{pointer.stage}.json", pointer)
 
     def intent(self, stage: StageName) -> Intent | None:
-        return self._load(self.root / "stages" / f"{stage}.intent.json", Intent)
+        return self._load(f"stages/{stage}.intent.json", Intent)
 
     def open_intent(self, intent: Intent) -> None:
-        self._save(self.root / "stages" / f"{intent.stage}.intent.json", intent)
+        self._save(f"stages/{intent.stage}.intent.json", intent)
 
     def close_intent(self, stage: StageName) -> None:
-        (self.root / "stages" / f"{stage}.intent.json").unlink(missing_ok=True)
-        sync_folder(self.root / "stages")
+        self.files.remove(f"stages/{stage}.intent.json")
 
     # -- series -----------------------------------------------------------------------------------
 
     def add_latency(self, release_id: str, latency: Latency) -> None:
         """Append one idle cycle to the release's series."""
-        self._save(self.root / "series" / release_id / _event_name(latency.at), latency)
+        self._save(f"series/{release_id}/{_event_name(latency.at)}", latency)
 
     def latencies(self, release_id: str) -> list[Latency]:
         """Every idle cycle of a release, oldest first."""
-        found = [self._load(path, Latency) for path in sorted(self.root.glob(f"series/{release_id}/*.json"))]
+        found = [self._load(path, Latency) for path in self.files.names(f"series/{release_id}/*.json")]
         return [each for each in found if each is not None]
 
     def latency_plot(self) -> Path:
@@ -296,7 +395,7 @@ class Store:
 
     def log(self, event: Event) -> Event:
         """Append one event to the ledger."""
-        self._save(self.root / "ledger" / _event_name(event.at), event)
+        self._save(f"ledger/{_event_name(event.at)}", event)
         return event
 
     def ledger(self) -> list[Event]:
@@ -305,16 +404,17 @@ class Store:
 
     def events(self, *, after: str = "", until: str = "~") -> Iterator[tuple[str, Event]]:
         """(file name, event), oldest first, of those whose name comes after `after`, up to and with `until`."""
-        for path in sorted(self.root.glob("ledger/*.json")):
-            if after < path.name <= until and (event := self._load(path, Event)):
-                yield path.name, event
+        for path in self.files.names("ledger/*.json"):
+            name = path.rpartition("/")[2]
+            if after < name <= until and (event := self._load(path, Event)):
+                yield name, event
 
     def load_outbox(self, kind: type[M]) -> M | None:
         """How far people were told of the ledger."""
-        return self._load(self.root / "outbox.json", kind)
+        return self._load("outbox.json", kind)
 
     def save_outbox(self, outbox: Model) -> None:
-        self._save(self.root / "outbox.json", outbox)
+        self._save("outbox.json", outbox)
 
     # -- locks ----------------------------------------------------------------------------------
 
@@ -322,7 +422,7 @@ class Store:
         self, name: str, *, holder: dict[str, Any], stale: Callable[[dict[str, Any]], None] | None = None
     ) -> AbstractContextManager[None]:
         """Hold a named lock of this store: see `hold`."""
-        return hold(self.root / "locks" / f"{name}.lock", holder=holder, stale=stale)
+        return self.files.lock(name, holder=holder, stale=stale)
 
 
 @contextmanager

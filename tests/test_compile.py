@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from modal_app.compile import first_error
 from tasks.platforms.local.compile import build as compile_build
-from tasks.platforms.local.compile import check_version, first_error
+from tasks.platforms.local.compile import check_version
+from tasks.process import run
 from tasks.release import Build, Recipe, ReleaseFailed, SourceTree, ToolingError, UpstreamRelease
 from tasks.settings import Settings
 from tasks.sources import Sources
@@ -168,7 +170,7 @@ def test_a_killed_build_leaves_no_build_and_no_process_and_the_next_one_is_whole
 def test_the_real_build_says_which_source_it_is_of(build: Build, base: Settings) -> None:
     store = Store(base.store)
     folder = store.build_dir(build.digest)
-    assert check_version(folder / "llama-server", build.source) == build.version
+    assert check_version(run([folder / "llama-server", "--version"], timeout_s=60), build.source) == build.version
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"]["llama-server"] == build.files["llama-server"]
     assert os.access(folder / "llama-server", os.X_OK)

@@ -115,7 +115,7 @@ def test_a_damaged_record_names_its_file(store: Store) -> None:
     path = store.root / "stages" / "production.json"
     path.parent.mkdir()
     path.write_text('{"stage": "production", "release"')
-    with pytest.raises(ToolingError, match=r"production\.json is not a readable StagePointer"):
+    with pytest.raises(ToolingError, match=r"production\.json in the store is not a readable StagePointer"):
         store.pointer("production")
 
 
@@ -182,3 +182,13 @@ def test_a_disk_that_takes_no_more_is_one_clear_error_and_leaves_the_old_file(tm
     assert "ToolingError: could not write" in done.stderr
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_forgotten_build_is_no_build_any_more_and_an_unknown_one_is_refused(store: Store) -> None:
+    store.save_build(a_build())
+    assert store.forget_build("d1").digest == "d1"
+    assert store.build("d1") is None
+    store.save_build(a_build("d2"))
+    with pytest.raises(BadInput, match="there is no build d1") as caught:
+        store.forget_build("d1")
+    assert "d2" in caught.value.evidence

@@ -63,6 +63,11 @@ class Platform(Protocol):
 
 def open_platform(settings: Settings) -> Platform:
     """The platform that the settings name."""
-    from tasks.platforms.local import LocalPlatform  # it needs the protocol above
+    # they need the protocol above
+    if settings.platform == "modal":
+        from tasks.platforms.modal import ModalPlatform
+
+        return ModalPlatform(settings)
+    from tasks.platforms.local import LocalPlatform
 
     return LocalPlatform(settings)

@@ -62,7 +62,7 @@ def _read(platform: Platform, settings: Settings, build: Build) -> Surface:
     tree = source.tree
     if sources.git("cat-file", "-e", tree, check=False).code:  # the cache is safe to delete; upstream's own will do
         _, tree = sources.add(source.upstream, open_upstream(settings).fetch(source.upstream))
-    return read(platform.store.build_dir(build.digest) / build.recipe.target, sources, build, tree)
+    return read(platform.store, sources, build, tree)
 
 
 def _production(platform: Platform, settings: Settings, before: Release) -> Surface:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from tasks.process import Output, run
 from tasks.release import BadInput, Build, Release, ReleaseFailed
 from tasks.settings import ServerSettings
 from tasks.store import Store
@@ -71,19 +68,13 @@ def spelled(server: ServerSettings) -> dict[str, Want]:
     return {word: want for want in wants(server) for s in want.spellings for word in s if word.startswith("-")}
 
 
-def complaint(binary: Path, argv: Argv) -> str:
+def complaint(store: Store, build: Build, argv: Argv) -> str:
     """What the binary says against an argv, in its own words; '' when it takes it.
 
     llama-server reads its whole argv before `--version` ends it: the surest flag check there is.
     """
-    output = ask(binary, *argv, "--version")
+    output = store.ask(build, *argv, "--version")
     return "" if output.code == 0 else output.text[-600:] or f"exit status {output.code}"
-
-
-def ask(binary: Path, *argv: str) -> Output:
-    """What the binary says to an argv that ends it at once. As when it serves, no LLAMA_* variable reaches it."""
-    clean = {name: None for name in os.environ if name.startswith("LLAMA_")}
-    return run([binary, *argv], timeout_s=60, env=clean, check=False)
 
 
 def render(server: ServerSettings, refuses: Accepts) -> tuple[Argv, list[str]]:
@@ -123,8 +114,7 @@ def bundle(store: Store, build: Build, server: ServerSettings) -> tuple[Release,
     if server.model is None:
         raise BadInput("no model is set", todo="set server.model to a GGUF file")
     paths = {"model": server.model, "mmproj": server.mmproj, "chat_template": server.chat_template}
-    binary = store.build_dir(build.digest) / build.recipe.target
-    argv, notes = render(server, lambda words: complaint(binary, words))
+    argv, notes = render(server, lambda words: complaint(store, build, words))
     release = Release(
         upstream=build.source.upstream,
         tree=build.source.tree,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from pydantic import Field as Described
 
-from tasks.preflight.argv import ask
 from tasks.release import Build, Model, ToolingError
 from tasks.sources import Sources
+from tasks.store import Store
 
 SERVER = "tools/server"
 README = f"{SERVER}/README.md"
@@ -80,19 +79,19 @@ class Surface(Model):
         return variable in self.variables or any(variable in flag.variables for flag in self.flags)
 
 
-def read(binary: Path, sources: Sources, build: Build, tree: str) -> Surface:
+def read(store: Store, sources: Sources, build: Build, tree: str) -> Surface:
     """The surface of a build as its binary and its source tree tell it, without what a running server shows.
 
     Raises ToolingError when one of its parts is not found where it is looked for.
     """
     code = {path: sources.read(tree, path) for path in sources.files(tree, f"{SERVER}/*.cpp")}
-    flags = flags_of_help(ask(binary, "--help").stdout)
+    flags = flags_of_help(store.ask(build, "--help").stdout)
     surface = Surface(
         build=build.digest,
         tag=build.tag,
         flags=flags,
         readme=disagreements(flags, flags_of_readme(sources.read(tree, README))),
-        variables=variables_of(binary.parent),
+        variables=store.search(build, _VARIABLE),
         routes=routes_of("\n".join(code.values())),
         fields=fields_of("\n".join(code.values())),
         mentioned=tuple(sorted({word for text in code.values() for word in re.findall(r'"([\w.]+)"', text)})),
@@ -100,7 +99,7 @@ def read(binary: Path, sources: Sources, build: Build, tree: str) -> Surface:
     if empty := [part for part in ("flags", "routes", "fields", "variables") if not getattr(surface, part)]:
         raise ToolingError(
             f"no {' and no '.join(empty)} found in {build.tag}",
-            evidence=f"{binary} --help, {README}, {SERVER}/*.cpp of tree {tree}",
+            evidence=f"{build.recipe.target} --help, {README}, {SERVER}/*.cpp of tree {tree}",
             todo="upstream writes them in another way now: teach tasks/preflight/surface.py",
         )
     return surface
@@ -165,18 +164,9 @@ def _words(value: str | tuple[str, ...]) -> str:
     return value if isinstance(value, str) else ", ".join(value)
 
 
-def variables_of(folder: Path) -> tuple[str, ...]:
-    """Names of environment variables of llama.cpp's own that stand in a build's files as strings, sorted.
-
-    More than are read (a few macros look the same), never fewer: a name that is not there cannot be read.
-    """
-    found: set[bytes] = set()
-    for path in folder.iterdir():
-        if path.name != "manifest.json" and path.is_file():
-            found.update(re.findall(rb"\0((?:LLAMA|GGML|MTMD)_[A-Z0-9_]+)(?=\0)", path.read_bytes()))
-    return tuple(sorted(name.decode() for name in found))
-
-
+_VARIABLE = rb"\0((?:LLAMA|GGML|MTMD)_[A-Z0-9_]+)(?=\0)"
+"""Names of environment variables of llama.cpp's own that stand in a build's files as strings. More than are read (a few
+macros look the same), never fewer: a name that is not there cannot be read."""
 _ROUTE = re.compile(r'ctx_http\.(get|post|del)\s*\(\s*"(/[^"]*)",\s*ex_wrapper\(([\w.>-]+)')
 _FIELD = re.compile(
     r"""

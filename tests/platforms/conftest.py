@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from tasks.contracts import scripted
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Build, Release, UpstreamRelease
 from tasks.settings import LocalSettings, ServerSettings, Settings
 from tasks.store import Store
+from tests.platforms.modal_stand import ModalStand, modal_stand_in
 from tests.platforms.stand import KEY_ENV, Stand
 
 # One thread: with more, llama-server spins at every barrier while the machine has other work.
@@ -47,6 +49,15 @@ def stand_of(platform: LocalPlatform, base: Settings, build: Build, model: Path)
         yield made
         platform.shut_down()
     assert made.servers() == []
+
+
+@pytest.fixture(scope="module")
+def modal_stand(base: Settings, build: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModalStand]:
+    """Two releases of a scripted model on a fake Modal of their own."""
+    folder = tmp_path_factory.mktemp("modal")
+    model = scripted.build(scripted.thinks_then_answers(3), folder / "scripted.gguf")
+    with modal_stand_in(folder / "fake", base, build, model, ARGV) as made:
+        yield made
 
 
 def platform_at(root: Path, idle_s: float = 1.5, staging_port: int = 0, **local_settings: Any) -> LocalPlatform:

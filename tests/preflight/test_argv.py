@@ -64,9 +64,8 @@ def test_a_trial_of_another_model_leaves_projector_and_template_behind(store: St
 def test_a_real_binary_takes_our_argv_and_refuses_a_flag_that_upstream_removed(
     base: object, build: Build, store_with: Store, smollm2: Path
 ) -> None:
-    binary = store_with.build_dir(build.digest) / "llama-server"
-    assert "--no-mmap" in complaint(binary, ("--no-mmap",))
-    assert "--flash-attn" in complaint(binary, ("--flash-attn",))
+    assert "--no-mmap" in complaint(store_with, build, ("--no-mmap",))
+    assert "--flash-attn" in complaint(store_with, build, ("--flash-attn",))
     release, notes = bundle(store_with, build, SERVER.model_copy(update={"model": smollm2}))
     assert release.files["model"].size_bytes == smollm2.stat().st_size
     assert notes == []
@@ -77,7 +76,7 @@ def test_a_stray_environment_variable_does_not_decide_what_the_binary_takes(
     build: Build, store_with: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "not a number")
-    assert complaint(store_with.build_dir(build.digest) / "llama-server", ("--metrics",)) == ""
+    assert complaint(store_with, build, ("--metrics",)) == ""
 
 
 @pytest.mark.real

@@ -204,4 +204,4 @@ def test_a_variable_of_the_old_kind_does_not_decide_what_a_binary_takes(
     platform: LocalPlatform, builds: dict[str, Build], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_CHAT_TEMPLATE_KWARGS", "no JSON")
-    assert complaint(platform.store.build_dir(builds["b8672"].digest) / "llama-server", ("--metrics",)) == ""
+    assert complaint(platform.store, builds["b8672"], ("--metrics",)) == ""

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import shutil
-import subprocess
-import sysconfig
 import time
 from pathlib import Path
 
+from modal_app.compile import CompileFailed, collect, compile_target, tool
 from tasks.platforms import Progress
-from tasks.process import die_with_parent, run
+from tasks.process import Output, die_with_parent, run
 from tasks.release import Build, Problem, Recipe, ReleaseFailed, SourceTree, ToolingError, digest_of, now
 from tasks.settings import Settings
 from tasks.sources import Sources
 from tasks.store import Store, hold, sha256_of
 
-CONFIGURE_TIMEOUT_S = 300
-SERVER_START_S = 30.0
 LEAN = {
     "BUILD_SHARED_LIBS": "OFF",
     "LLAMA_BUILD_TESTS": "OFF",
@@ -90,14 +86,15 @@ def _cpu_flags() -> str:
     return digest_of(sorted(flags[1].split()) if flags else platform.processor())[:12]
 
 
-def tool(name: str) -> Path:
-    """A tool that came as a wheel with this environment."""
-    return Path(sysconfig.get_path("scripts")) / name
-
-
 def definitions(recipe: Recipe) -> dict[str, str]:
     """CMake definitions of a recipe: lean, then the backend's, then the recipe's own."""
     return {"CMAKE_BUILD_TYPE": recipe.build_type, **LEAN, **BACKEND[recipe.backend], **recipe.cmake}
+
+
+def names(source: SourceTree) -> dict[str, str]:
+    """CMake definitions of what the binary calls itself."""
+    # The tree instead of upstream's commit, which the archive does not tell: --version then names the source.
+    return {"LLAMA_BUILD_NUMBER": str(source.upstream.build), "LLAMA_BUILD_COMMIT": source.tree[:9]}
 
 
 def _compile(
@@ -118,22 +115,24 @@ def _compile(
     Sources(cache).export(source.tree, work / "src")
     log = store.root / "logs" / f"build-{source.upstream.tag}-{digest}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with CompilerCache(cache / "sccache", work / "sccache.sock") as compiler:
-        progress(0, 1, "configuring")
-        _configure(source, recipe, work, log, compiler)
-        objects = _ninja(recipe, work, log, compiler, progress)
-        hits = compiler.hits()
+    try:
+        compiled = compile_target(
+            work / "src", work / "out", recipe.target, definitions(recipe) | names(source), log=log,
+            cache=cache / "sccache", progress=progress, before_exec=die_with_parent,
+        )  # fmt: skip
+    except CompileFailed as error:
+        raise _failure(error, log) from error
     out = _collect(work / "out" / "bin", recipe, store.root / "builds" / f".making-{digest}")
     made = Build(
         digest=digest,
         source=source,
         recipe=recipe,
         toolchain=tools,
-        version=check_version(out / recipe.target, source),
+        version=check_version(run([out / recipe.target, "--version"], timeout_s=60, check=False), source),
         files={p.name: sha256_of(p) for p in sorted(out.iterdir())},
         seconds=round(time.monotonic() - start, 1),
-        objects=objects,
-        cache_hits=hits,
+        objects=compiled.objects,
+        cache_hits=compiled.cache_hits,
         built_at=now(),
     )
     store.publish_build(made, out)
@@ -142,11 +141,8 @@ def _compile(
 
 
 def _collect(bin_folder: Path, recipe: Recipe, out: Path) -> Path:
-    shutil.rmtree(out, ignore_errors=True)
     try:
-        out.mkdir(parents=True)
-        for file in [bin_folder / recipe.target, *bin_folder.glob("*.so*")]:
-            shutil.copy(file, out / file.name)
+        collect(bin_folder, recipe.target, out)
     except OSError as error:
         raise ToolingError(
             "the finished build could not be copied into the store", evidence=str(error), todo="free some space"
@@ -154,12 +150,11 @@ def _collect(bin_folder: Path, recipe: Recipe, out: Path) -> Path:
     return out
 
 
-def check_version(binary: Path, source: SourceTree) -> str:
-    """What the binary says of itself, when that is the build number and the source tree asked for.
+def check_version(output: Output, source: SourceTree) -> str:
+    """What the binary says of itself to --version, when that is the build number and the source tree asked for.
 
     Raises ReleaseFailed otherwise: a stale binary, the guide's issue 6.
     """
-    output = run([binary, "--version"], timeout_s=60, check=False)
     line = next((li for li in output.text.splitlines() if "version" in li), output.text[:200])
     if output.code or not re.search(rf"\b{source.upstream.build}\b", line) or source.tree[:9] not in line:
         raise ReleaseFailed(
@@ -170,111 +165,12 @@ def check_version(binary: Path, source: SourceTree) -> str:
     return line
 
 
-def _configure(source: SourceTree, recipe: Recipe, work: Path, log: Path, compiler: CompilerCache) -> None:
-    given = definitions(recipe) | {
-        "LLAMA_BUILD_NUMBER": str(source.upstream.build),
-        # The tree instead of upstream's commit, which the archive does not tell: --version then names the source.
-        "LLAMA_BUILD_COMMIT": source.tree[:9],
-        "CMAKE_C_COMPILER_LAUNCHER": str(compiler.binary),
-        "CMAKE_CXX_COMPILER_LAUNCHER": str(compiler.binary),
-    }
-    given["CMAKE_MAKE_PROGRAM"] = str(tool("ninja"))
-    words = [f"-D{name}={value}" for name, value in sorted(given.items())]
-    output = run(
-        [tool("cmake"), "-S", work / "src", "-B", work / "out", "-G", "Ninja", *words],
-        timeout_s=CONFIGURE_TIMEOUT_S,
-        env=compiler.env,
-        check=False,
-    )
-    log.write_text(output.stdout + output.stderr)
-    if output.code:
-        raise _failure(output.stderr[max(output.stderr.find("CMake Error"), 0) :][:1500], log)
-
-
-def _ninja(recipe: Recipe, work: Path, log: Path, compiler: CompilerCache, progress: Progress) -> int:
-    total = 0
-    with (
-        open(log, "a") as file,
-        subprocess.Popen(
-            [tool("ninja"), "-C", work / "out", recipe.target],
-            env={**os.environ, **compiler.env, "NINJA_STATUS": "[%f/%t] "},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            preexec_fn=die_with_parent,
-        ) as process,
-    ):
-        assert process.stdout is not None
-        for line in process.stdout:
-            file.write(line)
-            if match := re.match(r"\[(\d+)/(\d+)\] (.*)", line):
-                total = int(match[2])
-                progress(int(match[1]), total, match[3].split("/")[-1].strip())
-    if process.returncode:
-        raise _failure(first_error(log.read_text(errors="replace")), log)
-    return total
-
-
-def first_error(text: str) -> str:
-    """The first thing that went wrong in a build log, with the lines that explain it."""
-    lines = text.splitlines()
-    for pattern in (r"(fatal )?error:", r"undefined reference", r"^FAILED:"):
-        for at, line in enumerate(lines):
-            if re.search(pattern, line):
-                return "\n".join(lines[at : at + 6])
-    return "\n".join(lines[-12:])
-
-
-def _failure(words: str, log: Path) -> Problem:
-    ours = ("No space left on device", "Killed signal", "Cannot allocate memory", "No CMAKE_CXX_COMPILER")
-    text = log.read_text(errors="replace")
-    evidence = f"{words}\nthe whole log: {log}"
-    if sign := next((sign for sign in ours if sign in text), None):
-        return ToolingError("this machine could not compile it", evidence=evidence, todo=f"mend this: {sign}")
+def _failure(error: CompileFailed, log: Path) -> Problem:
+    evidence = f"{error.words}\nthe whole log: {log}"
+    if error.machine:
+        return ToolingError("this machine could not compile it", evidence=evidence, todo=f"mend this: {error.machine}")
     return ReleaseFailed(
         "upstream's source does not compile here",
         evidence=evidence,
         todo="take another build, or add a patch to the series",
     )
-
-
-class CompilerCache:
-    """sccache with a server of its own for one build; a context manager."""
-
-    def __init__(self, folder: Path, socket: Path) -> None:
-        self.binary = tool("sccache")
-        self.env: dict[str, str] = {
-            "SCCACHE_DIR": str(folder),
-            "SCCACHE_CACHE_SIZE": "5G",
-            "SCCACHE_SERVER_UDS": str(socket),
-            "SCCACHE_IDLE_TIMEOUT": "0",
-        }
-        self._socket = socket
-
-    def __enter__(self) -> CompilerCache:
-        foreground = {"SCCACHE_START_SERVER": "1", "SCCACHE_NO_DAEMON": "1"}
-        self._server = subprocess.Popen(
-            [self.binary], env={**os.environ, **self.env, **foreground}, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent,
-        )  # fmt: skip
-        deadline = time.monotonic() + SERVER_START_S
-        while not self._socket.exists():
-            if self._server.poll() is not None or time.monotonic() > deadline:
-                self._server.kill()
-                raise ToolingError(
-                    "the compiler cache's server did not start", evidence=f"{self.binary} in the foreground"
-                )
-            time.sleep(0.05)
-        return self
-
-    def hits(self) -> int:
-        """Objects taken from the cache in this build."""
-        stats = run([self.binary, "--show-stats", "--stats-format", "json"], timeout_s=60, env=self.env)
-        return sum(json.loads(stats.stdout)["stats"]["cache_hits"]["counts"].values())
-
-    def __exit__(self, *exc: object) -> None:
-        run([self.binary, "--stop-server"], timeout_s=60, env=self.env, check=False)
-        self._server.kill()
-        self._server.wait()

@@ -1,0 +1,193 @@
+"""CMake and Ninja: a source tree becomes a llama-server and its libraries. Used in Modal's builder and on a machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGURE_TIMEOUT_S = 300
+CACHE_START_S = 30.0
+
+Progress = Callable[[int, int, str], None]
+"""Called with (objects done, objects in all, what)."""
+
+BeforeExec = Callable[[], None] | None
+"""Runs in a child before exec; how a child is tied to its parent's life is the caller's business."""
+
+_OURS = ("No space left on device", "Killed signal", "Cannot allocate memory", "No CMAKE_CXX_COMPILER")
+
+
+class CompileFailed(Exception):
+    """It does not compile; the message is the compiler's own words."""
+
+    def __init__(self, words: str, log: str) -> None:
+        super().__init__(words)
+        self.words = words
+        self.machine = next((sign for sign in _OURS if sign in log), "")
+        """What this machine lacks, when that is the reason."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came of it."""
+
+    objects: int
+    cache_hits: int
+
+
+def tool(name: str) -> Path:
+    """A tool that came as a wheel with this environment."""
+    return Path(sysconfig.get_path("scripts")) / name
+
+
+def compile_target(
+    source: Path,
+    out: Path,
+    target: str,
+    definitions: Mapping[str, str],
+    *,
+    log: Path,
+    cache: Path,
+    progress: Progress,
+    before_exec: BeforeExec = None,
+) -> Compiled:
+    """Compile one target of a source tree; what is built lies in `out`/bin. Raises CompileFailed."""
+    with CompilerCache(cache, out.with_name("sccache.sock"), before_exec) as compiler:
+        progress(0, 1, "configuring")
+        _configure(source, out, definitions, log, compiler)
+        objects = _ninja(out, target, log, compiler, progress, before_exec)
+        return Compiled(objects, compiler.hits())
+
+
+def _configure(source: Path, out: Path, definitions: Mapping[str, str], log: Path, compiler: CompilerCache) -> None:
+    given = dict(definitions) | {
+        "CMAKE_C_COMPILER_LAUNCHER": str(compiler.binary),
+        "CMAKE_CXX_COMPILER_LAUNCHER": str(compiler.binary),
+        "CMAKE_MAKE_PROGRAM": str(tool("ninja")),
+    }
+    if definitions.get("GGML_CUDA") == "ON":
+        given["CMAKE_CUDA_COMPILER_LAUNCHER"] = str(compiler.binary)
+    words = [f"-D{name}={value}" for name, value in sorted(given.items())]
+    done = subprocess.run(
+        [tool("cmake"), "-S", source, "-B", out, "-G", "Ninja", *words], env={**os.environ, **compiler.env},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=CONFIGURE_TIMEOUT_S,
+    )  # fmt: skip
+    log.write_text(done.stdout + done.stderr)
+    if done.returncode:
+        words_said = done.stderr[max(done.stderr.find("CMake Error"), 0) :][:1500]
+        raise CompileFailed(words_said, log.read_text(errors="replace"))
+
+
+def _ninja(
+    out: Path, target: str, log: Path, compiler: CompilerCache, progress: Progress, before_exec: BeforeExec
+) -> int:
+    total = 0
+    with (
+        open(log, "a") as file,
+        subprocess.Popen(
+            [tool("ninja"), "-C", out, target], env={**os.environ, **compiler.env, "NINJA_STATUS": "[%f/%t] "},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            preexec_fn=before_exec,
+        ) as process,
+    ):  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line)
+            if match := re.match(r"\[(\d+)/(\d+)\] (.*)", line):
+                total = int(match[2])
+                progress(int(match[1]), total, match[3].split("/")[-1].strip())
+    if process.returncode:
+        text = log.read_text(errors="replace")
+        raise CompileFailed(first_error(text), text)
+    return total
+
+
+def first_error(text: str) -> str:
+    """The first thing that went wrong in a build log, with the lines that explain it."""
+    lines = text.splitlines()
+    for pattern in (r"(fatal )?error:", r"undefined reference", r"^FAILED:"):
+        for at, line in enumerate(lines):
+            if re.search(pattern, line):
+                return "\n".join(lines[at : at + 6])
+    return "\n".join(lines[-12:])
+
+
+def collect(bin_folder: Path, target: str, out: Path) -> None:
+    """Copy the finished binary and its libraries into an empty folder. Raises OSError."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for file in [bin_folder / target, *bin_folder.glob("*.so*")]:
+        shutil.copy(file, out / file.name)
+
+
+def tree_hash(folder: Path) -> str:
+    """The hash that git gives the tree of a folder's files, computed without git.
+
+    Source: git-scm.com/book, Git Internals, Git Objects: names in byte order, a folder sorted as if it ended in `/`.
+    """
+    entries = []
+    for path in folder.iterdir():
+        name = os.fsencode(path.name)
+        if path.is_symlink():
+            entries.append((name, b"120000", _git_object(b"blob", os.fsencode(os.readlink(path)))))
+        elif path.is_dir():
+            entries.append((name + b"/", b"40000", bytes.fromhex(tree_hash(path))))
+        else:
+            mode = b"100755" if path.stat().st_mode & 0o100 else b"100644"
+            entries.append((name, mode, _git_object(b"blob", path.read_bytes())))
+    body = b"".join(mode + b" " + name.rstrip(b"/") + b"\0" + sha for name, mode, sha in sorted(entries))
+    return _git_object(b"tree", body).hex()
+
+
+def _git_object(kind: bytes, body: bytes) -> bytes:
+    return hashlib.sha1(kind + b" %d\0" % len(body) + body, usedforsecurity=False).digest()
+
+
+class CompilerCache:
+    """sccache with a server of its own for one build; a context manager."""
+
+    def __init__(self, folder: Path, socket: Path, before_exec: BeforeExec = None) -> None:
+        self.binary = tool("sccache")
+        self.env: dict[str, str] = {
+            "SCCACHE_DIR": str(folder),
+            "SCCACHE_CACHE_SIZE": "5G",
+            "SCCACHE_SERVER_UDS": str(socket),
+            "SCCACHE_IDLE_TIMEOUT": "0",
+        }
+        self._socket = socket
+        self._before_exec = before_exec
+
+    def __enter__(self) -> CompilerCache:
+        foreground = {"SCCACHE_START_SERVER": "1", "SCCACHE_NO_DAEMON": "1"}
+        self._server = subprocess.Popen(
+            [self.binary], env={**os.environ, **self.env, **foreground}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=self._before_exec,
+        )  # fmt: skip
+        deadline = time.monotonic() + CACHE_START_S
+        while not self._socket.exists():
+            if self._server.poll() is not None or time.monotonic() > deadline:
+                self._server.kill()
+                raise CompileFailed(f"the compiler cache's server did not start: {self.binary}", _OURS[-1])
+            time.sleep(0.05)
+        return self
+
+    def hits(self) -> int:
+        """Objects taken from the cache in this build."""
+        argv = [str(self.binary), "--show-stats", "--stats-format", "json"]
+        said = subprocess.run(argv, env={**os.environ, **self.env}, capture_output=True, timeout=60, check=True).stdout
+        return sum(json.loads(said)["stats"]["cache_hits"]["counts"].values())
+
+    def __exit__(self, *exc: object) -> None:
+        argv = [str(self.binary), "--stop-server"]
+        subprocess.run(argv, env={**os.environ, **self.env}, capture_output=True, timeout=60, check=False)
+        self._server.kill()
+        self._server.wait()

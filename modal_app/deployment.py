@@ -1,0 +1,121 @@
+"""What is deployed: one stage serving one release. A container finds it baked into its image."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal, Self
+
+import modal
+from pydantic import BaseModel, ConfigDict, Field
+
+from modal_app.settings import NOT_BAKED, ModalSettings, Section
+
+STORE = "/llama-release-store"
+"""Where the store's Volume is mounted: builds/<digest>/ and files/<sha256>/<name> are in it."""
+
+STAGE, RELEASE, BAKED = "LLAMA_RELEASE_STAGE", "LLAMA_RELEASE_ID", "LLAMA_RELEASE_DEPLOYMENT"
+
+HOW = f"""\
+which release on which stage? Say it in the environment:
+  {STAGE}=staging|production
+  {RELEASE}=<id of a release in the store, or the path of a release file>
+for example: {STAGE}=staging {RELEASE}=3f0c9a1b2c4d modal deploy -m modal_app.app
+`llama-release status` shows the ids; `llama-release upgrade` does all of this, with its proofs."""
+
+
+class FileRef(BaseModel):
+    """A file that a release needs, by content."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    sha256: str
+
+
+class Deployment(Section):
+    """One stage serving one release."""
+
+    stage: Literal["staging", "production", "trial"]
+    name: str = Field(description="the app's name")
+    release: str = Field(description="release id: a new release is always another deployment, and another snapshot")
+    build: str = Field(description="the folder builds/<digest>/ to serve from")
+    argv: tuple[str, ...] = Field(description="files stand as {model}, {mmproj}, {chat_template}")
+    files: dict[str, FileRef]
+    gpu: str | None = Field(description="None: a container without a GPU")
+    key: str = Field(
+        default="", description="tells one API key from another: a snapshot keeps the key it was made with"
+    )
+    wait: bool = Field(default=True, description="a container is up when llama-server is healthy, not when it listens")
+    settings: ModalSettings
+
+    @property
+    def snapshot(self) -> bool:
+        """Whether containers come from a snapshot. A trial is used once: a snapshot would only cost."""
+        return self.stage != "trial"
+
+    @property
+    def slots(self) -> int:
+        """Requests that llama-server answers at the same time."""
+        return int(self.argv[self.argv.index("--parallel") + 1]) if "--parallel" in self.argv else 1
+
+    @property
+    def vision(self) -> bool:
+        return "mmproj" in self.files
+
+    def command(self, store: Path, port: int) -> list[str]:
+        """The argv of llama-server in a container."""
+        words = list(self.argv)
+        for name, ref in self.files.items():
+            words = [word.replace(f"{{{name}}}", str(store / "files" / ref.sha256 / ref.name)) for word in words]
+        return [str(store / "builds" / self.build / "llama-server"), *words, "--host", "0.0.0.0", "--port", str(port)]
+
+    def baked(self) -> dict[str, str]:
+        """This deployment as a container's environment."""
+        return {BAKED: self.model_dump_json(exclude={"settings": NOT_BAKED})}
+
+    @classmethod
+    def of_environment(cls) -> Self:
+        """The deployment that the environment names; exits with what to set when it names none."""
+        if text := os.environ.get(BAKED):
+            return cls.model_validate_json(text)
+        stage, release = os.environ.get(STAGE), os.environ.get(RELEASE)
+        if stage not in ("staging", "production") or not release:
+            sys.exit(HOW)
+        settings = ModalSettings.load()
+        told = _Told.model_validate_json(_release_file(release, settings))
+        return cls.model_validate(
+            {
+                "stage": stage,
+                "name": settings.stage_app(stage),
+                "release": Path(release).stem,
+                "gpu": settings.gpu or None,
+                "settings": settings,
+                **told.model_dump(),
+            }
+        )
+
+
+class _Told(BaseModel):
+    """What a container needs of a release file (`releases/<id>.json` in the store)."""
+
+    build: str
+    argv: tuple[str, ...]
+    files: dict[str, FileRef]
+
+
+def store_volume(settings: ModalSettings) -> modal.Volume:
+    """The Volume that the store lives on."""
+    return modal.Volume.from_name(
+        settings.app, environment_name=settings.environment, create_if_missing=True, version=2
+    )
+
+
+def _release_file(release: str, settings: ModalSettings) -> bytes:
+    if Path(release).is_file():
+        return Path(release).read_bytes()
+    try:
+        return b"".join(store_volume(settings).read_file(f"releases/{release}.json"))
+    except (FileNotFoundError, modal.exception.NotFoundError):
+        sys.exit(f"there is no release {release} in the Volume {settings.app}\n{HOW}")

@@ -1,0 +1,200 @@
+"""The app with everything that is done with the store inside Modal: build, inspect, ask, fetch weights.
+
+It is deployed by itself whenever a release needs one of them. Nothing here needs a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from modal_app import images
+from modal_app.compile import Compiled, CompileFailed, collect, compile_target, tree_hash
+from modal_app.deployment import STORE, store_volume
+from modal_app.settings import MINUTES, ModalSettings
+
+CACHE = "/llama-release-cache"
+REPORT_EVERY_S = 1.0
+
+settings = ModalSettings.load()
+app = modal.App(settings.tools_app)
+
+store = store_volume(settings)
+cache = modal.Volume.from_name(
+    f"{settings.app}-cache", environment_name=settings.environment, create_if_missing=True, version=2
+)
+progress = modal.Dict.from_name(
+    f"{settings.app}-progress", environment_name=settings.environment, create_if_missing=True
+)
+
+build_image = images.devel(settings, settings.baked())
+serve_image = images.runtime(settings, settings.baked())
+fetch_image = images.fetching(settings.baked())
+
+
+@app.function(
+    image=build_image,
+    cpu=settings.build_cpu,
+    memory=settings.build_memory_mb,
+    timeout=settings.build_timeout_s,
+    volumes={STORE: store, CACHE: cache},
+    max_containers=1,
+)
+def build(order: dict[str, Any]) -> dict[str, Any]:
+    """Compile sources/<tree>.tar.gz into builds/<digest>/, and say what is there now.
+
+    The folder has no manifest yet, so nobody takes it for a build: whoever ordered it has it inspected first.
+
+    Args:
+        order: `digest`, `tree` (git tree hash of the source), `target`, `definitions` (CMake's).
+
+    Returns:
+        `files` (name -> sha256), `objects`, `cache_hits` and `seconds`; or `failed` with the compiler's own words and
+        `machine` with what the machine lacks, when that is why.
+    """
+    started = time.monotonic()
+    store.reload()
+    # Always the same folder: the compiler cache then knows the neighbouring release's objects.
+    work = Path("/tmp/llama-release-build")
+    shutil.rmtree(work, ignore_errors=True)
+    source = work / "src"
+    source.mkdir(parents=True)
+    archive = Path(STORE, "sources", f"{order['tree']}.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(source, filter="data")
+    if (found := tree_hash(source)) != order["tree"]:
+        return {
+            "failed": f"{archive.name} unpacks to the tree {found}",
+            "machine": f"remove it: modal volume rm {settings.app} sources/{archive.name}",
+        }
+    try:
+        made = compile_target(
+            source, work / "out", order["target"], order["definitions"], log=work / "log",
+            cache=Path(CACHE, "sccache"), progress=_reporter(order["digest"]),
+        )  # fmt: skip
+    except CompileFailed as error:
+        print(error.words, flush=True)
+        return {"failed": error.words, "machine": error.machine}
+    finally:
+        cache.commit()
+    return _put(work / "out" / "bin", order, made, started)
+
+
+def _put(bin_folder: Path, order: dict[str, Any], made: Compiled, started: float) -> dict[str, Any]:
+    folder = Path(STORE, "builds", order["digest"])
+    collect(bin_folder, order["target"], folder)
+    store.commit()
+    return {
+        "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
+        "objects": made.objects,
+        "cache_hits": made.cache_hits,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _reporter(digest: str) -> Any:
+    """Every object is a line of the log; now and then it is also written where the flow looks."""
+    last = 0.0
+
+    def report(done: int, total: int, what: str) -> None:
+        nonlocal last
+        print(f"[{done}/{total}] {what}", flush=True)
+        if time.monotonic() - last > REPORT_EVERY_S or done == total:
+            last = time.monotonic()
+            progress.put(digest, (done, total, what))
+
+    return report
+
+
+@app.function(image=serve_image, cpu=2.0, timeout=10 * MINUTES, volumes={STORE: store.read_only()})
+def inspect(digest: str, target: str) -> dict[str, Any]:
+    """What a build looks like from where it will be served.
+
+    Returns:
+        `files` (name -> sha256), `missing` (libraries that the runtime image does not have) and `version` (exit
+        code, stdout and stderr of `--version`).
+    """
+    store.reload()
+    folder = Path(STORE, "builds", digest)
+    files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != "manifest.json"}
+    missing = [f"{name}: {lost}" for name in files for lost in _not_found(folder, name)]
+    return {"files": files, "missing": missing, "version": _run(folder, target, ["--version"])}
+
+
+def _not_found(folder: Path, name: str) -> list[str]:
+    said = subprocess.run(["ldd", folder / name], env=_env(folder), capture_output=True, text=True, timeout=60).stdout
+    lost = re.findall(r"(\S+) => not found", said)
+    # The driver's own library comes with the GPU: it is in no image.
+    return [library for library in lost if not library.startswith("libcuda.so")]
+
+
+@app.function(image=serve_image, cpu=2.0, timeout=5 * MINUTES, volumes={STORE: store.read_only()})
+def ask(digest: str, target: str, argv: list[str]) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the binary with an argv that ends it at once, such as one with `--version`."""
+    store.reload()
+    return _run(Path(STORE, "builds", digest), target, argv)
+
+
+@app.function(image=serve_image, cpu=2.0, timeout=5 * MINUTES, volumes={STORE: store.read_only()})
+def search(digest: str, pattern: bytes) -> list[str]:
+    """What a pattern's group finds in the files of a build, sorted, each once."""
+    store.reload()
+    found: set[bytes] = set()
+    for path in Path(STORE, "builds", digest).iterdir():
+        if path.name != "manifest.json" and path.is_file():
+            found.update(re.findall(pattern, path.read_bytes()))
+    return sorted(text.decode() for text in found)
+
+
+@app.function(image=fetch_image, cpu=4.0, timeout=60 * MINUTES, volumes={STORE: store})
+def fetch(name: str, weight: dict[str, str]) -> int:
+    """Have a file of weights in files/<sha256>/<name>; its size in bytes.
+
+    Raises ValueError when what was downloaded has another sha256.
+    """
+    from huggingface_hub import hf_hub_download  # type: ignore[import-not-found]  # only in its image
+
+    store.reload()
+    target = Path(STORE, "files", weight["sha256"], name)
+    if not target.exists():
+        got = Path(
+            hf_hub_download(weight["repo"], weight["path"], revision=weight["revision"], local_dir="/tmp/weights")
+        )
+        if (found := _sha256(got)) != weight["sha256"]:
+            raise ValueError(f"{weight['repo']}/{weight['path']} has sha256 {found}, not {weight['sha256']}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(got, target.with_name(f".{name}"))
+        os.replace(target.with_name(f".{name}"), target)
+        store.commit()
+    return target.stat().st_size
+
+
+def _run(folder: Path, target: str, words: list[str]) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr); 126 for a file that cannot be run, as a shell says it."""
+    try:
+        done = subprocess.run(
+            [folder / target, *words], env=_env(folder), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="replace", timeout=60,
+        )  # fmt: skip
+    except OSError as error:
+        return 126, "", str(error)
+    return done.returncode, done.stdout, done.stderr
+
+
+def _env(folder: Path) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
+    return clean | {"LD_LIBRARY_PATH": ":".join(filter(None, (str(folder), clean.get("LD_LIBRARY_PATH"))))}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,159 @@
+"""What is known of a deployed app, and done to it: through Modal's public SDK where it can, else its command."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import modal
+from modal.exception import NotFoundError
+
+from modal_app.deployment import Deployment
+from modal_app.settings import ModalSettings
+from tasks.platforms.modal.account import COMMAND_LIMIT_S, command, told
+from tasks.release import ToolingError
+
+SERVER = "Llama"
+"""The class in modal_app/app.py."""
+POLL_S = 0.5
+LOG_LINES = 400
+
+
+@dataclass(frozen=True)
+class Container:
+    """A running container."""
+
+    id: str
+    started_at: datetime | None
+
+
+def version(settings: ModalSettings, name: str) -> int | None:
+    """The version that is deployed under a name, or None when none is."""
+    with told(f"looking {name} up"):
+        try:
+            found = modal.App.lookup(name, environment_name=settings.environment).info(refresh=True).lifecycle
+        except NotFoundError:
+            return None
+    return found.version if found.state.name == "DEPLOYED" else None
+
+
+def url(settings: ModalSettings, name: str) -> str | None:
+    """Where an app's server answers, or None when it is not deployed."""
+    with told(f"looking the address of {name} up"):
+        try:
+            found = modal.Server.from_name(name, SERVER, environment_name=settings.environment).get_url()
+        except NotFoundError:
+            return None
+    return str(found).rstrip("/") if found else None
+
+
+def containers(settings: ModalSettings, name: str) -> list[Container]:
+    """The running containers of an app; none when it is not deployed."""
+    with told(f"looking {name} up"):
+        try:
+            app_id = modal.App.lookup(name, environment_name=settings.environment).app_id
+        except NotFoundError:
+            return []
+    said = command(
+        "container", "list", "--app-id", str(app_id), "--json",
+        environment=settings.environment, limit_s=COMMAND_LIMIT_S,
+    ).stdout  # fmt: skip
+    return [
+        Container(each["container_id"], _moment(each["start_time"]))
+        for each in json.loads(said)
+        if each["app_id"] == app_id
+    ]
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None  # "Pending"
+
+
+def stop_container(container: str) -> None:
+    """End a container; nothing happens when it has ended."""
+    try:
+        command("container", "stop", container, "--yes", limit_s=COMMAND_LIMIT_S)
+    except ToolingError as error:
+        if "already stopped" not in error.evidence:
+            raise
+
+
+def stop(settings: ModalSettings, name: str) -> None:
+    """Stop an app and its containers for good; nothing happens when it does not run."""
+    if version(settings, name) is None:
+        return
+    command("app", "stop", name, "--yes", environment=settings.environment, limit_s=COMMAND_LIMIT_S)
+
+
+def drain(settings: ModalSettings, name: str, old: set[str], limit_s: float) -> None:
+    """Wait until the containers of an earlier version are gone, and end those that stay too long."""
+    deadline = time.monotonic() + limit_s
+    while left := {each.id for each in containers(settings, name)} & old:
+        if time.monotonic() > deadline:
+            for container in left:
+                stop_container(container)
+        time.sleep(POLL_S)
+
+
+@contextmanager
+def no_spare_containers(settings: ModalSettings, name: str) -> Iterator[None]:
+    """While inside, Modal keeps no container that has nothing to do. A redeploy would undo it, and so do we."""
+    server = modal.Server.from_name(name, SERVER, environment_name=settings.environment)
+    with told(f"scaling {name} down"):
+        server.autoscaler.update(min_containers=0, buffer_containers=0, scaledown_window=2)
+    try:
+        yield
+    finally:
+        with told(f"undoing the override of {name}"):
+            server.autoscaler.update(min_containers=0, buffer_containers=0, scaledown_window=settings.idle_s)
+
+
+def boots(deployment: Deployment) -> dict[str, str]:
+    """The boot records of a deployment's app."""
+    return boots_of(deployment.settings, deployment.name)
+
+
+def boots_of(settings: ModalSettings, name: str) -> dict[str, str]:
+    """Key -> boot record as JSON of an app; a key begins with the time."""
+    with told(f"reading the boot records of {name}"):
+        kept = modal.Dict.from_name(f"{name}-boots", environment_name=settings.environment, create_if_missing=True)
+        return dict(kept.items())
+
+
+def logs(settings: ModalSettings, name: str, lines: int = LOG_LINES) -> str:
+    """The last lines of an app's log; '' when there is no app."""
+    if version(settings, name) is None:
+        return ""
+    return command(
+        "app", "logs", name, "--tail", str(lines), "--timestamps",
+        environment=settings.environment, limit_s=COMMAND_LIMIT_S,
+    ).stdout  # fmt: skip
+
+
+# What the log of a container says of how it ended, most telling first.
+SIGNS = (
+    ("out of memory", r"out of memory|OOM|exit(ed)?( with)?( code)?:? 137|cudaErrorMemoryAllocation"),
+    ("crashed (segmentation fault)", r"exit(ed)?( with)?( code)?:? 139|ended with -11|[Ss]egmentation fault"),
+    ("restore failed, started without a snapshot", r"exit(ed)?( with)?( code)?:? 222|restore failed; retrying"),
+    ("fell back", r'"kind": "fell_back"'),
+    ("restored", r'"kind": "restored"'),
+    ("snapshot created", r'"kind": "created"'),
+)
+
+
+def classified(text: str) -> str:
+    """What a log tells of how containers fared, one sign a line with its latest line; '' when it tells nothing."""
+    found = []
+    for sign, pattern in SIGNS:
+        lines = [line for line in text.splitlines() if re.search(pattern, line)]
+        if lines:
+            found.append(f"{sign}, {len(lines)} times, last: {lines[-1].strip()[:200]}")
+    return "\n".join(found) or "\n".join(text.splitlines()[-8:])

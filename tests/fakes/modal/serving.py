@@ -1,0 +1,115 @@
+"""The address of each server: requests wait for a container, or start one, and are forwarded to its port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import aiohttp
+from aiohttp import web
+
+from .container import Container
+from .containers import TICK_S
+from .functions import Service
+
+if TYPE_CHECKING:
+    from .server import FakeModal
+
+HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host", "content-length"}
+HOLD_S = 120.0
+
+
+class Serving:
+    """Modal's routing layer. With `holds` off, a request that finds no container is answered 503 (and starts one)."""
+
+    def __init__(self, fake: FakeModal) -> None:
+        self._fake = fake
+        self.holds = True
+        self._runners: list[web.AppRunner] = []
+
+    async def open(self, service: Service) -> str:
+        """The address of a server, the same for as long as its app lives."""
+        app = web.Application(client_max_size=2**30)
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return await self._handle(service, request)
+
+        app.router.add_route("*", "/{path:.*}", handle)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        self._runners.append(runner)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    async def close(self) -> None:
+        for runner in self._runners:
+            await runner.cleanup()
+
+    async def _handle(self, service: Service, request: web.Request) -> web.StreamResponse:
+        live = self._fake.functions.live_definition(service)
+        if not live:
+            return web.Response(status=404, text="modal-http: app for invoked web endpoint is stopped")
+        config = self._fake.functions.definitions[live].http_config
+        if not config.unauthenticated and not {"Modal-Key", "Modal-Secret"} <= set(request.headers):
+            return web.Response(status=401, text="modal-http: missing credentials for proxy authorization")
+        container = await self._container(service)
+        if container is None:
+            return web.Response(status=503, text="modal-http: no live replica")
+        container.in_flight += 1
+        try:
+            return await self._forward(container, config.port, request)
+        finally:
+            container.in_flight -= 1
+            container.used_at = time.time()
+
+    async def _container(self, service: Service) -> Container | None:
+        """One that is ready, rather of the live definition; none after a start that failed, or took too long."""
+        end = time.time() + HOLD_S
+        started: list[Container] = []
+        while time.time() < end:
+            live = self._fake.functions.live_definition(service)
+            if not live:
+                return None
+            there = [c for c in self._fake.containers.live(service) if not c.stopping]
+            ready = sorted((c for c in there if c.ready), key=lambda c: (c.definition_id != live, c.in_flight))
+            if ready:
+                return ready[0]
+            if started and not there:
+                return None
+            started = there or [self._fake.containers.launch(service)]
+            if not self.holds:
+                return None
+            await asyncio.sleep(TICK_S)
+        return None
+
+    async def _forward(self, container: Container, port: int, request: web.Request) -> web.StreamResponse:
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
+        connector = aiohttp.TCPConnector(socket_factory=container.socket_inside, force_close=True)
+        timeout = aiohttp.ClientTimeout(total=None)
+        answered: web.StreamResponse | None = None
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
+            try:
+                async with session.request(
+                    request.method,
+                    f"http://127.0.0.1:{port}{request.raw_path}",
+                    headers=headers,
+                    data=await request.read(),
+                    allow_redirects=False,
+                ) as reply:
+                    answered = web.StreamResponse(status=reply.status, reason=reply.reason)
+                    for name, value in reply.headers.items():
+                        if name.lower() not in HOP_BY_HOP:
+                            answered.headers.add(name, value)
+                    await answered.prepare(request)
+                    async for chunk in reply.content.iter_any():
+                        await answered.write(chunk)
+                    await answered.write_eof()
+                    return answered
+            except (aiohttp.ClientError, OSError) as error:
+                if answered is None:
+                    return web.Response(status=503, text=f"modal-http: {error}")
+                with contextlib.suppress(Exception):
+                    request.transport.abort()  # type: ignore[union-attr]
+                return answered

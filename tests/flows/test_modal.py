@@ -1,0 +1,152 @@
+"""The whole upgrade on Modal: the command line of a user against a fake Modal, whose containers run real servers.
+
+The steps build on each other and run in order. What was compiled on this machine before stands for what Modal's
+builder would make of the same trees (tests/platforms/test_modal_building.py runs the builder itself).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tasks.contracts import scripted
+from tasks.platforms.modal import ModalPlatform
+from tasks.platforms.modal.account import COMMAND_LIMIT_S, command
+from tasks.platforms.modal.building import toolchain
+from tasks.release import BootKind, Build, StageName
+from tasks.settings import Settings
+from tasks.store import Store
+from tests.fakes.modal import FakeModal
+from tests.platforms.modal_stand import KEY, NO_BLOCKING, create_secret, fake_modal, platform_on_modal, upload
+from tests.platforms.stand import KEY_ENV
+
+pytestmark = pytest.mark.real
+
+OLDER, NEWER = "b11401", "b11434"
+REPOSITORY = Path(__file__).parents[2]
+PATIENCE_S = 1500.0
+
+
+@dataclass
+class Account:
+    """A Modal account, and the machine that a user's commands run on."""
+
+    fake: FakeModal
+    platform: ModalPlatform
+    env: dict[str, str]
+
+    def run(self, *words: str, code: int = 0) -> str:
+        """Run a command to its end; what it printed. Fails when the exit code is another."""
+        done = subprocess.run(
+            [sys.executable, "-m", "flows", *words], cwd=REPOSITORY, env=self.env, text=True, timeout=PATIENCE_S,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode == code, f"{words} exited {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def tag(self, stage: StageName) -> str | None:
+        """The tag that the store's pointer of a stage names."""
+        store = self.platform.store
+        pointer = store.pointer(stage)
+        return store.get_release(pointer.release).upstream.tag if pointer.release else None
+
+    def answered_by(self, stage: StageName) -> str:
+        endpoint = self.platform.endpoint(stage)
+        answer = httpx.post(
+            f"{endpoint.base_url}/v1/chat/completions",
+            json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
+            headers={"Authorization": f"Bearer {KEY}"}, timeout=120, trust_env=False,
+        )  # fmt: skip
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["system_fingerprint"]).split("-")[0]
+
+    def kinds(self, stage: StageName) -> list[BootKind]:
+        return [boot.kind for boot in self.platform.boots(stage)]
+
+
+@pytest.fixture(scope="module")
+def account(
+    base: Settings, build: Build, older_build: Build, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Account]:
+    """An account with nothing in it but what the builder would make of the trees that the flow wants."""
+    folder = tmp_path_factory.mktemp("modal-flow")
+    model = scripted.build(scripted.thinks_then_answers(3), folder / "scripted.gguf")
+    with fake_modal(folder / "fake") as fake:
+        create_secret()
+        platform = platform_on_modal(folder, cache=base.cache)
+        local = Store(base.store)
+        for made in local.builds():
+            if made.tag in (OLDER, NEWER):
+                tools = toolchain(made.recipe, platform.settings.modal)
+                digest = Build.identity(made.source, made.recipe, tools)
+                upload(
+                    platform,
+                    made.model_copy(update={"digest": digest, "toolchain": tools}),
+                    local.build_dir(made.digest),
+                )
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "DEMO_"))}
+        env |= {
+            "LLAMA_RELEASE_PLATFORM": "modal",
+            "LLAMA_RELEASE_MODAL": platform.settings.modal.model_dump_json(),
+            "LLAMA_RELEASE_STORE": str(platform.settings.store),
+            "LLAMA_RELEASE_CACHE": str(base.cache),
+            "LLAMA_RELEASE_SERVER__MODEL": str(model),
+            "LLAMA_RELEASE_SERVER__ALIAS": "scripted",
+            "LLAMA_RELEASE_SERVER__THREADS": "1",
+            "LLAMA_RELEASE_SERVER__CTX_PER_SLOT": "2048",
+            "LLAMA_RELEASE_SERVER__API_KEY_ENV": KEY_ENV,
+            "LLAMA_RELEASE_RESTORE__CYCLES": "1",
+            "LLAMA_RELEASE_RESTORE__REQUIRED": "0.1",
+            "LLAMA_RELEASE_EVALS__ITEMS": "60",
+            "PYTHONWARNINGS": NO_BLOCKING,
+            "PYTHONPATH": str(REPOSITORY),
+            "USER": "tester",
+            "COLUMNS": "160",
+        }
+        yield Account(fake, platform, env)
+
+
+def test_the_first_release_goes_the_whole_way_to_production(account: Account) -> None:
+    said = account.run("upgrade", "--to", OLDER, "--approver", "alice")
+    assert "1 of 1 restored" in said
+    assert account.tag("production") == OLDER == account.answered_by("production")
+    assert account.kinds("staging") == [BootKind.CREATED, BootKind.RESTORED]
+
+
+def test_the_next_release_replaces_it_and_the_earlier_one_is_retained(account: Account) -> None:
+    account.run("upgrade", "--to", NEWER, "--approver", "alice")
+    assert account.tag("production") == NEWER == account.answered_by("production")
+    pointer = account.platform.store.pointer("production")
+    assert [account.platform.store.get_release(r).upstream.tag for r in pointer.retained] == [OLDER]
+
+
+def test_rollback_is_complete_when_the_earlier_release_answers(account: Account) -> None:
+    account.run("rollback", "--reason", "tool calls broke", "--by", "carol")
+    assert account.tag("production") == OLDER == account.answered_by("production")
+    assert "production is on hold" in account.run("upgrade", "--to", NEWER, "--approver", "alice", code=2)
+
+
+def test_status_and_history_read_the_store_on_the_volume(account: Account) -> None:
+    status = {s["stage"]: s for s in json.loads(account.run("status", "--json"))}
+    assert account.platform.store.get_release(status["production"]["release"]).upstream.tag == OLDER
+    kinds = [event["kind"] for event in json.loads(account.run("history", "--json", "--last", "500"))]
+    assert kinds.count("promoted") == 2
+    assert kinds.count("rolled_back") == 1
+
+
+def test_no_trial_is_left_and_the_key_is_in_no_log_and_no_file_of_the_volume(account: Account) -> None:
+    listed = json.loads(command("app", "list", "--json", limit_s=COMMAND_LIMIT_S).stdout)
+    assert {app["description"] for app in listed if app["state"] == "deployed"} == {
+        "llama-release-staging", "llama-release-production", "llama-release-tools",
+    }  # fmt: skip
+    assert KEY not in account.fake.logs.text()
+    texts = [path for path in (account.fake.folder / "volumes").rglob("*") if path.is_file()]
+    assert [path for path in texts if path.stat().st_size < 10_000_000 and KEY.encode() in path.read_bytes()] == []

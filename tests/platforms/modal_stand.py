@@ -1,0 +1,137 @@
+"""The Modal platform on the fake Modal: real SDK, real `modal` command, containers as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from modal.client import _Client
+
+from modal_app.settings import ModalSettings
+from tasks.endpoint import Client
+from tasks.platforms.modal import ModalPlatform
+from tasks.platforms.modal.account import COMMAND_LIMIT_S, command
+from tasks.release import Build, Endpoint, Release
+from tasks.settings import ServerSettings, Settings
+from tasks.store import Store
+from tests.fakes.modal import FakeModal
+from tests.platforms.stand import KEY_ENV
+
+KEY = "key-of-the-stages"
+NO_BLOCKING = "error:A blocking Modal interface is being used in an async context."
+"""PYTHONWARNINGS under which a blocking call of the SDK in an event loop is an error, here and in containers."""
+SECRET = "a-secret"
+
+# A container that the fake restores boots its code once more. What was random in the snapshotted one must be the same
+# again, as it would be in a copy of its memory: so what `secrets` gives follows from the container's id.
+_SITE = """
+import os, random, secrets
+if "MODAL_TASK_ID" in os.environ:
+    secrets.token_hex = lambda n=32, r=random.Random(os.environ["MODAL_TASK_ID"]): r.randbytes(n).hex()
+"""
+_NVIDIA_SMI = """#!/bin/sh
+cat "$(dirname "$0")/gpu-memory"
+"""
+
+
+@contextmanager
+def fake_modal(folder: Path) -> Iterator[FakeModal]:
+    """A fake Modal that this process and its children talk to, with a GPU's `nvidia-smi` in every container."""
+    machine = folder / "machine"
+    machine.mkdir(parents=True)
+    (machine / "sitecustomize.py").write_text(_SITE)
+    (machine / "nvidia-smi").write_text(_NVIDIA_SMI)
+    (machine / "nvidia-smi").chmod(stat.S_IRWXU)
+    set_gpu_memory(folder, "20000, 46068")
+    given = {
+        "PYTHONWARNINGS": NO_BLOCKING,
+        "PYTHONPATH": f"/root:/pkg:{machine}",
+        "PATH": f"{machine}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    with pytest.MonkeyPatch.context() as patch, FakeModal(folder, machine=given) as fake:
+        for name, value in fake.env.items():
+            patch.setenv(name, value)
+        patch.setenv(KEY_ENV, KEY)
+        _Client._set_env_client(None)
+        try:
+            yield fake
+        finally:
+            _Client._set_env_client(None)
+    assert fake.failures == []
+
+
+def set_gpu_memory(folder: Path, line: str) -> None:
+    """What `nvidia-smi` tells from now on: used and total MiB."""
+    (folder / "machine" / "gpu-memory").write_text(line + "\n")
+
+
+def platform_on_modal(folder: Path, cache: Path | None = None, **modal: Any) -> ModalPlatform:
+    given = {"secret": SECRET, "start_timeout_s": 60, "server_cpu": 1.0, "idle_s": 60, **modal}
+    return ModalPlatform(
+        Settings(
+            platform="modal",
+            store=folder / "store",
+            cache=cache or folder / "cache",
+            server=ServerSettings(api_key_env=KEY_ENV),
+            modal=ModalSettings(**given),
+        )
+    )
+
+
+def create_secret(key: str = KEY) -> None:
+    command("secret", "create", SECRET, f"LLAMA_API_KEY={key}", "--force", limit_s=COMMAND_LIMIT_S)
+
+
+def upload(platform: ModalPlatform, build: Build, folder: Path) -> Build:
+    """A finished build of this machine on the Volume, as the builder would have left it."""
+    with platform.on_volume.files.volume.batch_upload(force=True) as batch:
+        batch.put_directory(str(folder), f"builds/{build.digest}")
+    return platform.store.save_build(build)
+
+
+@dataclass(frozen=True)
+class ModalStand:
+    fake: FakeModal
+    platform: ModalPlatform
+    first: Release
+    second: Release
+    key: str
+
+    def say(self) -> str:
+        return say(self.platform.endpoint("staging"))
+
+
+def say(endpoint: Endpoint) -> str:
+    """The alias of the release that answers a request."""
+    with Client(endpoint) as client:
+        answer = client.chat("Hello", max_tokens=2)
+    assert answer.status == 200, answer.body
+    return str(answer.body["model"])
+
+
+@contextmanager
+def modal_stand_in(
+    folder: Path, base: Settings, build: Build, model: Path, argv: tuple[str, ...]
+) -> Iterator[ModalStand]:
+    """Two releases that differ in their alias, of a build that says it was made for a GPU."""
+    with fake_modal(folder) as fake:
+        create_secret()
+        platform = platform_on_modal(folder)
+        recipe = build.recipe.model_copy(update={"backend": "cuda"})
+        made = upload(platform, build.model_copy(update={"recipe": recipe}), Store(base.store).build_dir(build.digest))
+        ref = platform.store.put_file(model)
+        first, second = (
+            Release(
+                upstream=made.source.upstream, tree=made.source.tree, build=made.digest, alias=alias,
+                argv=(*argv, "--alias", alias), files={"model": ref},
+            )
+            for alias in ("first", "second")
+        )  # fmt: skip
+        yield ModalStand(fake, platform, first, second, KEY)

@@ -1,0 +1,172 @@
+"""What only the Modal platform does: snapshots told apart, no snapshot of a full GPU, production behind a trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modal_app.warmup import ask_again
+from tasks.platforms.modal import apps
+from tasks.platforms.modal.account import command
+from tasks.release import BadInput, BootKind, Endpoint, Release, ReleaseFailed, StagePointer
+from tests.platforms.modal_stand import ModalStand, create_secret, platform_on_modal, say, set_gpu_memory
+from tests.platforms.stand import KEY_ENV, command_lines, until
+
+pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("error::modal.exception.AsyncUsageWarning")]
+
+
+def serves(stand: ModalStand, release: Release) -> Endpoint:
+    return stand.platform.deploy("staging", release, say)
+
+
+def kinds(stand: ModalStand) -> list[BootKind]:
+    return [boot.kind for boot in stand.platform.boots("staging")]
+
+
+def running(stand: ModalStand) -> set[str]:
+    return {each.id for each in apps.containers(stand.platform.settings.modal, "llama-release-staging")}
+
+
+def versions(stand: ModalStand, stage: str) -> int | None:
+    return apps.version(stand.platform.settings.modal, f"llama-release-{stage}")
+
+
+def test_a_restore_that_failed_is_told_from_one_that_did_not(modal_stand: ModalStand) -> None:
+    serves(modal_stand, modal_stand.first)
+    known = len(kinds(modal_stand))
+    modal_stand.platform.idle("staging")
+    say(modal_stand.platform.endpoint("staging"))
+    modal_stand.platform.idle("staging")
+    modal_stand.fake.containers.fail_restores(1)
+    say(modal_stand.platform.endpoint("staging"))
+    assert kinds(modal_stand)[known:] == [BootKind.RESTORED, BootKind.FELL_BACK]
+    signs = apps.classified(modal_stand.platform.logs("staging").read_text())
+    assert "restore failed, started without a snapshot" in signs
+    assert "fell back" in signs
+
+
+def test_the_golden_answers_are_those_of_the_process_that_came_back(modal_stand: ModalStand) -> None:
+    endpoint = serves(modal_stand, modal_stand.first)
+    modal_stand.platform.idle("staging")
+    golden = modal_stand.platform.golden("staging")
+    assert golden is not None
+    assert ask_again(endpoint.base_url, endpoint.api_key, golden).nonce.found
+
+
+def test_a_forced_idle_window_undoes_its_override(modal_stand: ModalStand) -> None:
+    serves(modal_stand, modal_stand.first)
+    assert modal_stand.platform.idle("staging") == 0
+    windows = [r.settings.scaledown_window for r in modal_stand.fake.requests("FunctionUpdateSchedulingParams")][-2:]
+    assert windows == [2, modal_stand.platform.settings.modal.idle_s]
+
+
+def test_a_container_that_crashes_while_it_serves_is_replaced_and_the_log_says_how(modal_stand: ModalStand) -> None:
+    say(serves(modal_stand, modal_stand.first))
+    (container,) = running(modal_stand)
+    modal_stand.fake.containers.crash(container, 139)
+    assert until(lambda: container not in running(modal_stand))
+    assert say(modal_stand.platform.endpoint("staging")) == "first"
+    assert "segmentation fault" in apps.classified(modal_stand.platform.logs("staging").read_text())
+
+
+def test_no_snapshot_is_taken_of_a_gpu_that_is_full(modal_stand: ModalStand, tmp_path: Path) -> None:
+    serves(modal_stand, modal_stand.first)
+    set_gpu_memory(modal_stand.fake.folder, "45000, 46068")
+    try:
+        with pytest.raises(ReleaseFailed) as caught:
+            serves(modal_stand, modal_stand.second)
+    finally:
+        set_gpu_memory(modal_stand.fake.folder, "20000, 46068")
+    assert "no snapshot: 45000 of 46068 MB" in caught.value.evidence
+    assert say(modal_stand.platform.endpoint("staging")) == "first"
+
+
+def test_production_is_not_touched_before_a_trial_passed_the_check(modal_stand: ModalStand) -> None:
+    seen: list[str] = []
+
+    def refuse(endpoint: Endpoint) -> None:
+        seen.append(endpoint.base_url)
+        raise ReleaseFailed("refused")
+
+    with pytest.raises(ReleaseFailed, match="refused"):
+        modal_stand.platform.deploy("production", modal_stand.first, refuse)
+    assert len(seen) == 1
+    assert "llama-release-production" not in {request.name for request in modal_stand.fake.requests("AppPublish")}
+
+
+def test_another_key_is_another_deployment_since_a_snapshot_keeps_its_key(
+    modal_stand: ModalStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serves(modal_stand, modal_stand.first)
+    before = versions(modal_stand, "staging")
+    create_secret("a-new-key")
+    monkeypatch.setenv(KEY_ENV, "a-new-key")
+    assert say(serves(modal_stand, modal_stand.first)) == "first"
+    assert versions(modal_stand, "staging") == (before or 0) + 1
+    create_secret()
+
+
+def test_a_stage_that_somebody_else_deployed_to_is_deployed_again(modal_stand: ModalStand) -> None:
+    serves(modal_stand, modal_stand.first)
+    serves(modal_stand, modal_stand.second)
+    command("app", "rollback", "llama-release-staging", limit_s=60)
+    assert say(serves(modal_stand, modal_stand.second)) == "second"
+
+
+def test_what_a_killed_flow_deployed_and_did_not_record_is_taken_as_it_is(modal_stand: ModalStand) -> None:
+    say(serves(modal_stand, modal_stand.first))
+    before, containers = versions(modal_stand, "staging"), running(modal_stand)
+    modal_stand.platform.store.files.remove("deployments/staging.json")
+    assert say(serves(modal_stand, modal_stand.first)) == "first"
+    assert versions(modal_stand, "staging") == before
+    assert running(modal_stand) == containers
+
+
+def test_a_failed_check_never_leaves_a_stage_with_nothing_that_its_pointer_says_it_has(modal_stand: ModalStand) -> None:
+    """Not even when what we know of the deployment is gone, or somebody deployed by hand."""
+    serves(modal_stand, modal_stand.first)
+    modal_stand.platform.store.save_pointer(StagePointer(stage="staging", release=modal_stand.first.id))
+    modal_stand.platform.store.files.remove("deployments/staging.json")
+
+    def interrupted(endpoint: Endpoint) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        modal_stand.platform.deploy("staging", modal_stand.second, interrupted)
+    assert say(modal_stand.platform.endpoint("staging")) == "first"
+
+
+def test_no_setting_of_the_container_reaches_the_server_and_no_secret_but_its_key(modal_stand: ModalStand) -> None:
+    say(serves(modal_stand, modal_stand.first))
+    served = f"builds/{modal_stand.first.build}/llama-server"
+    mine = [pid for pid, words in command_lines().items() if words[0].endswith(served)]
+    assert mine
+    for pid in mine:
+        names = {word.split("=")[0] for word in Path(f"/proc/{pid}/environ").read_text().split("\0")}
+        assert {name for name in names if name.startswith(("LLAMA_", "MODAL_"))} == {"LLAMA_API_KEY"}
+
+
+def test_a_trial_of_a_large_model_has_a_gpu_and_of_a_scripted_one_none(modal_stand: ModalStand) -> None:
+    def gpu(cpu_trial_mb: int) -> str | None:
+        platform = platform_on_modal(modal_stand.platform.store.root.parent, cpu_trial_mb=cpu_trial_mb)
+        return platform._deployment("trial", "t", modal_stand.first).gpu
+
+    assert (gpu(64), gpu(0)) == (None, "L40S")
+
+
+def test_what_a_trial_costs_is_known_once_it_is_gone(modal_stand: ModalStand) -> None:
+    with modal_stand.platform.trial(modal_stand.second):
+        pass
+    (trial,) = (cost for cost in modal_stand.platform.costs(modal_stand.second) if cost.stage == "trial")
+    assert (trial.containers, trial.open, trial.gpu_seconds) == (1, 0, 0)
+    assert trial.seconds > 0 and trial.usd > 0
+
+
+def test_without_the_api_key_nothing_is_deployed_but_the_store_can_be_read(
+    modal_stand: ModalStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEY_ENV)
+    assert modal_stand.platform.store.pointer("production").release is None
+    with pytest.raises(BadInput, match="API key"):
+        serves(modal_stand, modal_stand.first)
