@@ -15,7 +15,7 @@ from tasks.preflight.argv import complaint
 from tasks.preflight.compare import Difference, What
 from tasks.release import Build, Release, ReleaseFailed, Verdict
 from tasks.settings import LocalSettings, ServerSettings, Settings
-from tasks.store import Store
+from tasks.store import Store, sha256_of
 
 pytestmark = pytest.mark.real
 
@@ -130,8 +130,7 @@ def test_an_argv_in_force_that_the_candidate_has_not_fails_and_names_the_replace
 def wrapped(store: Store, build: Build, edit_help: str, *cases: str) -> Build:
     """The same build behind a shell script that passes `--help` through sed, with further cases of its arguments."""
     real = store.build_dir(build.digest) / "llama-server"
-    hidden = build.model_copy(update={"digest": "0" * 16})
-    folder = store.build_dir(hidden.digest)
+    folder = store.build_dir("0" * 16)
     folder.mkdir()
     os.link(real, folder / "real")
     script = folder / "llama-server"
@@ -141,6 +140,8 @@ def wrapped(store: Store, build: Build, edit_help: str, *cases: str) -> Build:
         + f"*) exec '{folder}/real' \"$@\";;\nesac\n"
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    files = {path.name: sha256_of(path) for path in (script, folder / "real")}
+    hidden = build.model_copy(update={"digest": folder.name, "files": files})
     (folder / "manifest.json").write_text(hidden.model_dump_json())
     return hidden
 
