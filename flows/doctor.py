@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.compile import toolchain
 from tasks.release import Model, Problem
 from tasks.settings import Settings
@@ -40,3 +41,4 @@ def checks_of(settings: Settings) -> Iterator[Check]:
         yield from checks(settings)
     else:
         yield "toolchain", lambda: ", ".join(f"{k} {v}" for k, v in toolchain(settings.recipe).items())
+        yield "snapshots", lambda: str(LocalPlatform(settings).snapshots())

@@ -13,6 +13,7 @@ from flows.doctor import Finding, examine
 from tasks.platforms.modal import Deployed, ModalPlatform
 from tasks.platforms.modal.account import COMMAND_LIMIT_S, command
 from tasks.release import StagePointer
+from tasks.settings import LocalSettings, Settings
 from tests.fakes.modal import FakeModal
 from tests.modal_app.test_deployed import deployment
 from tests.platforms.modal_stand import create_secret, fake_modal, platform_on_modal
@@ -98,3 +99,11 @@ def test_the_command_prints_a_line_a_check_and_its_exit_code_is_that_of_the_firs
     assert done.returncode == 2, done.stdout + done.stderr
     assert "fix  API key" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_on_this_machine_it_tells_the_toolchain_and_what_an_idle_server_comes_back_from(tmp_path: Path) -> None:
+    settings = Settings(store=tmp_path / "store", local=LocalSettings(criu=str(tmp_path / "none")))
+    seen = {finding.check: finding for finding in examine(settings)}
+    assert seen["toolchain"].well
+    assert seen["snapshots"].evidence.startswith("cold: ")
+    assert str(tmp_path / "none") in seen["snapshots"].evidence
