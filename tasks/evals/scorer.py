@@ -113,8 +113,10 @@ def _first_json(text: str) -> list[Any]:
     for start in (m.start() for m in re.finditer(r"[\[{]", text)):
         try:
             return [decoder.raw_decode(text, start)[0]]
-        except (ValueError, RecursionError):
+        except ValueError:
             continue
+        except RecursionError:  # brackets without end: each further one would take as long
+            return []
     return []
 
 
