@@ -7,7 +7,7 @@
     approvals/<dossier digest>.json
     proofs/<key>.json           what the probes of a patch said, with it and without it
     surfaces/<build digest>-<basis>.json     what may be asked of a build
-    answers/<id>/<set digest>[.again].jsonl    what a release answered to the evals, one line an answer; of this machine
+    answers/<id>/<set digest>[.again].jsonl    what a release answered to the evals, one line an answer
     calls/<digest>.json         a build that is being made elsewhere
     series/<id>/<time>-<id>.json   append-only: how long a release took to answer, one file an idle cycle
     series/latency.svg          all of them as a plot; of this machine
@@ -106,6 +106,12 @@ class Files(Protocol):
     def remove(self, path: str) -> None:
         """Remove a document or a folder of them. Nothing happens when there is none."""
 
+    def fetch(self, path: str, file: Path) -> None:
+        """Have a document that grows in a file of this machine: the one that was last shared, if it isn't there."""
+
+    def share(self, path: str, file: Path) -> None:
+        """Let everybody have what that file has now. Raises ToolingError."""
+
     def lock(
         self, name: str, *, holder: dict[str, Any], stale: Callable[[dict[str, Any]], None] | None = None
     ) -> AbstractContextManager[None]:
@@ -137,6 +143,12 @@ class LocalFiles:
         elif target.exists():
             target.unlink(missing_ok=True)
             sync_folder(target.parent)
+
+    def fetch(self, path: str, file: Path) -> None:
+        """Nothing: the file is the document."""
+
+    def share(self, path: str, file: Path) -> None:
+        """Nothing: the file is the document."""
 
     def lock(
         self, name: str, *, holder: dict[str, Any], stale: Callable[[dict[str, Any]], None] | None = None
@@ -326,7 +338,8 @@ class Store:
 
     def forget(self, release: Release) -> None:
         """Forget a release's verifications and its answers to the evals, so that all are run again."""
-        self.files.remove(f"dossiers/{release.id}")
+        for kind in ("dossiers", "answers"):
+            self.files.remove(f"{kind}/{release.id}")
         shutil.rmtree(self.root / "answers" / release.id, ignore_errors=True)
 
     def dossier(self, release: Release, required: tuple[str, ...]) -> Dossier:
@@ -358,7 +371,14 @@ class Store:
 
     def answers_path(self, release_id: str, set_digest: str, again: bool = False) -> Path:
         """Where a release's answers to a set of items are kept; `again`: those to being asked a second time."""
-        return self.root / "answers" / release_id / f"{set_digest}{'.again' if again else ''}.jsonl"
+        path = f"answers/{release_id}/{set_digest}{'.again' if again else ''}.jsonl"
+        self.files.fetch(path, self.root / path)
+        return self.root / path
+
+    def share_answers(self, path: Path) -> None:
+        """Let the other machines that use this store have the answers in a file that `answers_path` gave."""
+        if path.exists():
+            self.files.share(str(path.relative_to(self.root)), path)
 
     # -- stages ---------------------------------------------------------------------------------
 

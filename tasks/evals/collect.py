@@ -45,7 +45,7 @@ class Book(Mapping[str, ItemAnswer]):
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._found: dict[str, ItemAnswer] = {}
         whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
         for line in whole.splitlines():
@@ -58,15 +58,15 @@ class Book(Mapping[str, ItemAnswer]):
         """Add an answer; it is on the disk when this returns. Raises ToolingError when the disk won't take it."""
         line = answer.model_dump_json().encode() + b"\n"
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "r+b" if self._path.exists() else "w+b") as file:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
                 file.truncate(self._length)
                 file.seek(self._length)
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise ToolingError(f"could not write {self._path}", evidence=str(error), todo="free space") from error
+            raise ToolingError(f"could not write {self.path}", evidence=str(error), todo="free space") from error
         self._length += len(line)
         self._found[answer.item] = answer
 

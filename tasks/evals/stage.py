@@ -174,7 +174,10 @@ class Gate:
             self._progress(done, len(self._items), f"at most, asking {release.label}: {what}")
 
         self._asking = release
-        asking.ask(endpoint, release.alias, missing, book, progress)
+        try:
+            asking.ask(endpoint, release.alias, missing, book, progress)
+        finally:
+            self._platform.store.share_answers(book.path)
 
     def _evidence(self, standing: Standing, noise: Standing) -> dict[str, Any]:
         ours = self._again if standing is noise else self._ours

@@ -16,6 +16,8 @@ import modal
 import pytest
 
 from modal_app.settings import ModalSettings
+from tasks.evals.collect import Book
+from tasks.evals.model import ItemAnswer, Outcome
 from tasks.platforms.modal import store as modal_store
 from tasks.platforms.modal.store import LEASE_S, VolumeFiles
 from tasks.release import Event, Hold, Intent, StagePointer, ToolingError
@@ -69,6 +71,18 @@ def test_what_is_not_there_is_nothing_and_removing_it_no_error(store: Store) -> 
     assert store.intent("production") == intent
     store.close_intent("production")
     assert store.intent("production") is None
+
+
+def test_answers_grow_here_and_are_shared_with_other_machines(store: Store, tmp_path: Path) -> None:
+    here = Book(store.answers_path("r1", "set"))
+    here.keep(ItemAnswer(item="1", outcome=Outcome.CORRECT))
+    assert not Book(on_machine(tmp_path, "early").answers_path("r1", "set"))
+    store.share_answers(here.path)
+    there = on_machine(tmp_path, "there")
+    assert Book(there.answers_path("r1", "set"))["1"].right
+    assert not Book(there.answers_path("r1", "set", again=True))
+    store.files.remove("answers/r1")
+    assert not Book(on_machine(tmp_path, "late").answers_path("r1", "set"))
 
 
 def test_a_folder_is_removed_with_all_that_is_in_it(store: Store) -> None:

@@ -79,6 +79,13 @@ class VolumeFiles:
         files = {entry.path.lstrip("/"): entry.size for entry in found if entry.type.name == "FILE"}
         return dict(sorted(files.items()))
 
+    def fetch(self, path: str, file: Path) -> None:
+        if not file.exists() and (text := self.read(path)) is not None:
+            write_atomic(file, text)
+
+    def share(self, path: str, file: Path) -> None:
+        self.write(path, file.read_text(encoding="utf-8"))
+
     def remove(self, path: str) -> None:
         with told(f"removing {path} of the store"), suppress(FileNotFoundError, NotFoundError):
             self.volume.remove_file(path, recursive=not PurePosixPath(path).suffix)
