@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 import modal
 
+from modal_app.argv import redacted
 from modal_app.deployment import STORE, Deployment
 from modal_app.warmup import warm_up
 
@@ -29,8 +29,6 @@ POLL_S = 0.1
 RECORD_LIMIT_S = 10.0
 STOP_GRACE_S = 10.0
 LAST_LINES = 40
-
-_SECRET_FLAG = re.compile(r"--?[\w-]*(api-key|token|password|secret)")
 
 
 class LlamaServer:
@@ -228,17 +226,6 @@ def gpu_memory_mb() -> tuple[int, int]:
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         raise BootFailed(f"the GPU's memory cannot be read: {error}") from error
     return int(used), int(total)
-
-
-def redacted(argv: Sequence[str]) -> str:
-    """An argv for a log: what follows a flag for a secret is not shown."""
-    words, hide = [], False
-    for word in argv:
-        flag, sign, _ = word.partition("=")
-        secret = bool(_SECRET_FLAG.match(flag))
-        words.append("***" if hide else f"{flag}=***" if secret and sign else word)
-        hide = secret and not sign
-    return " ".join(words)
 
 
 def dict_of(deployment: Deployment, what: str) -> modal.Dict:

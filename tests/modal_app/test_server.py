@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from modal_app.argv import redacted
 from modal_app.compile import tree_hash
 from modal_app.deployment import Deployment, FileRef
-from modal_app.server import BootFailed, how_it_came, redacted, wait_until
+from modal_app.server import BootFailed, how_it_came, wait_until
 from modal_app.settings import ModalSettings
 
 

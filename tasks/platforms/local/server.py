@@ -10,13 +10,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
 
+from modal_app.argv import redacted
 from tasks.criu import complaint, waits
 from tasks.endpoint import Client
 from tasks.platforms.local.control import KEY_VARIABLE
@@ -42,7 +43,6 @@ FILE_NAMES = ("model", "mmproj", "chat_template")
 _INHERITED = re.compile(
     r"(PATH|HOME|USER|LANG|TZ|TMPDIR|LD_LIBRARY_PATH|(LC|XDG|CUDA|NVIDIA|GGML|OMP|GOMP|HIP|HSA|ROCR|VK|MALLOC)_\w+)"
 )
-_SECRET_FLAG = re.compile(r"--?[\w-]*(api-key|token|password|secret)")
 _ERROR_WORDS = re.compile(r"^\S+ E |\berror\b|\bfailed\b|couldn't|\binvalid\b|terminate called", re.IGNORECASE)
 _LOG_STAMP = re.compile(r"^[\d.]+ [A-Z] ")
 _BIND_WORDS = re.compile(r"couldn't bind|address already in use", re.IGNORECASE)
@@ -258,17 +258,6 @@ def _is(store: Store, path: Path, sha256: str) -> bool:
         return store.content_of(path) == sha256
     except OSError:
         return False
-
-
-def redacted(argv: Sequence[str]) -> str:
-    """An argv for a log: what follows a flag for a secret is not shown."""
-    words, hide = [], False
-    for word in argv:
-        flag, sign, _ = word.partition("=")
-        secret = bool(_SECRET_FLAG.match(flag))
-        words.append("***" if hide else f"{flag}=***" if secret and sign else word)
-        hide = secret and not sign
-    return " ".join(words)
 
 
 def inherited() -> tuple[str, ...]:
