@@ -105,7 +105,10 @@ def account(
             "LLAMA_RELEASE_SERVER__API_KEY_ENV": KEY_ENV,
             "LLAMA_RELEASE_RESTORE__CYCLES": "1",
             "LLAMA_RELEASE_RESTORE__REQUIRED": "0.1",
+            # a scripted model reads letter by letter: what is long for it is short for others
             "LLAMA_RELEASE_EVALS__ITEMS": "60",
+            "LLAMA_RELEASE_EVALS__HARDEST": "0",
+            "LLAMA_RELEASE_EVALS__FAMILIES": '["arithmetic", "instructions", "structured"]',
             "PYTHONWARNINGS": NO_BLOCKING,
             "PYTHONPATH": str(REPOSITORY),
             "USER": "tester",
