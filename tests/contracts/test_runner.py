@@ -75,6 +75,28 @@ def test_our_own_mistake_is_errored_while_the_server_lives(echo):
     assert "KeyError" in done.summary
 
 
+def test_no_answer_is_asked_for_again_once_and_told(echo):
+    asked = []
+
+    def silent_at_first(ctx):
+        asked.append(ctx)
+        if len(asked) == 1:
+            raise ToolingError("no answer from there")
+        return "fine"
+
+    done = run(silent_at_first, echo)
+    assert (done.verdict, len(asked)) == (Verdict.PASSED, 2)
+    assert done.summary == "fine; only when asked again: no answer from there"
+    assert "no answer from there" in done.evidence["first_try"]
+
+
+def test_no_answer_two_times_over_is_errored(echo):
+    def silent(ctx):
+        raise ToolingError("no answer from there")
+
+    assert run(silent, echo).verdict is Verdict.ERRORED
+
+
 def test_a_dead_server_is_a_failure_with_the_exchange_that_killed_it(nobody):
     done = run(lambda ctx: str(ctx.client.get("/metrics").status), nobody)
     assert (done.verdict, done.summary) == (Verdict.FAILED, "the server died")
