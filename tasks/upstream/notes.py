@@ -10,7 +10,7 @@ from pydantic import Field
 from rich.markup import escape
 
 from tasks.release import Change, Model, Problem, ReleaseNotes
-from tasks.report import markdown_table, show_table
+from tasks.report import console, markdown_table, show_table
 from tasks.sources import fits
 from tasks.upstream.ours import Ours
 from tasks.upstream.rules import (
@@ -194,5 +194,9 @@ def digest(found: Assessment) -> str:
 
 def show(found: Assessment) -> None:
     """Print in the terminal what could break us."""
+    title = f"upstream's notes: {found.summary}"
+    if not found.shown:
+        console.print(title, markup=False)
+        return
     rows = ((c.risk, escape(c.name), escape("; ".join((*c.why, *c.touches)))) for c in found.shown)
-    show_table(f"upstream's notes: {found.summary}", ("risk", "change", "why"), rows)
+    show_table(title, ("risk", "change", "why"), rows)
