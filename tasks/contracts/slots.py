@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 from tasks.contracts.chat import said, streamed
@@ -15,6 +16,7 @@ from tasks.contracts.sampling import PROMPT, token_of
 from tasks.contracts.scripted import COUNTED
 
 _SEEDS = range(1, 7)
+_MEET_S = 30.0
 _ENDLESS = 3000  # tokens: some seconds, unless somebody ends it
 _SETTLE_S = 10.0
 _SOURCE = "llama.cpp tools/server/README.md `--parallel`, GET /slots"
@@ -47,12 +49,17 @@ def until_idle(ctx: Context) -> int:
 def streams_do_not_mix(ctx: Context) -> str:
     alone = [said(ctx.client.chat(PROMPT, seed=seed, cache_prompt=False)) for seed in _SEEDS]
     expect(len(set(alone)) > 2, f"{len(_SEEDS)} seeds have {len(set(alone))} answers between them")
-    with ThreadPoolExecutor(len(_SEEDS)) as pool:
-        streams = pool.map(lambda seed: ctx.client.stream(PROMPT, seed=seed, cache_prompt=False), _SEEDS)
-        together = [streamed(stream, "content") for stream in streams]
-    mixed = [seed for seed, one, other in zip(_SEEDS, alone, together, strict=True) if one != other]
-    expect(not mixed, f"the streams of seeds {mixed} hold something else when {len(_SEEDS)} run at the same time")
-    return f"{len(_SEEDS)} streams, {len(set(alone))} different answers"
+    seeds, at_once = [*_SEEDS] * 2, Barrier(2 * len(_SEEDS))
+
+    def one_of_many(seed: int) -> str:
+        at_once.wait(_MEET_S)
+        return streamed(ctx.client.stream(PROMPT, seed=seed, cache_prompt=False), "content")
+
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        together = list(pool.map(one_of_many, seeds))
+    mixed = [seed for seed, one, other in zip(seeds, alone * 2, together, strict=True) if one != other]
+    expect(not mixed, f"the streams of seeds {mixed} hold something else when {len(seeds)} run at the same time")
+    return f"{len(seeds)} streams, {len(set(alone))} different answers"
 
 
 @promise(
