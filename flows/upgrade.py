@@ -6,6 +6,7 @@ from prefect import State, flow
 from prefect.runtime import flow_run
 
 from flows.outcome import Outcome, ended, one_at_a_time
+from flows.parameters import Tag
 from tasks import approval, build, contracts, evals, notify, patches, preflight, promote, proof, restore
 from tasks.platforms import open_platform
 from tasks.report import show_dossier
@@ -24,11 +25,12 @@ def _run_name() -> str:
 
 
 @flow(name="upgrade", flow_run_name=_run_name)
-def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
+def upgrade(to: Tag | None = None, again: bool = False) -> State[Outcome]:
     """Bring production to a newer upstream release, when every proof holds and a person agrees.
 
     Args:
-        to: the upstream build to go to, such as b11434; the newest eligible one when not given.
+        to: the upstream build or stable release to go to, such as b11434 or v0.6.0; the newest eligible one when not
+            given.
         again: verify anew what has been verified before.
     """
     settings = load()
