@@ -257,6 +257,8 @@ def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters
 def _end(outcome: Outcome, as_json: bool) -> None:
     label = f" {outcome.release.label}" if outcome.release else ""
     console.print(f"\n[bold]{outcome.kind.replace('_', ' ')}[/]{label}")
+    if outcome.note:
+        console.print(outcome.note, markup=False, soft_wrap=True)
     if as_json:
         print(outcome.model_dump_json(indent=1))
     raise typer.Exit(outcome.exit_code)
