@@ -23,6 +23,7 @@ from flows.doctor import examine
 from flows.outcome import Outcome
 from flows.patches import app as patches_app
 from flows.plan import plan as make_plan
+from flows.restore_watch import restore_watch as watch_flow
 from flows.rollback import rollback as rollback_flow
 from flows.server import approver_at_the_terminal, prefect_server
 from flows.upgrade import upgrade as upgrade_flow
@@ -125,6 +126,14 @@ def history(
         return
     rows = ((f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind, e.release or "-", e.summary) for e in events)
     show_table("ledger (UTC)", ("when", "what", "release", "summary"), rows)
+
+
+@app.command()
+def watch(as_json: Json = False) -> None:
+    """Look at production once as the scheduled restore watch does: latency after idle and warm, restores, alerts."""
+    with prefect_page(as_json) as page:
+        outcome = run_flow(watch_flow, page, None)
+    _end(outcome, as_json)
 
 
 @app.command()

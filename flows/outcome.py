@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 from prefect import State
@@ -11,12 +11,15 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.server import mark_crashed
-from tasks.release import Model, Release, now
+from tasks.release import Model, Release, ToolingError, now
 from tasks.store import Store
 
-Kind = Literal["promoted", "rolled_back", "rejected", "nothing_newer", "already_there"]
+Kind = Literal["promoted", "rolled_back", "rejected", "nothing_newer", "already_there", "watched", "nothing_to_watch"]
 
-EXIT_CODES: dict[Kind, int] = {"promoted": 0, "rolled_back": 0, "nothing_newer": 0, "already_there": 0, "rejected": 4}
+EXIT_CODES: dict[Kind, int] = {
+    "promoted": 0, "rolled_back": 0, "nothing_newer": 0, "already_there": 0, "rejected": 4, "watched": 0,
+    "nothing_to_watch": 0,
+}  # fmt: skip
 """Exit codes of a flow that ended by itself; the errors of tasks/release.py carry theirs (1 failed, 2, 3)."""
 
 
@@ -42,11 +45,23 @@ def ended(kind: Kind, release: Release | None = None) -> State[Outcome]:
 
 
 @contextmanager
-def one_at_a_time(store: Store) -> Iterator[None]:
-    """Hold the store's release lock. A flow run that died with it is marked crashed in Prefect.
+def one_at_a_time(store: Store, name: str = "release") -> Iterator[None]:
+    """Hold the store's release lock, or another one. A flow run that died with it is marked crashed in Prefect.
 
     Raises ToolingError that names the run that holds it.
     """
     holder = {"flow_run": str(flow_run.id), "name": flow_run.name, "since": now().isoformat(timespec="seconds")}
-    with store.lock("release", holder=holder, stale=lambda dead: mark_crashed(str(dead.get("flow_run")))):
+    with store.lock(name, holder=holder, stale=lambda dead: mark_crashed(str(dead.get("flow_run")))):
         yield
+
+
+@contextmanager
+def if_free(store: Store) -> Iterator[str]:
+    """Hold the store's release lock where nobody has it; yields '', or who has it: nothing is held then."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(one_at_a_time(store))
+        except ToolingError as error:
+            yield f"{error.what}: {error.evidence}"
+        else:
+            yield ""

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -180,6 +181,8 @@ def notice_of(event: Event, thread: str, before: Callable[[], Sequence[Event]]) 
     if event.kind == "rolled_back":
         lift = "llama-release hold lift"
         return Notice(thread=thread, title=f"{thread}: rolled back", text=event.summary, command=lift)
+    if event.kind in ("watch_alert", "watch_over"):
+        return _watch_notice(event, thread)
     if event.kind in ("approved", "rejected", "promoted", "move_undone", "hold_lifted"):
         return Notice(thread=thread, title=f"{thread}: {event.kind.replace('_', ' ')}", text=event.summary)
     return None
@@ -201,6 +204,25 @@ def _restore_alert(event: Event, thread: str, before: Sequence[Event]) -> Notice
         text=f"release {event.release}: {event.summary}\nlast good restore: {good}",
         command="llama-release upgrade --again",
     )
+
+
+_WATCHED = {
+    "restores_fail": "production does not come back well from idle",
+    "errors_after_idle": "production answers with errors after idle",
+    "slower": "production has become slower",
+}
+
+
+def _watch_notice(event: Event, thread: str) -> Notice:
+    what = _WATCHED[event.detail["about"]]
+    if event.kind == "watch_over":
+        return Notice(thread=thread, title=f"{thread}: no longer so: {what}", text=event.summary)
+    text = f"release {event.release}: {event.summary}"
+    if row := event.detail["in_a_row"]:
+        good = event.detail["last_good"]
+        last = f"{datetime.fromisoformat(good):%Y-%m-%d %H:%M} UTC" if good else "none since it was promoted"
+        text += f"\n{row} in a row; the last good one: {last}"
+    return Notice(thread=thread, title=f"{thread}: {what}", text=text, command=event.detail["command"])
 
 
 def catch_up(store: Store, channel: Channel) -> None:

@@ -377,6 +377,17 @@ class BootRecord(Model):
     at: datetime = Field(default_factory=now)
 
 
+class Wake(Model):
+    """What the request got that found no server up after an idle window, as the proxy before the server saw it."""
+
+    stage: StageName
+    release: str
+    status: int
+    first_byte_s: float = Field(description="seconds from the request to the first byte of its answer")
+    probe: bool = Field(description="asked by us, and not by a user")
+    at: datetime = Field(default_factory=now)
+
+
 class Latency(Model):
     """One idle cycle of a stage. After idle and warm are two series: they are never averaged together."""
 
@@ -385,6 +396,7 @@ class Latency(Model):
     health_s: float | None = Field(description="seconds from the start of the server to a 200 of /health")
     after_idle_s: float = Field(description="seconds to the first token of the first request after an idle window")
     warm_s: float = Field(description="seconds to the first token of as much work right after")
+    tokens_per_s: float | None = Field(default=None, description="tokens generated a second by one request, warm")
     at: datetime = Field(default_factory=now)
 
 

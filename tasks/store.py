@@ -11,6 +11,8 @@
     calls/<digest>.json         a build that is being made elsewhere
     series/<id>/<time>-<id>.json   append-only: how long a release took to answer, one file an idle cycle
     series/latency.svg          all of them as a plot; of this machine
+    watch/<id>.json             what the restore watch has seen of a release in production; bounded
+    watch.json                  which incidents are open, when production was last woken
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
     outbox.json                 how far people were told of the ledger
@@ -56,6 +58,8 @@ from tasks.release import (
 )
 
 M = TypeVar("M", bound=Model)
+MAX_LATENCIES = 500
+"""Idle cycles that are kept of a release."""
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -400,8 +404,10 @@ class Store:
     # -- series -----------------------------------------------------------------------------------
 
     def add_latency(self, release_id: str, latency: Latency) -> None:
-        """Append one idle cycle to the release's series."""
+        """Append one idle cycle to the release's series. Of too many the first, its baseline, and the latest stay."""
         self._save(f"series/{release_id}/{_event_name(latency.at)}", latency)
+        for path in self.files.names(f"series/{release_id}/*.json")[MAX_LATENCIES // 2 : -MAX_LATENCIES // 2]:
+            self.files.remove(path)
 
     def latencies(self, release_id: str) -> list[Latency]:
         """Every idle cycle of a release, oldest first."""
@@ -410,6 +416,20 @@ class Store:
 
     def latency_plot(self) -> Path:
         return self.root / "series" / "latency.svg"
+
+    def watched(self, release_id: str, kind: type[M]) -> M | None:
+        """What the restore watch has seen of a release."""
+        return self._load(f"watch/{release_id}.json", kind)
+
+    def save_watched(self, release_id: str, series: Model) -> None:
+        self._save(f"watch/{release_id}.json", series)
+
+    def watch_state(self, kind: type[M]) -> M | None:
+        """What the restore watch has to know the next time."""
+        return self._load("watch.json", kind)
+
+    def save_watch_state(self, state: Model) -> None:
+        self._save("watch.json", state)
 
     # -- ledger ---------------------------------------------------------------------------------
 

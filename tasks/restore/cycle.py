@@ -77,6 +77,11 @@ def run(platform: Platform, stage: StageName, golden: Golden, settings: RestoreS
             evidence=f"{left} serving processes are left",
             todo=f"look at {platform.logs(stage)}",
         )
+    return wake(platform, stage, golden, settings)
+
+
+def wake(platform: Platform, stage: StageName, golden: Golden, settings: RestoreSettings) -> Cycle:
+    """See how a stage that is idle comes back."""
     known = len(platform.boots(stage))
     time.sleep(settings.wait_s)
     endpoint = platform.endpoint(stage)

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from modal_app.warmup import Golden
 from tasks import criu
-from tasks.platforms import Progress
+from tasks.platforms import Progress, Sight
 from tasks.platforms.local import compile, server, snapshot
 from tasks.platforms.local.boot import DUMP_LIMIT_S
 from tasks.platforms.local.control import (
@@ -26,11 +26,12 @@ from tasks.platforms.local.control import (
     Status,
     deployment_path,
     load_deployment,
+    load_wakes,
     problem_from,
     run_folder,
     save_deployment,
 )
-from tasks.platforms.local.proc import is_alive
+from tasks.platforms.local.proc import gpu_memory_mb, is_alive
 from tasks.platforms.local.snapshot import Ability, Wanted
 from tasks.release import (
     BadInput,
@@ -145,6 +146,12 @@ class LocalPlatform:
         with self._control(stage, IDLE_LIMIT_S + 30) as control:
             return control.idle(IDLE_LIMIT_S)
 
+    def rest(self, stage: StageName, since: Sight) -> None:
+        """Let the stage's server go idle at once if no user asked anything since then."""
+        if since.answered is not None and self.status(stage) is not None:
+            with self._control(stage) as control:
+                control.idle(0, answered=since.answered)
+
     def boots(self, stage: StageName) -> list[BootRecord]:
         """Boot records of the stage, oldest first."""
         paths = sorted((run_folder(self.store.root, stage) / "boots").glob("2*.json"))
@@ -153,6 +160,24 @@ class LocalPlatform:
     def logs(self, stage: StageName) -> Path:
         """The log of the stage's latest server; earlier ones lie beside it."""
         return run_folder(self.store.root, stage) / "servers" / "server.log"
+
+    def sight(self, stage: StageName) -> Sight:
+        """The stage as its activator knows it. Past the activator, its server can be asked without being kept up."""
+        wakes, status = load_wakes(self.store.root, stage), self.status(stage)
+        if status is None:
+            return Sight(servers=0, wakes=wakes)
+        gpu = gpu_memory_mb() if self.settings.recipe.backend == "cuda" else None
+        return Sight(
+            servers=status.servers,
+            in_flight=status.in_flight,
+            answered=status.answered,
+            errors=status.errors,
+            wakes=wakes,
+            aside=Endpoint(base_url=status.server_url, api_key=self._key) if status.server_url else None,
+            stays=self.snapshots().kind == "memory",
+            gpu_used_mb=gpu[0] if gpu else None,
+            gpu_total_mb=gpu[1] if gpu else None,
+        )
 
     def golden(self, stage: StageName) -> Golden | None:
         """What the stage's server answered before its snapshot; None when there is no snapshot."""

@@ -25,6 +25,7 @@ from typing import Any, Literal, cast
 import aiohttp
 from aiohttp import web
 
+from modal_app.warmup import AGENT
 from tasks.platforms.local.control import (
     KEY_VARIABLE,
     Deployment,
@@ -34,6 +35,7 @@ from tasks.platforms.local.control import (
     pointer_to_socket,
     problem_json,
     save_deployment,
+    save_wake,
     socket_path,
 )
 from tasks.platforms.local.proc import descendants, holder, is_alive
@@ -41,7 +43,7 @@ from tasks.platforms.local.proxy import Body, forward, refusal, session
 from tasks.platforms.local.replica import Replica, ended
 from tasks.platforms.local.server import EXECUTABLE
 from tasks.platforms.local.snapshot import Wanted, folder_name, snapshots_folder, sweep
-from tasks.release import BadInput, Problem, StageName, ToolingError
+from tasks.release import BadInput, Problem, StageName, ToolingError, Wake
 from tasks.store import Store
 
 log = logging.getLogger("activator")
@@ -86,6 +88,7 @@ class Activator:
         self.leaving: set[Replica] = set()
         self.done = asyncio.Event()
         self.drain_s = DRAIN_S
+        self.answered = self.errors = 0
         self._tasks: set[asyncio.Task[None]] = set()
         deployment = load_deployment(store.root, options.stage)
         if deployment is not None and deployment.release is not None:
@@ -100,6 +103,8 @@ class Activator:
         replica = self.current
         if replica is None:
             return refusal(503, f"no release has been deployed to {self.options.stage}")
+        if replica.server is None and not replica.starting:
+            request["woke"] = (replica.release.id, time.monotonic())
         with replica.in_use():
             try:
                 return await self._pass_on(request, replica)
@@ -120,6 +125,20 @@ class Activator:
             if not body.replayable or not await ended(server, DYING_S):
                 raise
         return await forward(self.client, request, body, (await replica.up()).port)
+
+    async def note(self, request: web.Request, answer: web.StreamResponse) -> None:
+        """What the restore watch goes by; called with every answer before its first byte goes out."""
+        probe = request.headers.get("User-Agent") == AGENT
+        if not probe:
+            self.answered += 1
+            self.errors += answer.status >= 500
+        if woke := request.get("woke"):
+            release, began = woke
+            wake = Wake(
+                stage=self.options.stage, release=release, status=answer.status,
+                first_byte_s=round(time.monotonic() - began, 3), probe=probe,
+            )  # fmt: skip
+            self._spawn(asyncio.to_thread(save_wake, self.store.root, wake))  # no answer waits for the disk
 
     # -- deployment ---------------------------------------------------------------------------------
 
@@ -180,8 +199,13 @@ class Activator:
 
     # -- rest ---------------------------------------------------------------------------------------
 
-    async def idle(self, limit_s: float) -> int:
-        """Stop the server when no request is in flight, waiting up to `limit_s`; processes left."""
+    async def idle(self, limit_s: float, answered: int | None = None) -> int:
+        """Stop the server when no request is in flight, waiting up to `limit_s`; processes left.
+
+        `answered`: only if no user's request has come since there were so many.
+        """
+        if answered is not None and answered != self.answered:
+            return self.count()
         deadline = time.monotonic() + limit_s
         for replica in filter(None, [*self.leaving, self.current]):
             if await replica.drained(deadline - time.monotonic()):
@@ -227,6 +251,8 @@ class Activator:
             state=self._state(),
             server_pid=server.pid if server is not None else None,
             server_url=server.endpoint.base_url if server is not None else None,
+            answered=self.answered,
+            errors=self.errors,
             in_flight=sum(r.in_flight for r in filter(None, [replica, *self.leaving])),
             prepared=self.candidate.replica.release.id if self.candidate is not None else None,
             servers=self.count(),
@@ -281,7 +307,7 @@ def control_app(activator: Activator) -> web.Application:
         await activator.abort()
 
     async def idle(body: dict[str, Any]) -> Any:
-        return {"left": await activator.idle(body["limit_s"])}
+        return {"left": await activator.idle(body["limit_s"], body.get("answered"))}
 
     async def stop(body: dict[str, Any]) -> Any:
         activator.stop(body["limit_s"])
@@ -353,6 +379,7 @@ def _control_socket(store: Store, stage: StageName) -> socket.socket:
 
 def _public_app(activator: Activator) -> web.Application:
     app = web.Application()
+    app.on_response_prepare.append(activator.note)
     app.router.add_route("*", "/{path:.*}", activator.serve)
     return app
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from modal_app.deployment import Deployment, FileRef
 from modal_app.server import KEY
 from modal_app.warmup import Golden
-from tasks.platforms import Progress
+from tasks.platforms import Progress, Sight
 from tasks.platforms.modal import apps, building, cost
 from tasks.platforms.modal.account import command, told
 from tasks.platforms.modal.store import VolumeStore
@@ -158,6 +158,9 @@ class ModalPlatform:
                 time.sleep(POLL_S)
             return len(running)
 
+    def rest(self, stage: StageName, since: Sight) -> None:
+        """Nothing: Modal does not tell whether a user asked something, and scales down by itself after modal.idle_s."""
+
     def stop(self, stage: StageName) -> None:
         """The stage serves nothing from now on. Nothing happens when it does not."""
         apps.stop(self._modal, self._modal.stage_app(stage))
@@ -167,6 +170,10 @@ class ModalPlatform:
         """Boot records of the stage, oldest first, as its containers wrote them; Modal keeps them for a week."""
         found = apps.boots_of(self._modal, self._modal.stage_app(stage))
         return [BootRecord.model_validate_json(found[key]) for key in sorted(found)]
+
+    def sight(self, stage: StageName) -> Sight:
+        """How many containers are up. Modal tells nothing of their requests, and any request to one counts as use."""
+        return Sight(servers=len(apps.containers(self._modal, self._modal.stage_app(stage))))
 
     def golden(self, stage: StageName) -> Golden | None:
         """What the stage's server answered before its snapshot was taken, told by the container that came up last."""
