@@ -22,9 +22,9 @@ from tests.approval.asking import SCRIPT
 from tests.flows.conftest import REPOSITORY
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server of our own, in force for this module and for the processes that it starts."""
+    """A Prefect server of our own, in force for these tests and for the processes that they start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PREFECT_API_URL", raising=False)
         with prefect_server(tmp_path_factory.mktemp("prefect")) as address:
