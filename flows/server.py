@@ -19,7 +19,6 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
-from prefect.flow_runs import resume_flow_run
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
@@ -30,15 +29,13 @@ from prefect.settings import (
 )
 from prefect.states import Crashed
 
+from tasks.approval import held
 from tasks.process import die_with_parent
 from tasks.release import ToolingError
 from tasks.report import console
 
 START_TIMEOUT_S = 90.0
 POLL_S = 0.5
-
-Decided = dict[str, str]
-"""What `tasks.approval.Decision` is filled in with."""
 
 
 @contextmanager
@@ -141,26 +138,13 @@ def _attend(told: list[UUID], stop: threading.Event, name: str | None) -> None:
     while not stop.wait(POLL_S):
         if told and _paused(told[-1]):
             if answer := _unattended(name) if name else _prompt(told[-1], stop):
-                answer_pause(told[-1], answer)
+                held.answer(told[-1], answer)
             while not stop.wait(POLL_S) and _paused(told[-1]):
                 pass
 
 
-def _unattended(name: str) -> Decided:
+def _unattended(name: str) -> held.Decided:
     return {"decision": "approve", "approver": name, "note": "unattended"}
-
-
-def answer_pause(flow_run_id: UUID, answer: Decided) -> None:
-    """Resume a paused run with a decision. Raises ToolingError when the run does not take it."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            resume_flow_run(flow_run_id, run_input=answer)
-            return
-        except Exception as error:  # the pause is there a moment before its form is
-            if time.monotonic() > deadline:
-                raise ToolingError("the run did not take the decision", evidence=f"{error}") from error
-            time.sleep(POLL_S)
 
 
 def _paused(flow_run_id: UUID) -> bool:
@@ -169,7 +153,7 @@ def _paused(flow_run_id: UUID) -> bool:
     return state is not None and state.is_paused()
 
 
-def _prompt(flow_run_id: UUID, stop: threading.Event) -> Decided | None:
+def _prompt(flow_run_id: UUID, stop: threading.Event) -> held.Decided | None:
     who = getpass.getuser()
     console.print(f"  [bold]approve[/] this release as {who}? (approve / reject, and a note if you like): ", end="")
     while not stop.is_set() and _paused(flow_run_id):
