@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 from prefect import State
 from prefect.runtime import flow_run
@@ -14,9 +14,9 @@ from flows.server import mark_crashed
 from tasks.release import Model, Release, now
 from tasks.store import Store
 
-Kind = Literal["promoted", "rolled_back", "rejected", "nothing_newer", "already_there"]
+Kind = Literal["promoted", "redeployed", "rolled_back", "rejected", "nothing_newer", "already_there"]
 
-EXIT_CODES: dict[Kind, int] = {"promoted": 0, "rolled_back": 0, "nothing_newer": 0, "already_there": 0, "rejected": 4}
+EXIT_CODES: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0) | {"rejected": 4}
 """Exit codes of a flow that ended by itself; the errors of tasks/release.py carry theirs (1 failed, 2, 3)."""
 
 
