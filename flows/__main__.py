@@ -23,6 +23,7 @@ from flows.doctor import examine
 from flows.outcome import Outcome
 from flows.patches import app as patches_app
 from flows.plan import plan as make_plan
+from flows.redeploy import redeploy as redeploy_flow
 from flows.restore_watch import restore_watch as watch_flow
 from flows.rollback import rollback as rollback_flow
 from flows.server import approver_at_the_terminal, prefect_server
@@ -89,6 +90,19 @@ def approve(
         typer.confirm(f"{decision} as {by}?", abort=True)
     terminal.decide(store, request, decision, by, note)
     console.print(f"{by}: {decision} dossier {request.dossier}; {request.name} goes on")
+
+
+@app.command()
+def redeploy(
+    reason: Annotated[str, typer.Option(help="why, such as: new API key")],
+    by: By,
+    release: Annotated[str | None, typer.Option(help="id of a retained release; production's own by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send production's release through staging, idle windows and promotion again: for a new key, image or runtime."""
+    with prefect_page(as_json) as page:
+        outcome = run_flow(redeploy_flow, page, None, by=by, reason=reason, release=release)
+    _end(outcome, as_json)
 
 
 @hold_app.command("lift")

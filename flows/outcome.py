@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prefect import State
 from prefect.runtime import flow_run
@@ -17,13 +17,11 @@ from tasks.release import Model, Release, ToolingError, now
 from tasks.store import Store
 
 Kind = Literal[
-    "promoted", "rolled_back", "rejected", "nothing_newer", "already_there", "waiting", "watched", "nothing_to_watch"
-]
+    "promoted", "redeployed", "rolled_back", "rejected", "nothing_newer", "already_there", "waiting",
+    "watched", "nothing_to_watch",
+]  # fmt: skip
 
-EXIT_CODES: dict[Kind, int] = {
-    "promoted": 0, "rolled_back": 0, "nothing_newer": 0, "already_there": 0, "waiting": 0, "rejected": 4, "watched": 0,
-    "nothing_to_watch": 0,
-}  # fmt: skip
+EXIT_CODES: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0) | {"rejected": 4}
 """Exit codes of a flow that ended by itself; the errors of tasks/release.py carry theirs (1 failed, 2, 3)."""
 
 

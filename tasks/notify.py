@@ -185,7 +185,12 @@ def notice_of(event: Event, thread: str, before: Callable[[], Sequence[Event]]) 
         return Notice(thread=thread, title=f"{thread}: rolled back", text=event.summary, command=lift)
     if event.kind in ("watch_alert", "watch_over"):
         return _watch_notice(event, thread)
-    if event.kind in ("approved", "rejected", "promoted", "move_undone", "hold_lifted"):
+    if event.kind in ("rollback_proof", "drill") and event.detail.get("verdict") != Verdict.PASSED:
+        title = f"{thread}: {event.kind.replace('_', ' ')} {event.detail.get('verdict')}"
+        again = "llama-release redeploy --reason 'did not come back from an idle window'"
+        command = again if event.kind == "rollback_proof" else f"llama-release upgrade --to {thread}"
+        return Notice(thread=thread, title=title, text=event.summary, command=command)
+    if event.kind in ("approved", "rejected", "promoted", "redeployed", "move_undone", "hold_lifted"):
         return Notice(thread=thread, title=f"{thread}: {event.kind.replace('_', ' ')}", text=event.summary)
     return None
 

@@ -314,15 +314,34 @@ class StagePointer(Model):
     since: datetime | None = None
     retained: tuple[str, ...] = ()
     hold: Hold | None = None
+    generations: dict[str, str] = Field(
+        default_factory=dict, description="release -> its generation here, of those that were redeployed"
+    )
+
+    def generation(self, release: str | None) -> str:
+        """Which redeploy of a release the stage serves or served last; '' when it never was redeployed."""
+        return self.generations.get(release or "", "")
+
+
+class Redeploy(Model):
+    """A redeploy that was begun: the same release anew, with new servers and a new snapshot."""
+
+    release: str
+    generation: str = Field(description="8 hex characters that tell this redeploy from all others")
+    by: str
+    reason: str
+    at: datetime = Field(default_factory=now)
 
 
 class Intent(Model):
     """What is about to happen to a stage, recorded before it is touched."""
 
     stage: StageName
-    action: Literal["promote", "rollback"]
+    action: Literal["promote", "rollback", "redeploy"]
     before: str | None
     after: str
+    generation_before: str = ""
+    generation: str = Field(default="", description="of `after`: see StagePointer.generations")
     dossier: str | None
     by: str
     note: str = ""
@@ -376,6 +395,7 @@ class Promotion(Model):
     approver: str
     retained: tuple[str, ...]
     at: datetime
+    proof: str = Field(default="", description="after a rollback: how production came back from an idle window")
 
 
 class BootKind(StrEnum):

@@ -50,6 +50,7 @@ from tasks.release import (
     Intent,
     Latency,
     Model,
+    Redeploy,
     Release,
     Request,
     StageName,
@@ -336,6 +337,10 @@ class Store:
     def verification(self, release_id: str, name: str) -> Verification | None:
         return self._load(f"dossiers/{release_id}/{name}.json", Verification)
 
+    def forget_verification(self, release_id: str, name: str) -> None:
+        """Forget one verification: what it was made of is no more."""
+        self.files.remove(f"dossiers/{release_id}/{name}.json")
+
     def fresh(self, release_id: str, names: tuple[str, ...], basis: str) -> list[Verification]:
         """The recorded verifications of these names, when none is missing, errored or of another basis; else []."""
         found = [self.verification(release_id, name) for name in names]
@@ -415,6 +420,16 @@ class Store:
 
     def close_intent(self, stage: StageName) -> None:
         self.files.remove(f"stages/{stage}.intent.json")
+
+    def redeploy(self) -> Redeploy | None:
+        """The redeploy that was begun and neither done nor given up."""
+        return self._load("stages/redeploy.json", Redeploy)
+
+    def open_redeploy(self, redeploy: Redeploy) -> None:
+        self._save("stages/redeploy.json", redeploy)
+
+    def close_redeploy(self) -> None:
+        self.files.remove("stages/redeploy.json")
 
     # -- series -----------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ class Platform(Protocol):
 
     name: str
     store: Store
+    settings: Settings
 
     def build(self, source: SourceTree, recipe: Recipe, progress: Progress) -> Build:
         """The build of this source tree: made, or taken from the store. Raises ReleaseFailed when it won't compile."""
@@ -59,9 +60,15 @@ class Platform(Protocol):
     def inherits(self) -> tuple[str, ...]:
         """The names of this process's environment variables that servers see too, sorted."""
 
-    def deploy(self, stage: StageName, release: Release, check: Callable[[Endpoint], object]) -> Endpoint:
+    def deploy(
+        self, stage: StageName, release: Release, check: Callable[[Endpoint], object], *, generation: str = ""
+    ) -> Endpoint:
         """The stage serves this release from now on. `check` runs against the new server before traffic moves,
-        and what it raises leaves the stage as it was. Nothing happens when the stage serves it already."""
+        and what it raises leaves the stage as it was. Nothing happens when the stage serves it already, of this
+        generation and with this API key: another generation is another server with a snapshot of its own."""
+
+    def serving(self, stage: StageName) -> tuple[str, str] | None:
+        """(release id, generation) that the stage serves, with whatever key; None when nothing is known to serve."""
 
     def endpoint(self, stage: StageName) -> Endpoint:
         """Where the stage answers."""

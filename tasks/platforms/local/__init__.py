@@ -23,6 +23,7 @@ from tasks.platforms.local.boot import DUMP_LIMIT_S
 from tasks.platforms.local.control import (
     KEY_VARIABLE,
     Control,
+    Deployment,
     Status,
     deployment_path,
     load_deployment,
@@ -98,8 +99,11 @@ class LocalPlatform:
         """The names of this process's environment variables that servers see too, sorted."""
         return server.inherited()
 
-    def deploy(self, stage: StageName, release: Release, check: Callable[[Endpoint], object]) -> Endpoint:
-        """The stage serves this release from now on; nothing happens when it does already, with the same key.
+    def deploy(
+        self, stage: StageName, release: Release, check: Callable[[Endpoint], object], *, generation: str = ""
+    ) -> Endpoint:
+        """The stage serves this release from now on; nothing happens when it does already, with the same key and
+        generation.
 
         `check` is given the new server before traffic moves. What it raises leaves the stage as it was.
         Raises ReleaseFailed when the new server doesn't come up, ToolingError when something is missing here.
@@ -110,7 +114,7 @@ class LocalPlatform:
         # a start, its warm-up and dump; when that fails, another start
         with self._control(stage, 3 * self.settings.local.start_timeout_s + DUMP_LIMIT_S) as control:
             try:
-                prepared = control.prepare(release.id, self._key)
+                prepared = control.prepare(release.id, self._key, generation)
                 if not prepared.serving:
                     check(Endpoint(base_url=prepared.base_url, api_key=self._key))
                     control.commit(release.id)
@@ -118,6 +122,11 @@ class LocalPlatform:
                 self._undo(control)
                 raise
         return self.endpoint(stage)
+
+    def serving(self, stage: StageName) -> tuple[str, str] | None:
+        """(release id, generation) that the stage serves, with whatever key; None when its activator serves nothing."""
+        status = self.status(stage)
+        return (status.release, status.generation) if status and status.release else None
 
     def ensure(self, stage: StageName) -> Endpoint:
         """The stage's activator runs and serves what deployment.json says; started if it doesn't run.
@@ -184,7 +193,7 @@ class LocalPlatform:
         deployment = load_deployment(self.store.root, stage)
         if deployment is None or deployment.release is None:
             return None
-        name = snapshot.folder_name(deployment.release, self._key)
+        name = snapshot.folder_name(deployment.release, self._key, deployment.generation)
         return snapshot.load_golden(snapshot.snapshots_folder(self.store.root, stage) / name)
 
     def snapshots(self) -> Ability:
@@ -201,7 +210,7 @@ class LocalPlatform:
         self.shut_down(stage)
         deployment = load_deployment(self.store.root, stage)
         if deployment is not None:
-            save_deployment(self.store.root, stage, deployment.model_copy(update={"release": None}))
+            save_deployment(self.store.root, stage, Deployment(port=deployment.port))
         snapshot.sweep(snapshot.snapshots_folder(self.store.root, stage), set(), half_taken=True)
 
     def shut_down(self, stage: StageName | None = None) -> None:

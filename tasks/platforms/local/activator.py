@@ -92,8 +92,8 @@ class Activator:
         self._tasks: set[asyncio.Task[None]] = set()
         deployment = load_deployment(store.root, options.stage)
         if deployment is not None and deployment.release is not None:
-            self.current = self._replica(deployment.release, key)
-        self._save(deployment.release if deployment is not None else None)
+            self.current = self._replica(deployment.release, key, deployment.generation)
+        self._save(self.current)
         self._sweep(half_taken=True)
 
     # -- requests -----------------------------------------------------------------------------------
@@ -142,10 +142,10 @@ class Activator:
 
     # -- deployment ---------------------------------------------------------------------------------
 
-    async def prepare(self, release: str, key: str | None, deployer: int) -> Prepared:
+    async def prepare(self, release: str, key: str | None, generation: str, deployer: int) -> Prepared:
         """A server of this release beside the current one, healthy. Raises what keeps it from coming up."""
-        replica = self._replica(release, key)
-        if self.current is not None and self.current.serves(replica.release, key):
+        replica = self._replica(release, key, generation)
+        if self.current is not None and self.current.serves(replica):
             return Prepared(serving=True)
         await self._give_up_orphan()
         if self.candidate is not None:
@@ -169,7 +169,7 @@ class Activator:
             raise ToolingError(
                 f"the server that was prepared of release {release} is gone", todo="read its log, deploy it again"
             )
-        self._save(release)
+        self._save(candidate.replica)
         old, self.current, self.candidate = self.current, candidate.replica, None
         self.current.last_used = time.monotonic()
         log.info("%s serves %s", self.options.stage, self.current.release.label)
@@ -248,6 +248,7 @@ class Activator:
             pid=os.getpid(),
             port=self.port,
             release=replica.release.id if replica is not None else None,
+            generation=replica.generation if replica is not None else "",
             state=self._state(),
             server_pid=server.pid if server is not None else None,
             server_url=server.endpoint.base_url if server is not None else None,
@@ -265,22 +266,28 @@ class Activator:
             return "up"
         return "starting" if self.current.starting else "idle"
 
-    def _replica(self, release: str, key: str | None) -> Replica:
-        found = self.store.get_release(release)
-        return Replica(self.store, self.options.stage, found, key, self.options.wanted, self.options.start_timeout_s)
+    def has_key(self, key: str | None) -> bool:
+        """Whether what is served knows this API key; a stage that serves nothing contradicts no key."""
+        return self.current is None or self.current.has_key(key)
+
+    def _replica(self, release: str, key: str | None, generation: str) -> Replica:
+        found, options = self.store.get_release(release), self.options
+        return Replica(self.store, options.stage, found, key, options.wanted, options.start_timeout_s, generation)
 
     def _sweep(self, *, half_taken: bool = False) -> None:
         """Remove the snapshots of releases that this stage neither serves nor retains, and those with another key."""
         pointer = self.store.pointer(self.options.stage)
         replicas = [self.current, self.candidate.replica if self.candidate else None]
-        keep = {folder_name(r.release.id, r.key) for r in replicas if r}
+        keep = {folder_name(r.release.id, r.key, r.generation) for r in replicas if r}
         if self.current is not None:
             retained = filter(None, (pointer.release, *pointer.retained))
-            keep |= {folder_name(release, self.current.key) for release in retained}
+            key = self.current.key
+            keep |= {folder_name(release, key, pointer.generation(release)) for release in retained}
         sweep(snapshots_folder(self.store.root, self.options.stage), keep, half_taken=half_taken)
 
-    def _save(self, release: str | None) -> None:
-        save_deployment(self.store.root, self.options.stage, Deployment(release=release, port=self.port))
+    def _save(self, replica: Replica | None) -> None:
+        served = {"release": replica.release.id, "generation": replica.generation} if replica is not None else {}
+        save_deployment(self.store.root, self.options.stage, Deployment(port=self.port, **served))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -298,7 +305,11 @@ def control_app(activator: Activator) -> web.Application:
         return activator.status().model_dump()
 
     async def prepare(body: dict[str, Any]) -> Any:
-        return (await activator.prepare(body["release"], body["key"], body["pid"])).model_dump()
+        prepared = await activator.prepare(body["release"], body["key"], body["generation"], body["pid"])
+        return prepared.model_dump()
+
+    async def has_key(body: dict[str, Any]) -> Any:
+        return {"same": activator.has_key(body["key"])}
 
     async def commit(body: dict[str, Any]) -> Any:
         activator.commit(body["release"])
@@ -314,7 +325,7 @@ def control_app(activator: Activator) -> web.Application:
 
     app = web.Application()
     app.router.add_get("/status", _verb(status))
-    for verb in (prepare, commit, abort, idle, stop):
+    for verb in (prepare, commit, abort, has_key, idle, stop):
         app.router.add_post(f"/{verb.__name__}", _verb(verb))
     return app
 

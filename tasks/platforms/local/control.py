@@ -28,6 +28,7 @@ class Deployment(Model):
     """What a stage's activator serves, also after its own restart: run/<stage>/deployment.json."""
 
     release: str | None = None
+    generation: str = ""
     port: int
 
 
@@ -38,6 +39,7 @@ class Status(Model):
     pid: int
     port: int
     release: str | None
+    generation: str = ""
     state: Literal["empty", "idle", "starting", "up"]
     server_pid: int | None
     server_url: str | None
@@ -167,9 +169,10 @@ class Control:
     def status(self) -> Status:
         return Status.model_validate(self._call("status"))
 
-    def prepare(self, release: str, key: str | None) -> Prepared:
+    def prepare(self, release: str, key: str | None, generation: str) -> Prepared:
         """A second server beside the current one, healthy; it is given up when this process ends."""
-        return Prepared.model_validate(self._call("prepare", {"release": release, "key": key, "pid": os.getpid()}))
+        body = {"release": release, "key": key, "generation": generation, "pid": os.getpid()}
+        return Prepared.model_validate(self._call("prepare", body))
 
     def commit(self, release: str) -> None:
         """The prepared release is what the stage serves."""
@@ -178,6 +181,10 @@ class Control:
     def abort(self) -> None:
         """The prepared server is gone; fine if there is none."""
         self._call("abort", {})
+
+    def has_key(self, key: str | None) -> bool:
+        """Whether the stage's servers know this API key."""
+        return bool(self._call("has_key", {"key": key})["same"])
 
     def idle(self, limit_s: float, answered: int | None = None) -> int:
         """Stop the server once no request is in flight, waiting up to `limit_s`; how many processes are left.
