@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from slack_sdk.http_retry.builtin_handlers import (
     ServerErrorRetryHandler,
 )
 
-from tasks.release import Event, Model, Verdict, digest_of
+from tasks.release import Event, Model, ToolingError, Verdict, digest_of
 from tasks.report import NAME_WIDTH, console
 from tasks.settings import NotifySettings
 from tasks.store import Store
@@ -190,7 +190,7 @@ def notice_of(event: Event, thread: str, before: Callable[[], Sequence[Event]]) 
         again = "llama-release redeploy --reason 'did not come back from an idle window'"
         command = again if event.kind == "rollback_proof" else f"llama-release upgrade --to {thread}"
         return Notice(thread=thread, title=title, text=event.summary, command=command)
-    if event.kind in ("approved", "rejected", "promoted", "redeployed", "move_undone", "hold_lifted"):
+    if event.kind in ("approved", "rejected", "promoted", "redeployed", "move_undone", "hold_lifted", "watch_acts"):
         return Notice(thread=thread, title=f"{thread}: {event.kind.replace('_', ' ')}", text=event.summary)
     return None
 
@@ -237,6 +237,17 @@ def catch_up(store: Store, channel: Channel) -> None:
 
     What happened before the first call ever is not told.
     """
+    if not any(store.events(after=(store.load_outbox(Outbox) or _begin(store)).after)):
+        return
+    with ExitStack() as held:
+        try:
+            held.enter_context(store.lock("notify", holder={"doing": "telling people what the ledger got"}))
+        except ToolingError:
+            return  # another run tells it, or the next one
+        _tell(store, channel)
+
+
+def _tell(store: Store, channel: Channel) -> None:
     box = store.load_outbox(Outbox) or _begin(store)
     for name, event in store.events(after=box.after):
         thread = _thread(store, event, box.thread)

@@ -132,6 +132,9 @@ class WatchSettings(Section):
     restores: int = Field(default=5, ge=1, description="the latest returns from idle that are looked at")
     failed_restores: int = Field(default=3, ge=1, description="so many of them that failed are an alert")
     slower: float = Field(default=1.5, gt=1, description="times slower than the release's own baseline: an alert")
+    drill_days: int = Field(
+        default=7, ge=0, description="days between two drills of the retained release on trial servers; 0: never"
+    )
     act: Literal["suggest", "redeploy", "rollback"] = Field(
         default="suggest", description="on an alert: tell people the command, or start that flow, once an incident"
     )

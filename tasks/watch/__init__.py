@@ -11,11 +11,15 @@ plot.py     latency over time
 from __future__ import annotations
 
 import base64
+from datetime import timedelta
 from functools import partial
 from statistics import median
+from typing import Literal
 
+from tasks import drill as drilling
 from tasks.platforms import Platform
-from tasks.release import Latency, Release, now
+from tasks.promote import AUTOMATIC
+from tasks.release import Event, Latency, Model, Release, now
 from tasks.report import Row, markdown_table, show_table, stage
 from tasks.settings import RestoreSettings, WatchSettings
 from tasks.store import Store
@@ -94,6 +98,47 @@ def judged(row: Row, platform: Platform, release: Release, settings: WatchSettin
     summary = "; ".join(each.finding.summary for each in open_now) or f"all well; {_medians(latencies)}"
     row.done(summary, _markdown(release, latencies, open_now))
     return open_now
+
+
+def drill(platform: Platform, settings: WatchSettings, busy: str) -> None:
+    """Try the retained release when that is due and nothing else (`busy`) goes on. It holds no lock: a rollback that is
+    asked for meanwhile need not wait."""
+    store, at = platform.store, now()
+    last = alerts.load(store).drilled_at
+    due = settings.drill_days and (last is None or at - last >= timedelta(days=settings.drill_days))
+    if due and not busy and store.pointer("production").retained:
+        drilling.drill(platform)
+        change(store, drilled_at=at)
+
+
+class Remedy(Model):
+    """A flow to be started, and its parameters."""
+
+    flow: Literal["redeploy", "rollback"]
+    by: str = AUTOMATIC
+    reason: str
+
+
+def remedy(store: Store, settings: WatchSettings, busy: str) -> Remedy | None:
+    """What is to be started by the settings because of the open incidents, once an incident; or None.
+
+    Nothing while production is on hold or being moved, another run is at work (`busy`), or a rollback has no target.
+    """
+    pointer, state = store.pointer("production"), alerts.load(store)
+    fresh = [each for each in state.incidents if not each.acted]
+    if settings.act == "suggest" or not fresh or busy or pointer.hold or store.intent("production") or store.redeploy():
+        return None
+    if settings.act == "rollback" and not pointer.retained:
+        return None
+    found = Remedy(flow=settings.act, reason="; ".join(each.finding.summary for each in fresh))
+    change(store, incidents=tuple(each.model_copy(update={"acted": True}) for each in state.incidents))
+    store.log(
+        Event(
+            kind="watch_acts", release=pointer.release, stage="production",
+            summary=f"the restore watch starts a {found.flow}: {found.reason}",
+        )
+    )  # fmt: skip
+    return found
 
 
 _COLUMNS = ("when", "stage", "came up as", "health", "first token after idle", "warm", "tokens/s")

@@ -18,9 +18,9 @@ from tasks.watch.judge import Finding, Kind
 
 ALERT, OVER = "watch_alert", "watch_over"
 COMMANDS: dict[Kind, str] = {
-    "restores_fail": "llama-release redeploy",
+    "restores_fail": "llama-release redeploy --reason 'it does not come back from idle'",
     "errors_after_idle": "llama-release rollback --reason 'errors after idle'",
-    "slower": "llama-release redeploy",
+    "slower": "llama-release redeploy --reason 'it has become slower'",
 }
 
 
