@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
 # Prefect's own console lines would drown the rows; its server has them all the same.
@@ -23,9 +23,12 @@ from flows.doctor import examine
 from flows.outcome import Outcome
 from flows.patches import app as patches_app
 from flows.plan import plan as make_plan
+from flows.redeploy import redeploy as redeploy_flow
+from flows.restore_watch import restore_watch as watch_flow
 from flows.rollback import rollback as rollback_flow
 from flows.server import approver_at_the_terminal, prefect_server
 from flows.upgrade import upgrade as upgrade_flow
+from tasks.approval import terminal
 from tasks.platforms import open_platform
 from tasks.promote import lift_hold, serve_pointer
 from tasks.release import BadInput, Problem, StageName, StagePointer, now
@@ -68,6 +71,37 @@ def rollback(
     """Put production back to a retained release, and hold it there until the hold is lifted."""
     with prefect_page(as_json) as page:
         outcome = run_flow(rollback_flow, page, None, by=by, reason=reason, to=to)
+    _end(outcome, as_json)
+
+
+@app.command()
+def approve(
+    run: Annotated[str, typer.Argument(help="id or name of the flow run that waits")],
+    by: By,
+    reject: Annotated[bool, typer.Option("--reject", help="leave production as it is")] = False,
+    note: Annotated[str, typer.Option(help="why")] = "",
+) -> None:
+    """Decide on a release that waits for a person, as the Prefect page does. At a terminal it asks first."""
+    store = open_platform(load()).store
+    request = terminal.find(store, run)
+    terminal.show(store, request)
+    decision: Literal["approve", "reject"] = "reject" if reject else "approve"
+    if sys.stdin.isatty():
+        typer.confirm(f"{decision} as {by}?", abort=True)
+    terminal.decide(store, request, decision, by, note)
+    console.print(f"{by}: {decision} dossier {request.dossier}; {request.name} goes on")
+
+
+@app.command()
+def redeploy(
+    reason: Annotated[str, typer.Option(help="why, such as: new API key")],
+    by: By,
+    release: Annotated[str | None, typer.Option(help="id of a retained release; production's own by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send production's release through staging, idle windows and promotion again: for a new key, image or runtime."""
+    with prefect_page(as_json) as page:
+        outcome = run_flow(redeploy_flow, page, None, by=by, reason=reason, release=release)
     _end(outcome, as_json)
 
 
@@ -125,6 +159,14 @@ def history(
         return
     rows = ((f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind, e.release or "-", e.summary) for e in events)
     show_table("ledger (UTC)", ("when", "what", "release", "summary"), rows)
+
+
+@app.command()
+def watch(as_json: Json = False) -> None:
+    """Look at production once as the scheduled restore watch does: latency after idle and warm, restores, alerts."""
+    with prefect_page(as_json) as page:
+        outcome = run_flow(watch_flow, page, None)
+    _end(outcome, as_json)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prefect import State
 from prefect.runtime import flow_run
@@ -16,11 +16,12 @@ from flows.server import mark_crashed
 from tasks.release import Model, Release, ToolingError, now
 from tasks.store import Store
 
-Kind = Literal["promoted", "rolled_back", "rejected", "nothing_newer", "already_there", "waiting"]
+Kind = Literal[
+    "promoted", "redeployed", "rolled_back", "rejected", "nothing_newer", "already_there", "waiting",
+    "watched", "nothing_to_watch",
+]  # fmt: skip
 
-EXIT_CODES: dict[Kind, int] = {
-    "promoted": 0, "rolled_back": 0, "nothing_newer": 0, "already_there": 0, "waiting": 0, "rejected": 4,
-}  # fmt: skip
+EXIT_CODES: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0) | {"rejected": 4}
 """Exit codes of a flow that ended by itself; the errors of tasks/release.py carry theirs (1 failed, 2, 3)."""
 
 
@@ -47,8 +48,8 @@ def ended(kind: Kind, release: Release | None = None, note: str = "") -> State[O
 
 
 @contextmanager
-def one_at_a_time(store: Store, *, patience_s: float = 0) -> Iterator[None]:
-    """Hold the store's release lock. A flow run that died with it is marked crashed in Prefect.
+def one_at_a_time(store: Store, name: str = "release", *, patience_s: float = 0) -> Iterator[None]:
+    """Hold the store's release lock, or another one. A flow run that died with it is marked crashed in Prefect.
 
     Raises ToolingError that names the run that holds it, when it is not free in so many seconds.
     """
@@ -57,13 +58,25 @@ def one_at_a_time(store: Store, *, patience_s: float = 0) -> Iterator[None]:
     with ExitStack() as held:
         while True:
             try:
-                held.enter_context(store.lock("release", holder=holder, stale=_crashed))
+                held.enter_context(store.lock(name, holder=holder, stale=_crashed))
                 break
             except ToolingError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1)
         yield
+
+
+@contextmanager
+def if_free(store: Store) -> Iterator[str]:
+    """Hold the store's release lock where nobody has it; yields '', or who has it: nothing is held then."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(one_at_a_time(store))
+            taken = ""
+        except ToolingError as error:
+            taken = f"{error.what}: {error.evidence}"
+        yield taken
 
 
 def _crashed(holder: dict[str, Any]) -> None:

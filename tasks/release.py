@@ -314,15 +314,34 @@ class StagePointer(Model):
     since: datetime | None = None
     retained: tuple[str, ...] = ()
     hold: Hold | None = None
+    generations: dict[str, str] = Field(
+        default_factory=dict, description="release -> its generation here, of those that were redeployed"
+    )
+
+    def generation(self, release: str | None) -> str:
+        """Which redeploy of a release the stage serves or served last; '' when it never was redeployed."""
+        return self.generations.get(release or "", "")
+
+
+class Redeploy(Model):
+    """A redeploy that was begun: the same release anew, with new servers and a new snapshot."""
+
+    release: str
+    generation: str = Field(description="8 hex characters that tell this redeploy from all others")
+    by: str
+    reason: str
+    at: datetime = Field(default_factory=now)
 
 
 class Intent(Model):
     """What is about to happen to a stage, recorded before it is touched."""
 
     stage: StageName
-    action: Literal["promote", "rollback"]
+    action: Literal["promote", "rollback", "redeploy"]
     before: str | None
     after: str
+    generation_before: str = ""
+    generation: str = Field(default="", description="of `after`: see StagePointer.generations")
     dossier: str | None
     by: str
     note: str = ""
@@ -376,6 +395,7 @@ class Promotion(Model):
     approver: str
     retained: tuple[str, ...]
     at: datetime
+    proof: str = Field(default="", description="after a rollback: how production came back from an idle window")
 
 
 class BootKind(StrEnum):
@@ -403,6 +423,17 @@ class BootRecord(Model):
     at: datetime = Field(default_factory=now)
 
 
+class Wake(Model):
+    """What the request got that found no server up after an idle window, as the proxy before the server saw it."""
+
+    stage: StageName
+    release: str
+    status: int
+    first_byte_s: float = Field(description="seconds from the request to the first byte of its answer")
+    probe: bool = Field(description="asked by us, and not by a user")
+    at: datetime = Field(default_factory=now)
+
+
 class Latency(Model):
     """One idle cycle of a stage. After idle and warm are two series: they are never averaged together."""
 
@@ -411,6 +442,7 @@ class Latency(Model):
     health_s: float | None = Field(description="seconds from the start of the server to a 200 of /health")
     after_idle_s: float = Field(description="seconds to the first token of the first request after an idle window")
     warm_s: float = Field(description="seconds to the first token of as much work right after")
+    tokens_per_s: float | None = Field(default=None, description="tokens generated a second by one request, warm")
     at: datetime = Field(default_factory=now)
 
 

@@ -40,8 +40,9 @@ MARK = {
 class Row:
     """One stage as it runs: a line that moves, then a line that stays and an artifact with the evidence."""
 
-    def __init__(self, name: str, platform: Platform) -> None:
+    def __init__(self, name: str, platform: Platform, ledger: bool = True) -> None:
         self.name = name
+        self._ledger = ledger
         self._platform = platform
         self.started_at = now()
         self._start = time.monotonic()
@@ -128,6 +129,8 @@ class Row:
         console.print(summary, markup=False, end="  ", soft_wrap=True)
         console.print(f"{mark} [dim]{_clock(self.seconds)}[/]")
         get_run_logger().info("%s: %s", self.name, summary)
+        if not self._ledger:
+            return
         self._platform.store.log(
             Event(
                 kind=f"stage.{self.name}",
@@ -139,17 +142,18 @@ class Row:
 
 
 def stage(
-    name: str, row_name: str
+    name: str, row_name: str, *, ledger: bool = True
 ) -> Callable[[Callable[Concatenate[Row, Platform, P], R]], Callable[Concatenate[Platform, P], R]]:
     """Make a function one row that a person sees: a Prefect task, a terminal line, an artifact, a ledger event.
 
     `row_name` is the row's title in the Prefect page; `{parameter}` is filled in from the call. The function must
-    close its row with `row.done`; what it raises closes the row too.
+    close its row with `row.done`; what it raises closes the row too. `ledger=False`: of what runs every few
+    minutes, only what comes of it is an event.
     """
 
     def wrap(function: Callable[Concatenate[Row, Platform, P], R]) -> Callable[Concatenate[Platform, P], R]:
         def run(platform: Platform, *args: P.args, **kwargs: P.kwargs) -> R:
-            row = Row(name, platform)
+            row = Row(name, platform, ledger)
             try:
                 result = function(row, platform, *args, **kwargs)
             except BaseException as error:

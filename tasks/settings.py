@@ -121,6 +121,31 @@ class ApprovalSettings(Section):
     )
 
 
+class WatchSettings(Section):
+    probes_per_day: int = Field(
+        default=4,
+        ge=0,
+        le=1440,
+        description="how often a day production is woken to be measured, only ever while it is idle; 0: never. On "
+        "Modal a probe costs a restore and modal.idle_s of a container",
+    )
+    restores: int = Field(default=5, ge=1, description="the latest returns from idle that are looked at")
+    failed_restores: int = Field(default=3, ge=1, description="so many of them that failed are an alert")
+    slower: float = Field(default=1.5, gt=1, description="times slower than the release's own baseline: an alert")
+    drill_days: int = Field(
+        default=7, ge=0, description="days between two drills of the retained release on trial servers; 0: never"
+    )
+    act: Literal["suggest", "redeploy", "rollback"] = Field(
+        default="suggest", description="on an alert: tell people the command, or start that flow, once an incident"
+    )
+
+    @model_validator(mode="after")
+    def _some_of_them(self) -> Self:
+        if self.failed_restores > self.restores:
+            raise ValueError("watch.failed_restores is how many of watch.restores failed: it can't be more")
+        return self
+
+
 class NotifySettings(Section):
     slack_channel: str | None = Field(default=None, description="where people are told; without it they read the log")
     slack_token_env: str = Field(default="SLACK_BOT_TOKEN", description="the variable that holds the bot's token")
@@ -153,6 +178,7 @@ class Settings(BaseSettings):
     restore: RestoreSettings = RestoreSettings()
     evals: EvalSettings = EvalSettings()
     approval: ApprovalSettings = ApprovalSettings()
+    watch: WatchSettings = WatchSettings()
     notify: NotifySettings = NotifySettings()
 
     @classmethod

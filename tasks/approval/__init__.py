@@ -1,8 +1,9 @@
 """Ask a person, in the Prefect page or in a terminal: a question bound to one dossier and to what is in production.
 
-question.py   what is asked, the answer, and why a question no longer stands
-attend.py     what happens to a question while a person thinks
+question.py   what is asked, and the answer
+attend.py     when a question no longer stands, and what happens while a person thinks
 held.py       the flow run that waits, on its Prefect server
+terminal.py   the answer from a terminal
 
 A question is a `Request` in the store, an answer an `Approval`. The Prefect server only carries them: what it forgets
 or tells twice changes nothing.

@@ -58,6 +58,11 @@ def waiting(store: Store, release: Release) -> Request | None:
 def close(store: Store, request: Request, state: Literal["withdrawn", "expired"], reason: str) -> None:
     """End a question without an answer, and the waiting of the run that asked it."""
     held.end(request, {"decision": "reject", "approver": NOBODY, "note": f"{state}: {reason}"})
+    closed(store, request, state, reason)
+
+
+def closed(store: Store, request: Request, state: Literal["withdrawn", "expired"], reason: str) -> None:
+    """Record that a question ended without an answer."""
     label = store.get_release(request.release).label
     summary = f"the request of {request.name} to approve {label} is {state}: {reason}"
     store.log(_event(request, f"approval_{state}", summary))
@@ -88,7 +93,7 @@ def _ended(store: Store, request: Request) -> bool:
     elif state and not state.is_paused():
         return True  # answered, or not yet asked: the run itself goes on
     elif late:
-        close(store, request, "expired", f"nobody decided until {_clock(request.expires_at)}")
+        close(store, request, "expired", f"nobody decided until {clock(request.expires_at)}")
     elif reason := stale(store, request):
         close(store, request, "withdrawn", reason)
     else:
@@ -100,8 +105,8 @@ def _remind(store: Store, request: Request, settings: Settings) -> None:
     if (now() - (request.reminded_at or request.asked_at)).total_seconds() < settings.approval.remind_s:
         return
     label = store.get_release(request.release).label
-    summary = f"{label} waits for a person since {_clock(request.asked_at)}, until {_clock(request.expires_at)}"
-    again = f"; reminded {_clock(now())}"
+    summary = f"{label} waits for a person since {clock(request.asked_at)}, until {clock(request.expires_at)}"
+    again = f"; reminded {clock(now())}"
     store.log(_event(request, "approval_reminder", summary + again))
     store.save_request(request.model_copy(update={"reminded_at": now()}))
 
@@ -135,5 +140,6 @@ def _event(request: Request, kind: str, summary: str, **detail: Any) -> Event:
     return Event(kind=kind, release=request.release, stage="production", summary=summary, detail=detail)
 
 
-def _clock(at: datetime) -> str:
+def clock(at: datetime) -> str:
+    """A moment for a person to read."""
     return f"{at:%Y-%m-%d %H:%M} UTC"

@@ -19,7 +19,7 @@ from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
 from tasks.approval import held
-from tasks.approval.attend import attend, close, given, stale
+from tasks.approval.attend import attend, close, closed, given, stale
 from tasks.platforms import Platform
 from tasks.release import Approval, BadInput, Dossier, Event, ReleaseFailed, Request, ToolingError, now
 from tasks.report import dossier_markdown
@@ -74,7 +74,7 @@ def refuse(store: Store, request: Request | None) -> None:
     if request is None or store.pointer("production").release == request.release:
         return  # a promotion that was interrupted is for `promote.recover`
     if request.state == "open" and (reason := stale(store, request)):
-        close(store, request, "withdrawn", reason)
+        closed(store, request, "withdrawn", reason)
     now_known = store.request(request.run) or request
     if now_known.state == "expired":
         raise ToolingError(
@@ -127,7 +127,7 @@ def ask(
             filled = pause_flow_run(wait_for_input=question, timeout=timeout_s, poll_interval=POLL_S, key=request.key)
     except FlowPauseTimeout:
         if (store.request(request.run) or request).state == "open":
-            close(store, request, "expired", f"nobody decided in {timeout_s} s")
+            closed(store, request, "expired", f"nobody decided in {timeout_s} s")
         refuse(store, request)
         raise
     refuse(store, request)

@@ -1,4 +1,4 @@
-"""What Linux says in /proc about ports and processes."""
+"""What Linux says in /proc about ports and processes, and the driver about the GPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+from tasks.process import run
+from tasks.release import ToolingError
 
 _LISTEN = "0A"
 _LOOPBACK = "0100007F"
@@ -128,3 +131,13 @@ def _read(path: str) -> str:
         return Path(path).read_text(errors="replace")
     except OSError:
         return ""
+
+
+def gpu_memory_mb() -> tuple[int, int] | None:
+    """(used, total) memory of the first GPU, MiB; None where nvidia-smi does not tell."""
+    argv = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        used, total = run(argv, timeout_s=30).stdout.splitlines()[0].split(",")
+        return int(used), int(total)
+    except (ToolingError, ValueError, IndexError):
+        return None
