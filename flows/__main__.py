@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import typer
 from prefect import Flow
 
 from flows import demo as demonstration
+from flows import serve as serving
 from flows.doctor import examine
 from flows.outcome import Outcome
 from flows.patches import app as patches_app
@@ -240,6 +242,22 @@ def cost(release: Annotated[str, typer.Argument(help="id of a release")], as_jso
 
 
 @app.command()
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of the Prefect page on this machine; 0: any")] = 4200,
+) -> None:
+    """Run scheduled upgrades and the restore watch here, with a Prefect page, until Ctrl-C or SIGTERM.
+
+    With PREFECT_API_URL set it works for that server instead of starting its own.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with prefect_page(False, port) as page:
+        serving.deploy()
+        with serving.worker() as worker:
+            console.print(f"  Prefect page {page}/deployments", soft_wrap=True)
+            serving.until_stopped(worker)
+
+
+@app.command()
 def demo(
     keep: Annotated[bool, typer.Option(envvar="DEMO_KEEP", help="leave servers and Prefect page running")] = False,
     approver: Annotated[str | None, typer.Option(envvar="DEMO_APPROVER", help="approve as this person")] = None,
@@ -272,12 +290,12 @@ def _what_next(page: str, keep: bool) -> None:
 
 
 @contextmanager
-def prefect_page(as_json: bool) -> Iterator[str]:
+def prefect_page(as_json: bool, port: int | None = None) -> Iterator[str]:
     """A Prefect server for this command; yields its page's address. With JSON, rows go to standard error."""
     console.stderr = as_json
     settings = load()
     console.print(f"[bold]llama-release[/]  {open_platform(settings).name} platform, store {settings.store.absolute()}")
-    with prefect_server(settings.store) as page:
+    with prefect_server(settings.store, port) as page:
         yield page
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from prefect import State, flow
 
+from flows.deployed import load
 from flows.outcome import Outcome, ended, one_at_a_time
+from flows.parameters import ReleaseId, Words
 from flows.upgrade import required
 from tasks import contracts, notify, promote, restore
 from tasks import redeploy as redeploying
 from tasks.platforms import open_platform
 from tasks.release import ReleaseFailed
 from tasks.report import show_dossier
-from tasks.settings import load
 
 
 @flow(name="redeploy", flow_run_name="redeploy by {by}")
-def redeploy(by: str, reason: str, release: str | None = None) -> State[Outcome]:
+def redeploy(by: Words, reason: Words, release: ReleaseId | None = None) -> State[Outcome]:
     """Send a release that production has or retains through staging, idle windows and promotion again.
 
     For a new API key, a new base image, or a Modal runtime update. Who starts it approves it, under the dossier that

@@ -8,12 +8,12 @@ from prefect import Flow, State, flow
 from prefect.deployments import run_deployment
 from prefect.runtime import deployment
 
+from flows.deployed import load
 from flows.outcome import Outcome, ended, if_free, one_at_a_time
 from flows.redeploy import redeploy
 from flows.rollback import rollback
 from tasks import approval, notify, promote, watch
 from tasks.platforms import open_platform
-from tasks.settings import load
 from tasks.watch import Remedy
 
 FLOWS: dict[str, Flow[..., Any]] = {"redeploy": redeploy, "rollback": rollback}

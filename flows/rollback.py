@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from prefect import State, flow
 
+from flows.deployed import load
 from flows.outcome import Outcome, ended, one_at_a_time
 from flows.parameters import ReleaseId, Words
 from tasks import notify, promote
 from tasks.platforms import open_platform
-from tasks.settings import load
 
 
 @flow(name="rollback", flow_run_name="rollback by {by}")

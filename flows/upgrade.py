@@ -5,12 +5,12 @@ from __future__ import annotations
 from prefect import State, flow
 from prefect.runtime import flow_run
 
+from flows.deployed import load
 from flows.outcome import Outcome, ended, one_at_a_time
 from flows.parameters import Tag
 from tasks import approval, build, contracts, evals, notify, patches, preflight, promote, proof, restore
 from tasks.platforms import open_platform
 from tasks.report import show_dossier
-from tasks.settings import load
 from tasks.upstream import stage as upstream
 
 RESUMED_S = 15 * 60

@@ -17,10 +17,14 @@ _LOOPBACK = "0100007F"
 LOWEST_PORT = 16_000
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nothing listens on just now; another process may take it at any time."""
+def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
+    """A TCP port that nothing listens on just now, or this one; another process may take it at any time.
+
+    Raises OSError when this one is taken.
+    """
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
         return int(probe.getsockname()[1])
 
 
