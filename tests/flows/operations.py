@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -74,11 +75,24 @@ class Shell:
     def said(self, log: str) -> str:
         return (self.folder / log).read_text(errors="replace")
 
+    def processes(self) -> list[int]:
+        """Pids of all that runs in this environment, whoever started it."""
+        mine = f"PREFECT_HOME={self.folder}/"
+        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if mine in _environ(pid)]
+
     def end(self) -> None:
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for process in self.started:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(10)
+            process.wait(10)
+
+
+def _environ(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from prefect.client.schemas.schedules import CronSchedule
@@ -13,7 +12,6 @@ from flows.server import prefect_server
 from tasks.platforms.local.proc import is_alive
 from tasks.release import BadInput
 from tests.flows.operations import Api, Shell, environment, wait_for
-from tests.platforms.stand import command_lines
 
 pytestmark = pytest.mark.wire
 
@@ -116,16 +114,9 @@ def test_other_commands_find_the_server_and_its_port_is_not_taken_twice(
 
 def test_told_to_stop_it_ends_with_all_that_it_started(shell: Shell, api: Api) -> None:
     (process,) = shell.started
-    mine = [pid for pid, words in command_lines().items() if str(shell.folder) in environ(pid)]
+    mine = shell.processes()
     assert len(mine) >= 3, "itself, the Prefect server, the worker"
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 0
     wait_for(lambda: not any(map(is_alive, mine)), 60)
     assert not (shell.folder / "store" / "prefect" / "serving").exists()
-
-
-def environ(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/environ").read_text(errors="replace")
-    except OSError:
-        return ""
