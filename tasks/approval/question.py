@@ -73,7 +73,7 @@ def refuse(store: Store, request: Request | None) -> None:
     """
     request = store.request(request.run) if request else None
     if request is None or store.pointer("production").release == request.release:
-        return  # a promotion that was interrupted is for `promote.recover`
+        return  # there is nothing left to decide, and the flow will say so
     if request.state == "open" and (reason := stale(store, request)):
         closed(store, request, "withdrawn", reason)
     now_known = store.request(request.run) or request
