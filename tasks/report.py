@@ -226,10 +226,10 @@ def _together(found: list[Verification]) -> str:
     return f"{len(found)} kept: {', '.join(v.name.rpartition('.')[2].replace('_', ' ') for v in found)}"
 
 
-def dossier_markdown(dossier: Dossier, replaces: str, changes: str = "") -> str:
+def dossier_markdown(dossier: Dossier, replaces: str, sections: Sequence[tuple[str, str]] = ()) -> str:
     """The dossier as a person is asked to approve it: what did not pass first, what passed by subject.
 
-    `changes` is the digest of upstream's notes, '' for none.
+    `sections` are (title, Markdown) of what there is more to see of.
     """
     counts = ", ".join(f"{len(found)} {verdict}" for verdict in Verdict if (found := dossier.having(verdict)))
     groups = sorted(_grouped(dossier.verifications), key=lambda group: group[1][0].verdict is Verdict.PASSED)
@@ -239,8 +239,7 @@ def dossier_markdown(dossier: Dossier, replaces: str, changes: str = "") -> str:
             f"## Release {dossier.release.label}, to replace {replaces}",
             f"Dossier `{dossier.digest}`: {counts}.",
             markdown_table(("verification", "verdict", "what was seen"), rows),
-            *(["### What changed upstream", changes] if changes else []),
-            *(v.evidence["shown"] for v in dossier.verifications if "shown" in v.evidence),
+            *(f"### {title}\n\n{text.strip()}" for title, text in sections),
             f"`{' '.join(dossier.release.argv)}`",
             "An approval holds for this dossier only, and only while production is what it is now.",
         ]

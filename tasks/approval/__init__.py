@@ -1,6 +1,7 @@
 """Ask a person, in the Prefect page or in a terminal: a question bound to one dossier and to what is in production.
 
 question.py   what is asked, and the answer
+page.py       what is read before deciding
 attend.py     when a question no longer stands, and what happens while a person thinks
 held.py       the flow run that waits, on its Prefect server
 terminal.py   the answer from a terminal

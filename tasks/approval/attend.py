@@ -88,7 +88,9 @@ def _ended(store: Store, request: Request) -> bool:
         return True
     state = held.state(request)
     late = now() >= request.expires_at
-    if state and state.is_final():
+    if state and state.is_final() and given(store, request):
+        store.save_request(request.model_copy(update={"state": "answered"}))  # it died with the answer, which holds
+    elif state and state.is_final():
         close(store, request, "expired" if late else "withdrawn", f"its run ended: {state.message or state.name}")
     elif state and not state.is_paused():
         return True  # answered, or not yet asked: the run itself goes on

@@ -16,16 +16,17 @@ from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput, read_flow_run_input
 from prefect.input.run_input import keyset_from_base_key
 from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_UI_URL
 from pydantic import Field
 
 from tasks.approval import held
 from tasks.approval.attend import attend, close, closed, given, stale
+from tasks.approval.page import page
 from tasks.platforms import Platform
 from tasks.release import Approval, BadInput, Dossier, Event, ReleaseFailed, Request, ToolingError, now
-from tasks.report import dossier_markdown
 from tasks.settings import Settings
 from tasks.store import Store
-from tasks.upstream.notes import Assessment, digest, show
+from tasks.upstream.notes import Assessment, show
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def refuse(store: Store, request: Request | None) -> None:
     """
     request = store.request(request.run) if request else None
     if request is None or store.pointer("production").release == request.release:
-        return  # a promotion that was interrupted is for `promote.recover`
+        return  # there is nothing left to decide, and the flow will say so
     if request.state == "open" and (reason := stale(store, request)):
         closed(store, request, "withdrawn", reason)
     now_known = store.request(request.run) or request
@@ -112,12 +113,9 @@ def ask(
         return _accept(store, before, answer)
     if answer := recorded(store, dossier, expected):
         return answer
-    replaces = store.get_release(expected).label if expected else "nothing (the first release)"
     if notes:
         show(notes)
-    question = Decision.with_initial_data(
-        description=dossier_markdown(dossier, replaces, digest(notes) if notes else "")
-    )
+    question = Decision.with_initial_data(description=page(platform, dossier, expected, notes))
     request = _open(store, dossier, expected, settings)
     timeout_s = settings.approval.timeout_s
     if request.suspended:
@@ -142,7 +140,7 @@ def _open(store: Store, dossier: Dossier, expected: str | None, settings: Settin
         run=str(flow_run.id),
         name=flow_run.name or "",
         api_url=held.api_url(),
-        link=flow_run.ui_url or "",
+        link=f"{PREFECT_UI_URL.value()}/v2/runs/flow-run/{flow_run.id}" if PREFECT_UI_URL.value() else "",
         suspended=deployment.id is not None,
         tag=release.upstream.tag,
         release=release.id,

@@ -97,11 +97,12 @@ def check(
         found = [probe(platform, stage_name, release, settings, row.progress)]
         platform.store.record(found[0])
     (made,) = found
-    row.judged(found, made.summary, _markdown(platform.store, made), again=again)
+    row.judged(found, made.summary, markdown(platform.store, made), again=again)
     return made
 
 
-def _markdown(store: Store, made: Verification) -> str:
+def markdown(store: Store, made: Verification) -> str:
+    """A restore verification for a person: its cycles, and the plot of this and the latest releases."""
     plot = drawn(store)
     write_atomic(store.latency_plot(), plot)
     cycles = map(Cycle.model_validate, made.evidence["cycles"])

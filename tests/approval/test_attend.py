@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -11,13 +13,14 @@ from prefect import get_client
 from prefect.input.run_input import keyset_from_paused_state
 from prefect.states import Paused, Running, Suspended
 
-from tasks.approval import Decision, attend, waiting
+from tasks.approval import Decision, attend, held, waiting
 from tasks.approval.attend import close
-from tasks.release import Request, now
+from tasks.release import BadInput, Request, now
 from tasks.store import Store
-from tests.approval.asking import RELEASE, platform_on
+from tests.approval.asking import RELEASE, asking, platform_on
 from tests.approval.conftest import Deployed
 from tests.approval.test_standing import a_request, change_dossier, move_production, move_staging
+from tests.platforms.stand import until
 
 pytestmark = pytest.mark.wire
 
@@ -116,3 +119,21 @@ def test_a_question_that_waited_in_a_process_of_its_own_died_with_it(deployed: D
 def test_a_question_whose_prefect_server_is_gone_keeps_nobody_waiting(store: Store) -> None:
     a_request(store)
     assert waiting(store, RELEASE) is None
+
+
+@pytest.mark.usefixtures("page")
+def test_a_paused_run_ends_with_the_reason_when_its_question_is_withdrawn(store: Store) -> None:
+    def meanwhile() -> None:
+        until(lambda: any(r.state == "open" and (s := held.state(r)) and s.is_paused() for r in store.requests()), 60)
+        move_production(store)
+
+    person = threading.Thread(target=contextvars.copy_context().run, args=(meanwhile,))
+    person.start()
+    with pytest.raises(BadInput, match=r"no longer stands[\s\S]*production moved"):
+        asking(str(store.root))
+    person.join()
+    (request,) = store.requests()
+    assert request.state == "withdrawn"
+    assert store.approval(request.dossier) is None
+    assert [e.kind for e in store.ledger()] == ["approval_wanted", "approval_withdrawn"]
+    assert not [t for t in threading.enumerate() if t.name == "attend"]

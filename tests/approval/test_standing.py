@@ -88,8 +88,8 @@ def test_an_answer_to_an_expired_question_is_refused(store: Store) -> None:
         refuse(store, request)
 
 
-def test_a_run_whose_promotion_was_interrupted_is_not_refused(store: Store) -> None:
-    request = a_request(store, state="answered")
+def test_a_run_whose_release_is_in_production_already_is_not_refused(store: Store) -> None:
+    request = a_request(store)
     store.save_pointer(StagePointer(stage="production", release=RELEASE.id))
     refuse(store, request)
 
