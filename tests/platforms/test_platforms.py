@@ -70,7 +70,7 @@ def test_another_generation_of_the_same_release_is_another_server_with_a_snapsho
         platform.deploy("staging", release, check, generation="2")
     assert (asked, platform.serving("staging")) == (["first"], (release.id, "2"))
     (boot,) = platform.boots("staging")[len(known) :]
-    assert boot.kind in (BootKind.CREATED, BootKind.COLD), boot
+    assert boot.kind in (BootKind.CREATED, BootKind.COLD) and boot.generation == "2", boot
     assert boot.snapshot is None or boot.snapshot not in [each.snapshot for each in known]
     assert say(platform.endpoint("staging")) == "first"
 
