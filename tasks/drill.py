@@ -23,23 +23,30 @@ MUST = [contract for contract in CONTRACTS.values() if contract.must]
 
 @stage("drill", "drill of the retained release")
 def drill(row: Row, platform: Platform, release_id: str | None = None) -> Verdict | None:
-    """The verdict on a retained release (the latest one by default), kept in the ledger; None when none is retained.
-
-    Neither stage is touched and its dossier stays what it was promoted by: everything runs on trial servers. `failed`
-    when it is not whole in the store, does not boot, is another binary, or breaks a promise that must hold; `errored`
-    when our own tooling broke.
-    """
-    store, began = platform.store, time.monotonic()
+    """The verdict on a retained release (the latest one by default), as `run` says; None when none is retained."""
+    store = platform.store
     target = release_id or next(iter(store.pointer("production").retained), None)
     if target is None:
         row.done("no release is retained: a rollback has nowhere to go")
         return None
-    release = store.get_release(target)
-    lost = store.lost(release)
-    found = [] if lost else asked(platform, release, row.progress)
+    event = run(platform, store.get_release(target), row.progress)
+    rows = event.detail["contracts"].items()
+    row.done(f"{event.detail['verdict']}: {event.summary}", markdown_table(("promise", "what was seen"), rows))
+    return Verdict(event.detail["verdict"])
+
+
+def run(platform: Platform, release: Release, progress: Progress) -> Event:
+    """Drill a release; the event that the ledger has of it, with verdict and evidence.
+
+    Neither stage is touched and the dossier stays what the release was promoted by: everything runs on trial servers.
+    `failed` when it is not whole in the store, does not boot, is another binary, or breaks a promise that must hold;
+    `errored` when our own tooling broke.
+    """
+    began = time.monotonic()
+    lost = platform.store.lost(release)
+    found = [] if lost else asked(platform, release, progress)
     verdict, summary = _judged(release, lost, found)
-    rows = [(v.name, v.verdict, v.summary) for v in found]
-    store.log(
+    return platform.store.log(
         Event(
             kind="drill",
             release=release.id,
@@ -52,8 +59,6 @@ def drill(row: Row, platform: Platform, release_id: str | None = None) -> Verdic
             },
         )
     )
-    row.done(f"{verdict}: {summary}", markdown_table(("promise", "verdict", "what was seen"), rows))
-    return verdict
 
 
 def asked(platform: Platform, release: Release, progress: Progress) -> list[Verification]:

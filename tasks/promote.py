@@ -231,7 +231,7 @@ def _finish(platform: Platform, intent: Intent) -> str:
             kind=DONE[intent.action],
             release=intent.after,
             stage="production",
-            summary=f"{release.label} is in production, replacing {_label(store, intent.before)}, by {intent.by}"
+            summary=f"{release.label} is in production, {_replacing(store, intent)}, by {intent.by}"
             + (f": {intent.note}" if intent.action == "redeploy" else ""),
             detail={
                 "dossier": intent.dossier,
@@ -346,6 +346,12 @@ def serve_pointer(platform: Platform, stage_name: StageName) -> Endpoint | None:
         lambda endpoint: check_serving(endpoint, release),
         generation=pointer.generation(release.id),
     )
+
+
+def _replacing(store: Store, intent: Intent) -> str:
+    if intent.before == intent.after:
+        return f"on new servers (generation {intent.generation})"
+    return f"replacing {_label(store, intent.before)}"
 
 
 def _log_once(store: Store, intent: Intent, event: Event) -> None:

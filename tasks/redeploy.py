@@ -2,6 +2,9 @@
 
 It is for what no release tells: another API key, another base image, another runtime of Modal, another driver. What
 was verified of the binary stands; what another deployment can break (staging, restore) is verified again.
+
+A server knows one API key. So a new key counts from the moment that traffic moves, and the old one until then: what is
+under way is answered to its end, and whoever still sends the old key is refused with 401 from that moment on.
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ from tasks.report import Row, stage
 def begin(row: Row, platform: Platform, release_id: str | None, by: str, reason: str) -> Redeploy:
     """Write down what is redeployed, before anything is touched: the release in production, or a retained one.
 
-    A redeploy of the same release that a killed run left open is gone on with, in its generation. Raises BadInput when
-    production neither has nor retains the release, or another one is wanted during a hold; ToolingError when the
-    release is not whole in the store.
+    A redeploy of the same release for the same reason that a killed run left open is gone on with, in its generation.
+    Raises BadInput when production neither has nor retains the release, or another one is wanted during a hold;
+    ToolingError when the release is not whole in the store.
     """
     store = platform.store
     pointer = store.pointer("production")
@@ -36,13 +39,13 @@ def begin(row: Row, platform: Platform, release_id: str | None, by: str, reason:
     release = store.get_release(target)
     whole(store, release)
     left = store.redeploy()
-    gone_on = left is not None and left.release == target
-    generation = left.generation if left and gone_on else secrets.token_hex(4)
+    gone_on = left if left and (left.release, left.reason) == (target, reason) else None
+    generation = gone_on.generation if gone_on else secrets.token_hex(4)
     begun = Redeploy(release=target, generation=generation, by=by, reason=reason)
     store.open_redeploy(begun)
+    since = f"; goes on with what {gone_on.by} began at {gone_on.at:%Y-%m-%d %H:%M} UTC" if gone_on else ""
     row.done(
-        f"{release.label} as generation {generation}, by {by}: {reason}"
-        + ("; goes on where it was" if gone_on else ""),
+        f"{release.label} as generation {generation}, by {by}: {reason}{since}",
         release=target,
         detail=begun.model_dump(mode="json"),
     )

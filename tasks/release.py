@@ -415,6 +415,7 @@ class BootRecord(Model):
 
     stage: str
     release: str
+    generation: str = ""
     kind: BootKind
     reason: str = ""
     pid: int | None = None

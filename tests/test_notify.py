@@ -112,6 +112,20 @@ def test_a_rollback_goes_to_the_thread_of_the_release_that_it_is_about(
     assert "`llama-release hold lift`" in str(last["blocks"])
 
 
+def test_a_proof_or_a_drill_that_does_not_pass_is_told_with_what_to_do(
+    book: Book, slack: FakeSlack, settings: NotifySettings
+) -> None:
+    book.started()
+    for kind in ("rollback_proof", "drill"):
+        book.add(kind, verdict="passed")
+        book.add(kind, "fell back", verdict="failed")
+    book.add("redeployed", "on new servers")
+    catch_up(book.store, open_channel(settings))
+    assert slack.titles()[1:] == ["b11434: rollback proof failed", "b11434: drill failed", "b11434: redeployed"]
+    assert "`llama-release redeploy --reason " in str(slack.messages[1]["blocks"])
+    assert "`llama-release upgrade --to b11434`" in str(slack.messages[2]["blocks"])
+
+
 def test_a_failed_restore_says_how_many_in_a_row_and_which_was_the_last_good_one(
     book: Book, slack: FakeSlack, settings: NotifySettings
 ) -> None:

@@ -128,6 +128,11 @@ class LocalPlatform:
         status = self.status(stage)
         return (status.release, status.generation) if status and status.release else None
 
+    def knows_key(self, stage: StageName) -> bool:
+        """Whether the servers of a stage whose activator runs were started with the API key of today."""
+        with self._control(stage) as control:
+            return control.has_key(self._key)
+
     def ensure(self, stage: StageName) -> Endpoint:
         """The stage's activator runs and serves what deployment.json says; started if it doesn't run.
 

@@ -218,6 +218,7 @@ class Replica:
         record = BootRecord(
             stage=self.stage,
             release=self.release.id,
+            generation=self.generation,
             kind=kind,
             reason=reason,
             pid=pid,

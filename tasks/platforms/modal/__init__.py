@@ -283,7 +283,7 @@ class ModalPlatform:
                 continue
             fresh = {k: v for k, v in apps.boots(deployment).items() if k not in known}
             for boot in (BootRecord.model_validate_json(fresh[k]) for k in sorted(fresh)):
-                if boot.release != deployment.release:
+                if (boot.release, boot.generation) != (deployment.release, deployment.generation):
                     continue
                 if boot.kind is BootKind.CRASHED:
                     raise ReleaseFailed(
