@@ -68,14 +68,14 @@ def probe(
     row: Row, platform: Platform, release: Release, restore: RestoreSettings, settings: WatchSettings, busy: str
 ) -> None:
     """Wake production once and measure it, if it is idle, the budget allows, and nothing else (`busy`) goes on."""
-    store, at = platform.store, now()
-    refused = busy or not_now(platform, platform.sight("production"), alerts.load(store).probed_at, settings, at)
+    store, at, before = platform.store, now(), platform.sight("production")
+    refused = busy or not_now(platform, before, alerts.load(store).probed_at, settings, at)
     if refused:
         row.done(f"not woken: {refused}")
         return
     change(store, probed_at=at)  # before it is woken: killed here, it costs no second one
     row.progress(0, 1, "waking production")
-    made = probed(platform, release, series.load(store, release), restore).probes[-1]
+    made = probed(platform, release, series.load(store, release), before, restore).probes[-1]
     latest = store.latencies(release.id)[-1:]
     told = _told(latest[0]) if latest and latest[0].at >= at else "no latency"
     row.done("; ".join(filter(None, (str(made.kind), made.fault, made.unclear, told))))

@@ -15,9 +15,9 @@ from tasks.watch.series import Series
 Kind = Literal["restores_fail", "errors_after_idle", "slower"]
 GOOD_AGAIN = 3
 """So many good ones in a row end what so many bad ones began."""
-BASELINE, LATEST = 10, 5
+BASELINE, LATEST = 10, 7
 """Idle cycles: the release's first ones, and the latest, that are compared."""
-ALPHA = 0.01
+ALPHA = 0.0025
 """Of a one-sided exact Mann-Whitney test at each look: the latest are as the first were."""
 
 _BAD = (BootKind.FELL_BACK, BootKind.CRASHED)

@@ -30,12 +30,13 @@ def not_now(platform: Platform, sight: Sight, probed_at: datetime | None, settin
     return f"the next probe is due at {due:%Y-%m-%d %H:%M} UTC" if due > at else ""
 
 
-def probe(platform: Platform, release: Release, series: Series, settings: RestoreSettings) -> Series:
+def probe(platform: Platform, release: Release, series: Series, before: Sight, settings: RestoreSettings) -> Series:
     """Wake production and see how it came back; the latency goes into the release's series, unless users came too.
 
-    After idle and warm are measured apart. The server may go idle again at once where no user came meanwhile.
+    `before`: how it was seen idle. After idle and warm are measured apart. The server may go idle again at once where
+    no user came since then.
     """
-    store, before = platform.store, platform.sight("production")
+    store = platform.store
     known = platform.golden("production") or golden(store, release)
     if known is None:
         found = _learn(platform, release)
