@@ -18,6 +18,7 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 import typer
 from prefect import Flow
+from prefect.exceptions import ParameterTypeError
 
 from flows import demo as demonstration
 from flows import serve as serving
@@ -310,7 +311,10 @@ def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters
                 console.print(f"  Prefect page {page}/v2/runs/flow-run/{flow_run.id}", soft_wrap=True)
                 tell(flow_run.id)
 
-        outcome = flow.with_options(on_running=[started])(**parameters)
+        try:
+            outcome = flow.with_options(on_running=[started])(**parameters)
+        except ParameterTypeError as error:
+            raise BadInput(f"{flow.name} does not take this", evidence=str(error), todo="see --help") from error
     return Outcome.model_validate(outcome)
 
 
