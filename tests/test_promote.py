@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tasks import restore
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.snapshot import snapshots_folder
 from tasks.preflight import bundle
-from tasks.promote import back_to, check_serving, lift_hold, recover, serve_pointer, swap
+from tasks.promote import back_to, check_serving, lift_hold, recover, serve_pointer, swap, to_staging
 from tasks.release import (
     Approval,
     BadInput,
@@ -37,10 +38,11 @@ pytestmark = pytest.mark.real
 @pytest.fixture
 def platform(store_with: Store, base: Settings) -> Iterator[LocalPlatform]:
     local = LocalSettings(staging_port=0, production_port=0, start_timeout_s=60)
-    restore = RestoreSettings(accept_cold=True)
-    made = LocalPlatform(Settings(store=store_with.root, cache=base.cache, local=local, restore=restore))
+    settings = Settings(store=store_with.root, cache=base.cache, local=local, restore=RestoreSettings(accept_cold=True))
+    made = LocalPlatform(settings)
     yield made
     made.stop("production")
+    made.stop("staging")
 
 
 def release_called(platform: LocalPlatform, build: Build, smollm2: Path, alias: str) -> Release:
@@ -197,6 +199,40 @@ def test_an_intent_left_before_the_pointer_moved_is_undone(platform: LocalPlatfo
     assert "undid" in recover(platform)
     assert served(platform) == "one"
     assert recover(platform) == ""
+
+
+def test_a_redeploy_of_the_same_release_that_was_left_open_is_told_by_its_generation(
+    platform: LocalPlatform, one: Release
+) -> None:
+    promote(platform, one, None)
+    store, pointer = platform.store, platform.store.pointer("production")
+    left = Intent(
+        stage="production", action="redeploy", before=one.id, after=one.id, generation="2", dossier=None, by="carol"
+    )
+    store.open_intent(left)
+    platform.deploy("production", one, lambda endpoint: None, generation="2")
+    assert "undid" in recover(platform)
+    assert platform.serving("production") == (one.id, "")
+    store.open_intent(left)
+    store.save_pointer(pointer.model_copy(update={"generations": {one.id: "2"}}))
+    assert "finished" in recover(platform)
+    assert platform.serving("production") == (one.id, "2")
+    assert [event.kind for event in store.ledger()][-2:] == ["move_undone", "redeployed"]
+    assert served(platform) == "one"
+
+
+def test_what_was_verified_of_an_earlier_server_on_staging_is_forgotten_when_another_takes_its_place(
+    platform: LocalPlatform, one: Release
+) -> None:
+    def restored_after(generation: str | None) -> bool:
+        platform.store.record(
+            Verification(name=restore.NAME, release=one.id, verdict=Verdict.PASSED, summary="came back")
+        )
+        to_staging(platform, one, generation)
+        return platform.store.verification(one.id, restore.NAME) is not None
+
+    assert [restored_after(each) for each in (None, None, "2", None)] == [False, True, False, True]
+    assert platform.serving("staging") == (one.id, "2")
 
 
 def test_the_first_promotion_undone_leaves_nothing_serving(platform: LocalPlatform, one: Release) -> None:
