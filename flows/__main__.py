@@ -5,11 +5,12 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
 # Prefect's own console lines would drown the rows; its server has them all the same.
@@ -17,15 +18,20 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 import typer
 from prefect import Flow
+from prefect.exceptions import ParameterTypeError
 
 from flows import demo as demonstration
+from flows import serve as serving
 from flows.doctor import examine
 from flows.outcome import Outcome
 from flows.patches import app as patches_app
 from flows.plan import plan as make_plan
+from flows.redeploy import redeploy as redeploy_flow
+from flows.restore_watch import restore_watch as watch_flow
 from flows.rollback import rollback as rollback_flow
 from flows.server import approver_at_the_terminal, prefect_server
 from flows.upgrade import upgrade as upgrade_flow
+from tasks.approval import terminal
 from tasks.platforms import open_platform
 from tasks.promote import lift_hold, serve_pointer
 from tasks.release import BadInput, Problem, StageName, StagePointer, now
@@ -68,6 +74,37 @@ def rollback(
     """Put production back to a retained release, and hold it there until the hold is lifted."""
     with prefect_page(as_json) as page:
         outcome = run_flow(rollback_flow, page, None, by=by, reason=reason, to=to)
+    _end(outcome, as_json)
+
+
+@app.command()
+def approve(
+    run: Annotated[str, typer.Argument(help="id or name of the flow run that waits")],
+    by: By,
+    reject: Annotated[bool, typer.Option("--reject", help="leave production as it is")] = False,
+    note: Annotated[str, typer.Option(help="why")] = "",
+) -> None:
+    """Decide on a release that waits for a person, as the Prefect page does. At a terminal it asks first."""
+    store = open_platform(load()).store
+    request = terminal.find(store, run)
+    terminal.show(store, request)
+    decision: Literal["approve", "reject"] = "reject" if reject else "approve"
+    if sys.stdin.isatty():
+        typer.confirm(f"{decision} as {by}?", abort=True)
+    terminal.decide(store, request, decision, by, note)
+    console.print(f"{by}: {decision} dossier {request.dossier}; {request.name} goes on")
+
+
+@app.command()
+def redeploy(
+    reason: Annotated[str, typer.Option(help="why, such as: new API key")],
+    by: By,
+    release: Annotated[str | None, typer.Option(help="id of a retained release; production's own by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send production's release through staging, idle windows and promotion again: for a new key, image or runtime."""
+    with prefect_page(as_json) as page:
+        outcome = run_flow(redeploy_flow, page, None, by=by, reason=reason, release=release)
     _end(outcome, as_json)
 
 
@@ -125,6 +162,14 @@ def history(
         return
     rows = ((f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind, e.release or "-", e.summary) for e in events)
     show_table("ledger (UTC)", ("when", "what", "release", "summary"), rows)
+
+
+@app.command()
+def watch(as_json: Json = False) -> None:
+    """Look at production once as the scheduled restore watch does: latency after idle and warm, restores, alerts."""
+    with prefect_page(as_json) as page:
+        outcome = run_flow(watch_flow, page, None)
+    _end(outcome, as_json)
 
 
 @app.command()
@@ -198,6 +243,22 @@ def cost(release: Annotated[str, typer.Argument(help="id of a release")], as_jso
 
 
 @app.command()
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of the Prefect page on this machine; 0: any")] = 4200,
+) -> None:
+    """Run scheduled upgrades and the restore watch here, with a Prefect page, until Ctrl-C or SIGTERM.
+
+    With PREFECT_API_URL set it works for that server instead of starting its own.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with prefect_page(False, port) as page:
+        serving.deploy()
+        with serving.worker() as worker:
+            console.print(f"  Prefect page {page}/deployments", soft_wrap=True)
+            serving.until_stopped(worker)
+
+
+@app.command()
 def demo(
     keep: Annotated[bool, typer.Option(envvar="DEMO_KEEP", help="leave servers and Prefect page running")] = False,
     approver: Annotated[str | None, typer.Option(envvar="DEMO_APPROVER", help="approve as this person")] = None,
@@ -230,12 +291,12 @@ def _what_next(page: str, keep: bool) -> None:
 
 
 @contextmanager
-def prefect_page(as_json: bool) -> Iterator[str]:
+def prefect_page(as_json: bool, port: int | None = None) -> Iterator[str]:
     """A Prefect server for this command; yields its page's address. With JSON, rows go to standard error."""
     console.stderr = as_json
     settings = load()
     console.print(f"[bold]llama-release[/]  {open_platform(settings).name} platform, store {settings.store.absolute()}")
-    with prefect_server(settings.store) as page:
+    with prefect_server(settings.store, port) as page:
         yield page
 
 
@@ -250,13 +311,18 @@ def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters
                 console.print(f"  Prefect page {page}/v2/runs/flow-run/{flow_run.id}", soft_wrap=True)
                 tell(flow_run.id)
 
-        outcome = flow.with_options(on_running=[started])(**parameters)
+        try:
+            outcome = flow.with_options(on_running=[started])(**parameters)
+        except ParameterTypeError as error:
+            raise BadInput(f"{flow.name} does not take this", evidence=str(error), todo="see --help") from error
     return Outcome.model_validate(outcome)
 
 
 def _end(outcome: Outcome, as_json: bool) -> None:
     label = f" {outcome.release.label}" if outcome.release else ""
     console.print(f"\n[bold]{outcome.kind.replace('_', ' ')}[/]{label}")
+    if outcome.note:
+        console.print(outcome.note, markup=False, soft_wrap=True)
     if as_json:
         print(outcome.model_dump_json(indent=1))
     raise typer.Exit(outcome.exit_code)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.compile import toolchain
-from tasks.release import Model, Problem
+from tasks.platforms.local.doctor import stage_check
+from tasks.release import Model, Problem, StageName
 from tasks.settings import Settings
 
 Check = tuple[str, Callable[[], str]]
@@ -42,3 +44,5 @@ def checks_of(settings: Settings) -> Iterator[Check]:
     else:
         yield "toolchain", lambda: ", ".join(f"{k} {v}" for k, v in toolchain(settings.recipe).items())
         yield "snapshots", lambda: str(LocalPlatform(settings).snapshots())
+        for stage in get_args(StageName):
+            yield stage, lambda stage=stage: stage_check(LocalPlatform(settings), stage)  # type: ignore[misc]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, get_args
 
 from prefect import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
+from pydantic import Field
 
 from flows.server import mark_crashed
-from tasks.release import Model, Release, now
+from tasks.release import Model, Release, ToolingError, now
 from tasks.store import Store
 
-Kind = Literal["promoted", "rolled_back", "rejected", "nothing_newer", "already_there"]
+Kind = Literal[
+    "promoted", "redeployed", "rolled_back", "rejected", "nothing_newer", "already_there", "waiting",
+    "watched", "nothing_to_watch",
+]  # fmt: skip
 
-EXIT_CODES: dict[Kind, int] = {"promoted": 0, "rolled_back": 0, "nothing_newer": 0, "already_there": 0, "rejected": 4}
+EXIT_CODES: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0) | {"rejected": 4}
 """Exit codes of a flow that ended by itself; the errors of tasks/release.py carry theirs (1 failed, 2, 3)."""
 
 
@@ -25,28 +30,54 @@ class Outcome(Model):
 
     kind: Kind
     release: Release | None = None
+    note: str = Field(default="", description="what else there is to know")
 
     @property
     def exit_code(self) -> int:
         return EXIT_CODES[self.kind]
 
 
-def ended(kind: Kind, release: Release | None = None) -> State[Outcome]:
+def ended(kind: Kind, release: Release | None = None, note: str = "") -> State[Outcome]:
     """The final state of a flow run, named for a person in the Prefect page, with its Outcome as the result."""
     label = f": {release.label}" if release else ""
     return Completed(
         name=kind.replace("_", " ").capitalize(),
-        message=f"{kind}{label}",
-        data=Outcome(kind=kind, release=release),
+        message=f"{kind}{label}" + (f"; {note}" if note else ""),
+        data=Outcome(kind=kind, release=release, note=note),
     )
 
 
 @contextmanager
-def one_at_a_time(store: Store) -> Iterator[None]:
-    """Hold the store's release lock. A flow run that died with it is marked crashed in Prefect.
+def one_at_a_time(store: Store, name: str = "release", *, patience_s: float = 0) -> Iterator[None]:
+    """Hold the store's release lock, or another one. A flow run that died with it is marked crashed in Prefect.
 
-    Raises ToolingError that names the run that holds it.
+    Raises ToolingError that names the run that holds it, when it is not free in so many seconds.
     """
+    deadline = time.monotonic() + patience_s
     holder = {"flow_run": str(flow_run.id), "name": flow_run.name, "since": now().isoformat(timespec="seconds")}
-    with store.lock("release", holder=holder, stale=lambda dead: mark_crashed(str(dead.get("flow_run")))):
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(store.lock(name, holder=holder, stale=_crashed))
+                break
+            except ToolingError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
         yield
+
+
+@contextmanager
+def if_free(store: Store) -> Iterator[str]:
+    """Hold the store's release lock where nobody has it; yields '', or who has it: nothing is held then."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(one_at_a_time(store))
+            taken = ""
+        except ToolingError as error:
+            taken = f"{error.what}: {error.evidence}"
+        yield taken
+
+
+def _crashed(holder: dict[str, Any]) -> None:
+    mark_crashed(str(holder.get("flow_run")))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from prefect import State, flow
 
+from flows.deployed import load
 from flows.outcome import Outcome, ended, one_at_a_time
+from flows.parameters import ReleaseId, Words
 from tasks import notify, promote
 from tasks.platforms import open_platform
-from tasks.settings import load
 
 
 @flow(name="rollback", flow_run_name="rollback by {by}")
-def rollback(by: str, reason: str, to: str | None = None) -> State[Outcome]:
+def rollback(by: Words, reason: Words, to: ReleaseId | None = None) -> State[Outcome]:
     """Put production back to a release that was retained, and hold it there until a person lifts the hold.
 
     Args:

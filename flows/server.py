@@ -6,7 +6,6 @@ import contextvars
 import getpass
 import os
 import select
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,6 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
-from prefect.flow_runs import resume_flow_run
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
@@ -30,32 +28,50 @@ from prefect.settings import (
 )
 from prefect.states import Crashed
 
+from tasks.approval import held
+from tasks.platforms.local.proc import free_port, holder
 from tasks.process import die_with_parent
-from tasks.release import ToolingError
+from tasks.release import BadInput, ToolingError
 from tasks.report import console
+from tasks.store import write_atomic
 
 START_TIMEOUT_S = 90.0
+SERVING = "serving"
+"""The file in Prefect's folder that holds the address of the page that `llama-release serve` runs."""
 POLL_S = 0.5
-
-Decided = dict[str, str]
-"""What `tasks.approval.Decision` is filled in with."""
 
 
 @contextmanager
-def prefect_server(store: Path) -> Iterator[str]:
-    """The Prefect server to use: the one PREFECT_API_URL names, else one of our own on a free loopback port.
+def prefect_server(store: Path, port: int | None = None) -> Iterator[str]:
+    """The Prefect server to use: the one PREFECT_API_URL names, else the one that `llama-release serve` runs for this
+    store, else one of our own on loopback.
 
-    Yields the address of its page. Raises ToolingError when it doesn't come up.
+    With a port (`serve` gives it; 0: any) it is our own, there, and others find it. Yields the address of its page.
+    Raises BadInput when the port is taken, ToolingError when the server doesn't come up.
     """
-    if given := os.environ.get("PREFECT_API_URL"):
-        yield given.removesuffix("/api")
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    page = f"http://127.0.0.1:{port}"
     home = store.absolute() / "prefect"
     home.mkdir(parents=True, exist_ok=True)
+    serving = home / SERVING
+    if given := os.environ.get("PREFECT_API_URL"):
+        yield given.removesuffix("/api")
+    elif port is None and (page := _answering(serving)):
+        with _in_force(page, home):
+            yield page
+    else:
+        with _own_server(home, _free(port or 0)) as page, _in_force(page, home):
+            if port is None:
+                yield page
+                return
+            write_atomic(serving, page)
+            try:
+                yield page
+            finally:
+                serving.unlink()
+
+
+@contextmanager
+def _own_server(home: Path, port: int) -> Iterator[str]:
+    page = f"http://127.0.0.1:{port}"
     env = os.environ | {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"{page}/api",
@@ -68,19 +84,11 @@ def prefect_server(store: Path) -> Iterator[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
             env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, preexec_fn=die_with_parent,
+            start_new_session=True,  # Ctrl-C at the terminal is for the runs first: they tell this server
         )  # fmt: skip
     try:
         _wait(page, process, log)
-        with temporary_settings(
-            {
-                PREFECT_API_URL: f"{page}/api",
-                PREFECT_UI_URL: page,
-                PREFECT_LOCAL_STORAGE_PATH: home / "storage",
-                PREFECT_SERVER_ANALYTICS_ENABLED: False,
-            }
-        ):
-            yield page
-            APILogWorker.drain_all(timeout=5)  # what is still queued would find no server
+        yield page
     finally:
         process.terminate()
         try:
@@ -89,11 +97,47 @@ def prefect_server(store: Path) -> Iterator[str]:
             process.kill()
 
 
+@contextmanager
+def _in_force(page: str, home: Path) -> Iterator[None]:
+    with temporary_settings(
+        {
+            PREFECT_API_URL: f"{page}/api",
+            PREFECT_UI_URL: page,
+            PREFECT_LOCAL_STORAGE_PATH: home / "storage",
+            PREFECT_SERVER_ANALYTICS_ENABLED: False,
+        }
+    ):
+        yield
+        APILogWorker.drain_all(timeout=5)  # what is still queued would find no server
+
+
+def _free(port: int) -> int:
+    try:
+        return free_port(port=port)
+    except OSError as error:
+        raise BadInput(
+            f"port {port} is taken", evidence=f"by {holder(port)}", todo="give another with --port"
+        ) from error
+
+
+def _answering(serving: Path) -> str:
+    """The page of the server that `serve` runs; '' when there is none, or it was killed and left its file."""
+    try:
+        page = serving.read_text(encoding="utf-8")
+        return page if _healthy(page) else ""
+    except (OSError, httpx.HTTPError):
+        return ""
+
+
+def _healthy(page: str) -> bool:
+    return httpx.get(f"{page}/api/health", timeout=5, trust_env=False).status_code == 200
+
+
 def _wait(page: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"{page}/api/health", timeout=5, trust_env=False).status_code == 200:
+            if _healthy(page):
                 return
         except httpx.HTTPError:
             time.sleep(0.2)
@@ -141,26 +185,13 @@ def _attend(told: list[UUID], stop: threading.Event, name: str | None) -> None:
     while not stop.wait(POLL_S):
         if told and _paused(told[-1]):
             if answer := _unattended(name) if name else _prompt(told[-1], stop):
-                answer_pause(told[-1], answer)
+                held.answer(told[-1], answer)
             while not stop.wait(POLL_S) and _paused(told[-1]):
                 pass
 
 
-def _unattended(name: str) -> Decided:
+def _unattended(name: str) -> held.Decided:
     return {"decision": "approve", "approver": name, "note": "unattended"}
-
-
-def answer_pause(flow_run_id: UUID, answer: Decided) -> None:
-    """Resume a paused run with a decision. Raises ToolingError when the run does not take it."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            resume_flow_run(flow_run_id, run_input=answer)
-            return
-        except Exception as error:  # the pause is there a moment before its form is
-            if time.monotonic() > deadline:
-                raise ToolingError("the run did not take the decision", evidence=f"{error}") from error
-            time.sleep(POLL_S)
 
 
 def _paused(flow_run_id: UUID) -> bool:
@@ -169,7 +200,7 @@ def _paused(flow_run_id: UUID) -> bool:
     return state is not None and state.is_paused()
 
 
-def _prompt(flow_run_id: UUID, stop: threading.Event) -> Decided | None:
+def _prompt(flow_run_id: UUID, stop: threading.Event) -> held.Decided | None:
     who = getpass.getuser()
     console.print(f"  [bold]approve[/] this release as {who}? (approve / reject, and a note if you like): ", end="")
     while not stop.is_set() and _paused(flow_run_id):

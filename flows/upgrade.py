@@ -5,12 +5,16 @@ from __future__ import annotations
 from prefect import State, flow
 from prefect.runtime import flow_run
 
+from flows.deployed import load
 from flows.outcome import Outcome, ended, one_at_a_time
+from flows.parameters import Tag
 from tasks import approval, build, contracts, evals, notify, patches, preflight, promote, proof, restore
 from tasks.platforms import open_platform
 from tasks.report import show_dossier
-from tasks.settings import load
 from tasks.upstream import stage as upstream
+
+RESUMED_S = 15 * 60
+"""Seconds that a run which a person has just answered waits for another to let go of the release lock."""
 
 
 def required() -> tuple[str, ...]:
@@ -24,21 +28,25 @@ def _run_name() -> str:
 
 
 @flow(name="upgrade", flow_run_name=_run_name)
-def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
+def upgrade(to: Tag | None = None, again: bool = False) -> State[Outcome]:
     """Bring production to a newer upstream release, when every proof holds and a person agrees.
 
     Args:
-        to: the upstream build to go to, such as b11434; the newest eligible one when not given.
+        to: the upstream build or stable release to go to, such as b11434 or v0.6.0; the newest eligible one when not
+            given.
         again: verify anew what has been verified before.
     """
     settings = load()
     platform = open_platform(settings)
     store = platform.store
-    with one_at_a_time(store), notify.following(store, settings.notify):
+    if asked := approval.asked(store):  # a person was asked, and the run was suspended: it goes on where it was
+        to, again = asked.tag, False
+    with one_at_a_time(store, patience_s=RESUMED_S if asked else 0), notify.following(store, settings.notify):
         promote.recover(platform)
         store.prune_builds(settings.keep_builds)
         production = store.pointer("production")
         promote.refuse_on_hold(production)
+        approval.refuse(store, asked)
 
         target, notes = upstream.read(platform, settings, to)
         if target is None:
@@ -50,6 +58,8 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
         proof.record(platform, release, source)
         if release.id == production.release:
             return ended("already_there", release)
+        if not again and (other := approval.waiting(store, release)):
+            return ended("waiting", release, f"{other.name} waits for a person: {other.link or other.run}")
 
         contracts.check(platform, release, production.release)
         promote.staging(platform, release)
@@ -58,7 +68,7 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
 
         dossier = store.dossier(release, required())
         show_dossier(dossier)
-        decision = approval.ask(store, dossier, production.release, settings.approval, notes)
+        decision = approval.ask(platform, dossier, production.release, settings, notes)
         if decision.decision == "reject":
             return ended("rejected", release)
         promote.promote(platform, store.dossier(release, required()), decision, settings.retain)

@@ -40,6 +40,7 @@ class Deployment(Section):
     stage: Literal["staging", "production", "trial"]
     name: str = Field(description="the app's name")
     release: str = Field(description="release id: a new release is always another deployment, and another snapshot")
+    generation: str = Field(default="", description="tells a redeploy of the same release, and so its snapshot, apart")
     build: str = Field(description="the folder builds/<digest>/ to serve from")
     argv: tuple[str, ...] = Field(description="files stand as {model}, {mmproj}, {chat_template}")
     files: dict[str, FileRef]

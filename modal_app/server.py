@@ -161,6 +161,7 @@ class LlamaServer:
         boot = {
             "stage": self.deployment.stage,
             "release": self.deployment.release,
+            "generation": self.deployment.generation,
             "kind": kind,
             "reason": reason[-1500:],
             "pid": process.pid if process else None,

@@ -36,6 +36,8 @@ TAIL_WORDS = 8
 REQUEST_S = 300.0
 """How long one answer may take."""
 RETRY_S = 0.5
+AGENT = "llama-release-probe"
+"""The User-Agent of what we ask to measure: a proxy can tell it from users' requests."""
 MEDIA_MARKER = "<__media__>"
 """Where the image stands in a prompt; newer builds have a marker of their own, in /props."""
 
@@ -243,7 +245,7 @@ def _ask(http: httpx.Client, nonce: tuple[int, ...], tail: tuple[int, ...], pati
 def _asking(base_url: str, api_key: str | None, timeout_s: float = REQUEST_S) -> Iterator[httpx.Client]:
     with httpx.Client(
         base_url=base_url,
-        headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+        headers={"User-Agent": AGENT} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
         timeout=httpx.Timeout(timeout_s, connect=10.0),
         # no connection may be open when the process is dumped
         limits=httpx.Limits(max_keepalive_connections=0),

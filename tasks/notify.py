@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -22,7 +23,7 @@ from slack_sdk.http_retry.builtin_handlers import (
     ServerErrorRetryHandler,
 )
 
-from tasks.release import Event, Model, Verdict, digest_of
+from tasks.release import Event, Model, ToolingError, Verdict, digest_of
 from tasks.report import NAME_WIDTH, console
 from tasks.settings import NotifySettings
 from tasks.store import Store
@@ -174,13 +175,22 @@ def notice_of(event: Event, thread: str, before: Callable[[], Sequence[Event]]) 
         if verdict and verdict != Verdict.PASSED:
             return Notice(thread=thread, title=f"{thread}: {name} {verdict}", text=event.summary)
         return None
-    if event.kind == "approval_wanted":
-        link = str(event.detail.get("link") or "")
-        return Notice(thread=thread, title=f"{thread}: approval wanted", text=event.summary, link=link)
+    if event.kind in ("approval_wanted", "approval_reminder", "approval_withdrawn", "approval_expired"):
+        link, open_ = str(event.detail.get("link") or ""), event.kind in ("approval_wanted", "approval_reminder")
+        command = str(event.detail.get("command") or "") if open_ else "llama-release upgrade"
+        title = f"{thread}: {event.kind.replace('_', ' ')}"
+        return Notice(thread=thread, title=title, text=event.summary, link=link, command=command)
     if event.kind == "rolled_back":
         lift = "llama-release hold lift"
         return Notice(thread=thread, title=f"{thread}: rolled back", text=event.summary, command=lift)
-    if event.kind in ("approved", "rejected", "promoted", "move_undone", "hold_lifted"):
+    if event.kind in ("watch_alert", "watch_over"):
+        return _watch_notice(event, thread)
+    if event.kind in ("rollback_proof", "drill") and event.detail.get("verdict") != Verdict.PASSED:
+        title = f"{thread}: {event.kind.replace('_', ' ')} {event.detail.get('verdict')}"
+        again = "llama-release redeploy --reason 'did not come back from an idle window'"
+        command = again if event.kind == "rollback_proof" else f"llama-release upgrade --to {thread}"
+        return Notice(thread=thread, title=title, text=event.summary, command=command)
+    if event.kind in ("approved", "rejected", "promoted", "redeployed", "move_undone", "hold_lifted", "watch_acts"):
         return Notice(thread=thread, title=f"{thread}: {event.kind.replace('_', ' ')}", text=event.summary)
     return None
 
@@ -203,11 +213,41 @@ def _restore_alert(event: Event, thread: str, before: Sequence[Event]) -> Notice
     )
 
 
+_WATCHED = {
+    "restores_fail": "production does not come back well from idle",
+    "errors_after_idle": "production answers with errors after idle",
+    "slower": "production has become slower",
+}
+
+
+def _watch_notice(event: Event, thread: str) -> Notice:
+    what = _WATCHED[event.detail["about"]]
+    if event.kind == "watch_over":
+        return Notice(thread=thread, title=f"{thread}: no longer so: {what}", text=event.summary)
+    text = f"release {event.release}: {event.summary}"
+    if row := event.detail["in_a_row"]:
+        good = event.detail["last_good"]
+        last = f"{datetime.fromisoformat(good):%Y-%m-%d %H:%M} UTC" if good else "none since it was promoted"
+        text += f"\n{row} in a row; the last good one: {last}"
+    return Notice(thread=thread, title=f"{thread}: {what}", text=text, command=event.detail["command"])
+
+
 def catch_up(store: Store, channel: Channel) -> None:
     """Tell what the ledger has that was not told yet. Raises Undelivered; what was not sent is left for the next time.
 
     What happened before the first call ever is not told.
     """
+    if not any(store.events(after=(store.load_outbox(Outbox) or _begin(store)).after)):
+        return
+    with ExitStack() as held:
+        try:
+            held.enter_context(store.lock("notify", holder={"doing": "telling people what the ledger got"}))
+        except ToolingError:
+            return  # another run tells it, or the next one
+        _tell(store, channel)
+
+
+def _tell(store: Store, channel: Channel) -> None:
     box = store.load_outbox(Outbox) or _begin(store)
     for name, event in store.events(after=box.after):
         thread = _thread(store, event, box.thread)

@@ -8,7 +8,9 @@ or the new one, and `recover` brings the servers, the pointer and the ledger in 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Literal
 
+from tasks import restore
 from tasks.endpoint import Client, content
 from tasks.platforms import Platform
 from tasks.release import (
@@ -31,11 +33,16 @@ from tasks.release import (
     now,
 )
 from tasks.report import Row, markdown_table, stage
+from tasks.restore.comeback import comes_back
 from tasks.store import Store
 
 STAGING = "staging"
 AUTOMATIC = "llama-release"
 HEALTH_DEADLINE_S = 120.0
+PROOF_TODO = (
+    "production answers, but may not come back once it was idle: read the evidence, keep it awake meanwhile, and "
+    "`llama-release redeploy` gives it a new snapshot"
+)
 
 
 def check_serving(endpoint: Endpoint, release: Release) -> dict[str, object]:
@@ -79,8 +86,12 @@ def swap(
     dossier: Dossier,
     approval: Approval,
     retain: int,
+    action: Literal["promote", "redeploy"] = "promote",
 ) -> Promotion:
     """Put an approved release into production, or refuse and change nothing.
+
+    It is deployed there as the generation that staging has of it, which is the one that was verified. The release
+    that production has already may be redeployed during a hold, which stays; no other one may come then.
 
     Refuses with BadInput when production, the dossier or the hold is not what the approval was given for, with
     ReleaseFailed when the dossier has a failed, errored or missing verification or the new server is not right.
@@ -90,22 +101,20 @@ def swap(
     with production_lock(store):
         pointer = store.pointer("production")
         _refuse_unless(pointer, dossier, approval, store)
+        generation = store.pointer("staging").generation(release.id)
         intent = Intent(
             stage="production",
-            action="promote",
+            action=action,
             before=pointer.release,
             after=release.id,
+            generation_before=pointer.generation(pointer.release),
+            generation=generation,
             dossier=dossier.digest,
             by=approval.approver,
             note=approval.note,
         )
-        moved = StagePointer(
-            stage="production",
-            release=release.id,
-            dossier=dossier.digest,
-            since=now(),
-            retained=_retained(pointer, release.id, retain),
-        )
+        moved = _pointing(pointer, release.id, generation, _retained(pointer, release.id, retain))
+        moved = moved.model_copy(update={"dossier": dossier.digest, "hold": pointer.hold})
         _move(platform, intent, release, moved)
     return Promotion(
         release=release,
@@ -123,7 +132,8 @@ def _refuse_unless(pointer: StagePointer, dossier: Dossier, approval: Approval, 
         raise BadInput(
             f"there is no approval of {release.label}", evidence=f"{approval.decision} of {approval.release}"
         )
-    refuse_on_hold(pointer)
+    if release.id != pointer.release:
+        refuse_on_hold(pointer)
     if pointer.release != approval.expected:
         raise BadInput(
             "production moved since the approval was given",
@@ -170,25 +180,42 @@ def _retained(pointer: StagePointer, coming: str, retain: int) -> tuple[str, ...
     return tuple(r for r in earlier if r != coming)[:retain]
 
 
-def _move(platform: Platform, intent: Intent, release: Release, moved: StagePointer) -> None:
-    """Intent, server, pointer, proof, ledger, in that order. Raises with production as it was before."""
+def _pointing(pointer: StagePointer, release: str, generation: str, retained: tuple[str, ...]) -> StagePointer:
+    """The stage's pointer, moved. What it retains keeps its generation, and with it its snapshot."""
+    generations = {name: known for name in retained if (known := pointer.generation(name))}
+    if generation:
+        generations[release] = generation
+    return StagePointer(stage=pointer.stage, release=release, since=now(), retained=retained, generations=generations)
+
+
+def _move(platform: Platform, intent: Intent, release: Release, moved: StagePointer) -> str:
+    """Intent, server, pointer, proof, ledger, in that order. Raises with production as it was before.
+
+    Returns how production came back from an idle window, which is tried after a rollback alone.
+    """
     store = platform.store
     store.open_intent(intent)
     try:
-        platform.deploy("production", release, lambda endpoint: check_serving(endpoint, release))
+        platform.deploy(
+            "production", release, lambda endpoint: check_serving(endpoint, release), generation=intent.generation
+        )
     except Problem:
         _undo(platform, intent)
         raise
     store.save_pointer(moved)
-    _finish(platform, intent)
+    return _finish(platform, intent)
 
 
-def _finish(platform: Platform, intent: Intent) -> None:
+DONE = {"promote": "promoted", "redeploy": "redeployed", "rollback": "rolled_back"}
+"""The ledger's word for each move that was finished."""
+
+
+def _finish(platform: Platform, intent: Intent) -> str:
     """The pointer has moved: prove production through its own address, or go back and hold."""
     store = platform.store
     release = store.get_release(intent.after)
     try:
-        _serve(platform, intent.after)
+        _serve(platform, intent.after, intent.generation)
         check_serving(platform.endpoint("production"), release)
     except Problem as error:
         _go_back(platform, intent, error)
@@ -201,20 +228,58 @@ def _finish(platform: Platform, intent: Intent) -> None:
         store,
         intent,
         Event(
-            kind="promoted" if intent.action == "promote" else "rolled_back",
+            kind=DONE[intent.action],
             release=intent.after,
             stage="production",
-            summary=f"{release.label} is in production, replacing {_label(store, intent.before)}, by {intent.by}",
-            detail={"dossier": intent.dossier, "note": intent.note, "before": intent.before},
+            summary=f"{release.label} is in production, {_replacing(store, intent)}, by {intent.by}"
+            + (f": {intent.note}" if intent.action == "redeploy" else ""),
+            detail={
+                "dossier": intent.dossier,
+                "note": intent.note,
+                "before": intent.before,
+                "generation": intent.generation,
+            },
         ),
     )
+    proof = _proved(platform, intent, release) if intent.action == "rollback" else ""
+    if intent.action == "redeploy":
+        store.close_redeploy()
     store.close_intent("production")
+    return proof
+
+
+def _proved(platform: Platform, intent: Intent, release: Release) -> str:
+    """Force production idle, which it now was put back to, and tell how it came back, here and in the ledger.
+
+    Whatever comes of it, the rollback stands: what was before is worse.
+    """
+    store = platform.store
+    verdict, seen = comes_back(
+        platform,
+        "production",
+        lambda: check_serving(platform.endpoint("production"), release),
+        platform.settings.restore,
+    )
+    summary = f"{release.label} after the rollback: {seen}"
+    _log_once(
+        store,
+        intent,
+        Event(
+            kind="rollback_proof",
+            release=release.id,
+            stage="production",
+            summary=summary,
+            detail={"verdict": verdict, "todo": "" if verdict is Verdict.PASSED else PROOF_TODO},
+        ),
+    )
+    return f"idle window {verdict}: {seen}"
 
 
 def _undo(platform: Platform, intent: Intent) -> None:
-    """The pointer has not moved: servers back in line with it."""
+    """The pointer has not moved: servers back in line with it. Those that are keep their key, whatever ours is."""
     store = platform.store
-    _serve(platform, intent.before)
+    if intent.before is None or platform.serving("production") != (intent.before, intent.generation_before):
+        _serve(platform, intent.before, intent.generation_before)
     _log_once(
         store,
         intent,
@@ -232,16 +297,14 @@ def _go_back(platform: Platform, intent: Intent, error: Problem) -> None:
     store = platform.store
     pointer = store.pointer("production")
     retained = tuple(r for r in pointer.retained if r != intent.before)
-    store.save_pointer(
-        StagePointer(
-            stage="production",
-            release=intent.before,
-            since=now(),
-            retained=retained,
-            hold=Hold(reason=f"{intent.after} did not verify after the move: {error.what}", by=AUTOMATIC),
-        )
+    hold = Hold(reason=f"{intent.after} did not verify after the move: {error.what}", by=AUTOMATIC)
+    back = (
+        _pointing(pointer, intent.before, intent.generation_before, retained)
+        if intent.before
+        else StagePointer(stage="production", since=now(), retained=retained)
     )
-    _serve(platform, intent.before)
+    store.save_pointer(back.model_copy(update={"hold": hold}))
+    _serve(platform, intent.before, intent.generation_before)
     _log_once(
         store,
         intent,
@@ -253,15 +316,18 @@ def _go_back(platform: Platform, intent: Intent, error: Problem) -> None:
             detail={"error": str(error)},
         ),
     )
+    if intent.before:
+        _proved(platform, intent, store.get_release(intent.before))
+    store.close_redeploy()
     store.close_intent("production")
 
 
-def _serve(platform: Platform, release_id: str | None) -> None:
+def _serve(platform: Platform, release_id: str | None, generation: str) -> None:
     if release_id is None:
         platform.stop("production")
         return
     release = platform.store.get_release(release_id)
-    platform.deploy("production", release, lambda endpoint: check_serving(endpoint, release))
+    platform.deploy("production", release, lambda endpoint: check_serving(endpoint, release), generation=generation)
 
 
 def serve_pointer(platform: Platform, stage_name: StageName) -> Endpoint | None:
@@ -274,7 +340,18 @@ def serve_pointer(platform: Platform, stage_name: StageName) -> Endpoint | None:
         return None
     release = platform.store.get_release(pointer.release)
     whole(platform.store, release)
-    return platform.deploy(stage_name, release, lambda endpoint: check_serving(endpoint, release))
+    return platform.deploy(
+        stage_name,
+        release,
+        lambda endpoint: check_serving(endpoint, release),
+        generation=pointer.generation(release.id),
+    )
+
+
+def _replacing(store: Store, intent: Intent) -> str:
+    if intent.before == intent.after:
+        return f"on new servers (generation {intent.generation})"
+    return f"replacing {_label(store, intent.before)}"
 
 
 def _log_once(store: Store, intent: Intent, event: Event) -> None:
@@ -298,7 +375,8 @@ def recover(platform: Platform) -> str:
         if intent is None:
             return ""
         pointer = store.pointer("production")
-        if pointer.release == intent.after != intent.before:
+        before, after = (intent.before, intent.generation_before), (intent.after, intent.generation)
+        if (pointer.release, pointer.generation(pointer.release)) == after != before:
             _finish(platform, intent)
             return f"finished the {intent.action} to {intent.after} that was left open"
         _undo(platform, intent)
@@ -306,9 +384,10 @@ def recover(platform: Platform) -> str:
 
 
 def back_to(platform: Platform, to: str | None, by: str, reason: str, retain: int) -> Promotion:
-    """Production back to a retained release (the latest one by default), with a hold.
+    """Production back to a retained release (the latest one by default), with a hold, and proved by an idle window.
 
-    Raises BadInput when there is none to go back to, ReleaseFailed when it does not verify.
+    A proof that fails does not undo it. Raises BadInput when there is none to go back to, ReleaseFailed when it does
+    not verify.
     """
     store = platform.store
     with production_lock(store):
@@ -327,18 +406,15 @@ def back_to(platform: Platform, to: str | None, by: str, reason: str, retain: in
             action="rollback",
             before=pointer.release,
             after=target,
+            generation_before=pointer.generation(pointer.release),
+            generation=pointer.generation(target),
             dossier=None,
             by=by,
             note=reason,
         )
-        moved = StagePointer(
-            stage="production",
-            release=target,
-            since=now(),
-            retained=_retained(pointer, target, retain),
-            hold=Hold(reason=reason, by=by),
-        )
-        _move(platform, intent, release, moved)
+        moved = _pointing(pointer, target, pointer.generation(target), _retained(pointer, target, retain))
+        moved = moved.model_copy(update={"hold": Hold(reason=reason, by=by)})
+        proof = _move(platform, intent, release, moved)
     return Promotion(
         release=release,
         replaced=pointer.release,
@@ -346,6 +422,7 @@ def back_to(platform: Platform, to: str | None, by: str, reason: str, retain: in
         approver=by,
         retained=moved.retained,
         at=intent.at,
+        proof=proof,
     )
 
 
@@ -360,22 +437,36 @@ def lift_hold(store: Store, by: str) -> Hold:
         return pointer.hold
 
 
-def to_stage(platform: Platform, stage_name: StageName, release: Release) -> tuple[Endpoint, dict[str, object]]:
-    """Have a stage that needs no approval serve a release; where it answers, and the proof that it does."""
+def to_staging(
+    platform: Platform, release: Release, generation: str | None = None
+) -> tuple[Endpoint, dict[str, object]]:
+    """Have staging serve a release; where it answers, and the proof that it does.
+
+    Of this generation, or without one as whichever it has. What was verified of an earlier server of the release is
+    forgotten before another one takes its place: nobody has seen the new one come back yet.
+    """
     store = platform.store
-    endpoint = platform.deploy(stage_name, release, lambda at: check_serving(at, release))
+    pointer = store.pointer("staging")
+    if generation is None:
+        generation = pointer.generation(release.id)
+
+    def check(at: Endpoint) -> None:
+        for name in (STAGING, restore.NAME):
+            store.forget_verification(release.id, name)
+        check_serving(at, release)
+
+    endpoint = platform.deploy("staging", release, check, generation=generation)
     evidence = check_serving(endpoint, release)
-    pointer = store.pointer(stage_name)
-    if pointer.release != release.id:
-        store.save_pointer(StagePointer(stage=stage_name, release=release.id, since=now()))
+    if (pointer.release, pointer.generation(release.id)) != (release.id, generation):
+        store.save_pointer(_pointing(pointer, release.id, generation, ()))
     return endpoint, evidence
 
 
 @stage("staging", "staging {release.label}")
-def staging(row: Row, platform: Platform, release: Release) -> Endpoint:
+def staging(row: Row, platform: Platform, release: Release, generation: str | None = None) -> Endpoint:
     """Staging serves the release at its own address. Recorded in the dossier."""
     row.progress(0, 1, "starting the server")
-    endpoint, evidence = to_stage(platform, "staging", release)
+    endpoint, evidence = to_staging(platform, release, generation)
     summary = f"up on {endpoint.base_url}, answers as {release.upstream.tag}-{release.tree[:9]}"
     if not platform.store.fresh(release.id, (STAGING,), ""):
         platform.store.record(
@@ -392,18 +483,25 @@ def staging(row: Row, platform: Platform, release: Release) -> Endpoint:
     return endpoint
 
 
-@stage("production", "promote {dossier.release.label}")
-def promote(row: Row, platform: Platform, dossier: Dossier, approval: Approval, retain: int) -> Promotion:
+@stage("production", "{action} {dossier.release.label}")
+def promote(
+    row: Row,
+    platform: Platform,
+    dossier: Dossier,
+    approval: Approval,
+    retain: int,
+    action: Literal["promote", "redeploy"] = "promote",
+) -> Promotion:
     """Production serves the approved release. Refuses, or puts everything back, as `swap` says."""
     row.progress(0, 1, "new server up and verified before traffic moves")
-    done = swap(platform, dossier, approval, retain)
+    done = swap(platform, dossier, approval, retain, action)
     row.done(*_told(platform, done), release=done.release.id)
     return done
 
 
 @stage("rollback", "roll production back")
 def rollback(row: Row, platform: Platform, to: str | None, by: str, reason: str, retain: int) -> Promotion:
-    """Production serves a retained release again, and a hold is set."""
+    """Production serves a retained release again, a hold is set, and an idle window tells whether it comes back."""
     row.progress(0, 1, "retained server up and verified before traffic moves")
     done = back_to(platform, to, by, reason, retain)
     row.done(*_told(platform, done), release=done.release.id)
@@ -418,7 +516,9 @@ def _told(platform: Platform, done: Promotion) -> tuple[str, str]:
         ("by", done.approver),
     ]
     at = platform.endpoint("production").base_url
+    proof = f"; {done.proof}" if done.proof else ""
+    rows += [("proof", done.proof)] if done.proof else []
     return (
-        f"{done.release.upstream.tag} answers at {at}; retained for rollback: {kept}",
+        f"{done.release.upstream.tag} answers at {at}{proof}; retained for rollback: {kept}",
         markdown_table(("what", "is"), [*rows, ("retained", kept), ("dossier", done.dossier or "none")]),
     )

@@ -314,15 +314,34 @@ class StagePointer(Model):
     since: datetime | None = None
     retained: tuple[str, ...] = ()
     hold: Hold | None = None
+    generations: dict[str, str] = Field(
+        default_factory=dict, description="release -> its generation here, of those that were redeployed"
+    )
+
+    def generation(self, release: str | None) -> str:
+        """Which redeploy of a release the stage serves or served last; '' when it never was redeployed."""
+        return self.generations.get(release or "", "")
+
+
+class Redeploy(Model):
+    """A redeploy that was begun: the same release anew, with new servers and a new snapshot."""
+
+    release: str
+    generation: str = Field(description="8 hex characters that tell this redeploy from all others")
+    by: str
+    reason: str
+    at: datetime = Field(default_factory=now)
 
 
 class Intent(Model):
     """What is about to happen to a stage, recorded before it is touched."""
 
     stage: StageName
-    action: Literal["promote", "rollback"]
+    action: Literal["promote", "rollback", "redeploy"]
     before: str | None
     after: str
+    generation_before: str = ""
+    generation: str = Field(default="", description="of `after`: see StagePointer.generations")
     dossier: str | None
     by: str
     note: str = ""
@@ -341,6 +360,32 @@ class Approval(Model):
     at: datetime = Field(default_factory=now)
 
 
+class Request(Model):
+    """A question to a person: what a flow run waits for."""
+
+    run: str = Field(description="id of the flow run that asks")
+    name: str = Field(description="the flow run's name")
+    api_url: str = Field(description="API of the Prefect server that holds the run")
+    link: str = Field(description="the run's page, '' where there is none")
+    suspended: bool = Field(description="the run's process has ended; else it waits, and the question dies with it")
+    tag: str = Field(description="the upstream release that the run goes to")
+    release: str
+    dossier: str = Field(description="digest of the dossier that is to be approved")
+    required: tuple[str, ...] = Field(description="names of the verifications in that dossier")
+    expected: str | None = Field(description="the release in production when the person was asked")
+    asked_at: datetime
+    expires_at: datetime
+    reminded_at: datetime | None = None
+    probed_at: datetime | None = Field(default=None, description="when staging was last sent idle and probed")
+    state: Literal["open", "answered", "withdrawn", "expired"] = "open"
+    reason: str = Field(default="", description="why it was withdrawn")
+
+    @property
+    def key(self) -> str:
+        """What Prefect knows this pause by: another one each time that is asked."""
+        return f"{self.dossier}-{self.asked_at:%Y%m%d%H%M%S%f}"
+
+
 class Promotion(Model):
     """A release that is now in production."""
 
@@ -350,6 +395,7 @@ class Promotion(Model):
     approver: str
     retained: tuple[str, ...]
     at: datetime
+    proof: str = Field(default="", description="after a rollback: how production came back from an idle window")
 
 
 class BootKind(StrEnum):
@@ -369,11 +415,23 @@ class BootRecord(Model):
 
     stage: str
     release: str
+    generation: str = ""
     kind: BootKind
     reason: str = ""
     pid: int | None = None
     snapshot: str | None = Field(default=None, description="which one it took, or came back from")
     health_s: float | None = Field(default=None, description="seconds from start to a 200 of /health")
+    at: datetime = Field(default_factory=now)
+
+
+class Wake(Model):
+    """What the request got that found no server up after an idle window, as the proxy before the server saw it."""
+
+    stage: StageName
+    release: str
+    status: int
+    first_byte_s: float = Field(description="seconds from the request to the first byte of its answer")
+    probe: bool = Field(description="asked by us, and not by a user")
     at: datetime = Field(default_factory=now)
 
 
@@ -385,6 +443,7 @@ class Latency(Model):
     health_s: float | None = Field(description="seconds from the start of the server to a 200 of /health")
     after_idle_s: float = Field(description="seconds to the first token of the first request after an idle window")
     warm_s: float = Field(description="seconds to the first token of as much work right after")
+    tokens_per_s: float | None = Field(default=None, description="tokens generated a second by one request, warm")
     at: datetime = Field(default_factory=now)
 
 

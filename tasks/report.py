@@ -40,8 +40,9 @@ MARK = {
 class Row:
     """One stage as it runs: a line that moves, then a line that stays and an artifact with the evidence."""
 
-    def __init__(self, name: str, platform: Platform) -> None:
+    def __init__(self, name: str, platform: Platform, ledger: bool = True) -> None:
         self.name = name
+        self._ledger = ledger
         self._platform = platform
         self.started_at = now()
         self._start = time.monotonic()
@@ -128,6 +129,8 @@ class Row:
         console.print(summary, markup=False, end="  ", soft_wrap=True)
         console.print(f"{mark} [dim]{_clock(self.seconds)}[/]")
         get_run_logger().info("%s: %s", self.name, summary)
+        if not self._ledger:
+            return
         self._platform.store.log(
             Event(
                 kind=f"stage.{self.name}",
@@ -139,17 +142,18 @@ class Row:
 
 
 def stage(
-    name: str, row_name: str
+    name: str, row_name: str, *, ledger: bool = True
 ) -> Callable[[Callable[Concatenate[Row, Platform, P], R]], Callable[Concatenate[Platform, P], R]]:
     """Make a function one row that a person sees: a Prefect task, a terminal line, an artifact, a ledger event.
 
     `row_name` is the row's title in the Prefect page; `{parameter}` is filled in from the call. The function must
-    close its row with `row.done`; what it raises closes the row too.
+    close its row with `row.done`; what it raises closes the row too. `ledger=False`: of what runs every few
+    minutes, only what comes of it is an event.
     """
 
     def wrap(function: Callable[Concatenate[Row, Platform, P], R]) -> Callable[Concatenate[Platform, P], R]:
         def run(platform: Platform, *args: P.args, **kwargs: P.kwargs) -> R:
-            row = Row(name, platform)
+            row = Row(name, platform, ledger)
             try:
                 result = function(row, platform, *args, **kwargs)
             except BaseException as error:
@@ -222,10 +226,10 @@ def _together(found: list[Verification]) -> str:
     return f"{len(found)} kept: {', '.join(v.name.rpartition('.')[2].replace('_', ' ') for v in found)}"
 
 
-def dossier_markdown(dossier: Dossier, replaces: str, changes: str = "") -> str:
+def dossier_markdown(dossier: Dossier, replaces: str, sections: Sequence[tuple[str, str]] = ()) -> str:
     """The dossier as a person is asked to approve it: what did not pass first, what passed by subject.
 
-    `changes` is the digest of upstream's notes, '' for none.
+    `sections` are (title, Markdown) of what there is more to see of.
     """
     counts = ", ".join(f"{len(found)} {verdict}" for verdict in Verdict if (found := dossier.having(verdict)))
     groups = sorted(_grouped(dossier.verifications), key=lambda group: group[1][0].verdict is Verdict.PASSED)
@@ -235,8 +239,7 @@ def dossier_markdown(dossier: Dossier, replaces: str, changes: str = "") -> str:
             f"## Release {dossier.release.label}, to replace {replaces}",
             f"Dossier `{dossier.digest}`: {counts}.",
             markdown_table(("verification", "verdict", "what was seen"), rows),
-            *(["### What changed upstream", changes] if changes else []),
-            *(v.evidence["shown"] for v in dossier.verifications if "shown" in v.evidence),
+            *(f"### {title}\n\n{text.strip()}" for title, text in sections),
             f"`{' '.join(dossier.release.argv)}`",
             "An approval holds for this dossier only, and only while production is what it is now.",
         ]

@@ -114,7 +114,36 @@ class EvalSettings(Section):
 
 
 class ApprovalSettings(Section):
-    timeout_s: int = Field(default=24 * 60 * MINUTES, ge=1, description="how long a person may take to decide")
+    timeout_s: int = Field(default=24 * 60 * MINUTES, ge=1, description="seconds that a person may take to decide")
+    remind_s: int = Field(default=4 * 60 * MINUTES, ge=1, description="seconds between two reminders")
+    probe_s: int = Field(
+        default=60 * MINUTES, ge=1, description="seconds between two idle cycles of staging while a person thinks"
+    )
+
+
+class WatchSettings(Section):
+    probes_per_day: int = Field(
+        default=4,
+        ge=0,
+        le=1440,
+        description="how often a day production is woken to be measured, only ever while it is idle; 0: never. On "
+        "Modal a probe costs a restore and modal.idle_s of a container",
+    )
+    restores: int = Field(default=5, ge=1, description="the latest returns from idle that are looked at")
+    failed_restores: int = Field(default=3, ge=1, description="so many of them that failed are an alert")
+    slower: float = Field(default=1.5, gt=1, description="times slower than the release's own baseline: an alert")
+    drill_days: int = Field(
+        default=7, ge=0, description="days between two drills of the retained release on trial servers; 0: never"
+    )
+    act: Literal["suggest", "redeploy", "rollback"] = Field(
+        default="suggest", description="on an alert: tell people the command, or start that flow, once an incident"
+    )
+
+    @model_validator(mode="after")
+    def _some_of_them(self) -> Self:
+        if self.failed_restores > self.restores:
+            raise ValueError("watch.failed_restores is how many of watch.restores failed: it can't be more")
+        return self
 
 
 class NotifySettings(Section):
@@ -150,6 +179,7 @@ class Settings(BaseSettings):
     restore: RestoreSettings = RestoreSettings()
     evals: EvalSettings = EvalSettings()
     approval: ApprovalSettings = ApprovalSettings()
+    watch: WatchSettings = WatchSettings()
     notify: NotifySettings = NotifySettings()
 
     @classmethod

@@ -5,12 +5,15 @@
     releases/<id>.json
     dossiers/<id>/<verification>.json
     approvals/<dossier digest>.json
+    requests/<flow run id>.json what a flow run asks a person
     proofs/<key>.json           what the probes of a patch said, with it and without it
     surfaces/<build digest>-<basis>.json     what may be asked of a build
     answers/<id>/<set digest>[.again].jsonl    what a release answered to the evals, one line an answer
     calls/<digest>.json         a build that is being made elsewhere
     series/<id>/<time>-<id>.json   append-only: how long a release took to answer, one file an idle cycle
     series/latency.svg          all of them as a plot; of this machine
+    watch/<id>.json             what the restore watch has seen of a release in production; bounded
+    watch.json                  which incidents are open, when production was last woken
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
     outbox.json                 how far people were told of the ledger
@@ -47,7 +50,9 @@ from tasks.release import (
     Intent,
     Latency,
     Model,
+    Redeploy,
     Release,
+    Request,
     StageName,
     StagePointer,
     ToolingError,
@@ -56,6 +61,8 @@ from tasks.release import (
 )
 
 M = TypeVar("M", bound=Model)
+MAX_LATENCIES = 500
+"""Idle cycles that are kept of a release."""
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -350,6 +357,10 @@ class Store:
     def verification(self, release_id: str, name: str) -> Verification | None:
         return self._load(f"dossiers/{release_id}/{name}.json", Verification)
 
+    def forget_verification(self, release_id: str, name: str) -> None:
+        """Forget one verification: what it was made of is no more."""
+        self.files.remove(f"dossiers/{release_id}/{name}.json")
+
     def fresh(self, release_id: str, names: tuple[str, ...], basis: str) -> list[Verification]:
         """The recorded verifications of these names, when none is missing, errored or of another basis; else []."""
         found = [self.verification(release_id, name) for name in names]
@@ -374,6 +385,19 @@ class Store:
 
     def approval(self, dossier_digest: str) -> Approval | None:
         return self._load(f"approvals/{dossier_digest}.json", Approval)
+
+    def save_request(self, request: Request) -> Request:
+        self._save(f"requests/{request.run}.json", request)
+        return request
+
+    def request(self, run: str) -> Request | None:
+        """What the flow run of this id asked a person."""
+        return self._load(f"requests/{run}.json", Request)
+
+    def requests(self) -> list[Request]:
+        """Everything that was ever asked, oldest first."""
+        found = [self._load(path, Request) for path in self.files.names("requests/*.json")]
+        return sorted((r for r in found if r), key=lambda r: r.asked_at)
 
     def proof(self, key: str, kind: type[M]) -> M | None:
         """What the probes of a patch said, under a key that names all that they depend on."""
@@ -417,11 +441,23 @@ class Store:
     def close_intent(self, stage: StageName) -> None:
         self.files.remove(f"stages/{stage}.intent.json")
 
+    def redeploy(self) -> Redeploy | None:
+        """The redeploy that was begun and neither done nor given up."""
+        return self._load("stages/redeploy.json", Redeploy)
+
+    def open_redeploy(self, redeploy: Redeploy) -> None:
+        self._save("stages/redeploy.json", redeploy)
+
+    def close_redeploy(self) -> None:
+        self.files.remove("stages/redeploy.json")
+
     # -- series -----------------------------------------------------------------------------------
 
     def add_latency(self, release_id: str, latency: Latency) -> None:
-        """Append one idle cycle to the release's series."""
+        """Append one idle cycle to the release's series. Of too many the first, its baseline, and the latest stay."""
         self._save(f"series/{release_id}/{_event_name(latency.at)}", latency)
+        for path in self.files.names(f"series/{release_id}/*.json")[MAX_LATENCIES // 2 : -MAX_LATENCIES // 2]:
+            self.files.remove(path)
 
     def latencies(self, release_id: str) -> list[Latency]:
         """Every idle cycle of a release, oldest first."""
@@ -430,6 +466,20 @@ class Store:
 
     def latency_plot(self) -> Path:
         return self.root / "series" / "latency.svg"
+
+    def watched(self, release_id: str, kind: type[M]) -> M | None:
+        """What the restore watch has seen of a release."""
+        return self._load(f"watch/{release_id}.json", kind)
+
+    def save_watched(self, release_id: str, series: Model) -> None:
+        self._save(f"watch/{release_id}.json", series)
+
+    def watch_state(self, kind: type[M]) -> M | None:
+        """What the restore watch has to know the next time."""
+        return self._load("watch.json", kind)
+
+    def save_watch_state(self, state: Model) -> None:
+        self._save("watch.json", state)
 
     # -- ledger ---------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Test tiers, and the real things that the `real` tier stands on: a build made by the product itself, a real model.
 
-Tiers: unit (no mark), wire, real. The closing lines say which ran; a tier named in LLAMA_RELEASE_TIERS must not be
-skipped, or the run fails.
+Tiers: unit (no mark), wire, real, browser. The closing lines say which ran; a tier named in LLAMA_RELEASE_TIERS must
+not be skipped, or the run fails.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ hypothesis_settings.register_profile("any machine", deadline=None, suppress_heal
 hypothesis_settings.load_profile("any machine")
 
 REPOSITORY = Path(__file__).parent.parent
-TIERS = ("unit", "wire", "real")
+TIERS = ("unit", "wire", "real", "browser")
 
 
 def tier_of(item: pytest.Item) -> str:

@@ -81,6 +81,23 @@ def test_a_release_is_one_thread_from_its_start_to_production(
     assert "thread_ts" not in slack.messages[-1]
 
 
+def test_whoever_has_not_decided_is_reminded_each_time_anew_with_the_command_and_told_of_the_end(
+    book: Book, slack: FakeSlack, settings: NotifySettings
+) -> None:
+    book.started()
+    command = "llama-release approve 7f3a"
+    for kind, told in (("reminder", "since 8:00"), ("reminder", "since 8:00; again"), ("withdrawn", "staging failed")):
+        book.add(f"approval_{kind}", told, link="http://127.0.0.1:4200/run/1", command=command)
+    catch_up(book.store, open_channel(settings))
+    assert slack.titles(thread=slack.messages[0]["ts"]) == [
+        "b11434: approval reminder",
+        "b11434: approval reminder",
+        "b11434: approval withdrawn",
+    ]
+    assert f"`{command}`" in str(slack.messages[2]["blocks"])
+    assert "`llama-release upgrade`" in str(slack.messages[3]["blocks"])
+
+
 def test_a_rollback_goes_to_the_thread_of_the_release_that_it_is_about(
     book: Book, slack: FakeSlack, settings: NotifySettings
 ) -> None:
@@ -93,6 +110,20 @@ def test_a_rollback_goes_to_the_thread_of_the_release_that_it_is_about(
     first, _, last = slack.messages
     assert last["thread_ts"] == first["ts"]
     assert "`llama-release hold lift`" in str(last["blocks"])
+
+
+def test_a_proof_or_a_drill_that_does_not_pass_is_told_with_what_to_do(
+    book: Book, slack: FakeSlack, settings: NotifySettings
+) -> None:
+    book.started()
+    for kind in ("rollback_proof", "drill"):
+        book.add(kind, verdict="passed")
+        book.add(kind, "fell back", verdict="failed")
+    book.add("redeployed", "on new servers")
+    catch_up(book.store, open_channel(settings))
+    assert slack.titles()[1:] == ["b11434: rollback proof failed", "b11434: drill failed", "b11434: redeployed"]
+    assert "`llama-release redeploy --reason " in str(slack.messages[1]["blocks"])
+    assert "`llama-release upgrade --to b11434`" in str(slack.messages[2]["blocks"])
 
 
 def test_a_failed_restore_says_how_many_in_a_row_and_which_was_the_last_good_one(

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tasks import restore
 from tasks.platforms.local import LocalPlatform
+from tasks.platforms.local.snapshot import snapshots_folder
 from tasks.preflight import bundle
-from tasks.promote import back_to, check_serving, lift_hold, recover, serve_pointer, swap
+from tasks.promote import back_to, check_serving, lift_hold, recover, serve_pointer, swap, to_staging
 from tasks.release import (
     Approval,
     BadInput,
@@ -21,12 +23,13 @@ from tasks.release import (
     Intent,
     Release,
     ReleaseFailed,
+    StageName,
     StagePointer,
     ToolingError,
     Verdict,
     Verification,
 )
-from tasks.settings import LocalSettings, ServerSettings, Settings
+from tasks.settings import LocalSettings, RestoreSettings, ServerSettings, Settings
 from tasks.store import Store
 
 pytestmark = pytest.mark.real
@@ -35,9 +38,11 @@ pytestmark = pytest.mark.real
 @pytest.fixture
 def platform(store_with: Store, base: Settings) -> Iterator[LocalPlatform]:
     local = LocalSettings(staging_port=0, production_port=0, start_timeout_s=60)
-    made = LocalPlatform(Settings(store=store_with.root, cache=base.cache, local=local))
+    settings = Settings(store=store_with.root, cache=base.cache, local=local, restore=RestoreSettings(accept_cold=True))
+    made = LocalPlatform(settings)
     yield made
     made.stop("production")
+    made.stop("staging")
 
 
 def release_called(platform: LocalPlatform, build: Build, smollm2: Path, alias: str) -> Release:
@@ -180,7 +185,8 @@ def test_production_that_does_not_verify_after_the_move_goes_back_by_itself_and_
     assert pointer.hold
     assert served(platform) == "one"
     assert store.intent("production") is None
-    assert store.ledger()[-1].kind == "rolled_back"
+    assert [event.kind for event in store.ledger()[-2:]] == ["rolled_back", "rollback_proof"]
+    assert store.ledger()[-1].detail["verdict"] == "passed"
 
 
 def test_an_intent_left_before_the_pointer_moved_is_undone(platform: LocalPlatform, one: Release, two: Release) -> None:
@@ -193,6 +199,40 @@ def test_an_intent_left_before_the_pointer_moved_is_undone(platform: LocalPlatfo
     assert "undid" in recover(platform)
     assert served(platform) == "one"
     assert recover(platform) == ""
+
+
+def test_a_redeploy_of_the_same_release_that_was_left_open_is_told_by_its_generation(
+    platform: LocalPlatform, one: Release
+) -> None:
+    promote(platform, one, None)
+    store, pointer = platform.store, platform.store.pointer("production")
+    left = Intent(
+        stage="production", action="redeploy", before=one.id, after=one.id, generation="2", dossier=None, by="carol"
+    )
+    store.open_intent(left)
+    platform.deploy("production", one, lambda endpoint: None, generation="2")
+    assert "undid" in recover(platform)
+    assert platform.serving("production") == (one.id, "")
+    store.open_intent(left)
+    store.save_pointer(pointer.model_copy(update={"generations": {one.id: "2"}}))
+    assert "finished" in recover(platform)
+    assert platform.serving("production") == (one.id, "2")
+    assert [event.kind for event in store.ledger()][-2:] == ["move_undone", "redeployed"]
+    assert served(platform) == "one"
+
+
+def test_what_was_verified_of_an_earlier_server_on_staging_is_forgotten_when_another_takes_its_place(
+    platform: LocalPlatform, one: Release
+) -> None:
+    def restored_after(generation: str | None) -> bool:
+        platform.store.record(
+            Verification(name=restore.NAME, release=one.id, verdict=Verdict.PASSED, summary="came back")
+        )
+        to_staging(platform, one, generation)
+        return platform.store.verification(one.id, restore.NAME) is not None
+
+    assert [restored_after(each) for each in (None, None, "2", None)] == [False, True, False, True]
+    assert platform.serving("staging") == (one.id, "2")
 
 
 def test_the_first_promotion_undone_leaves_nothing_serving(platform: LocalPlatform, one: Release) -> None:
@@ -214,6 +254,32 @@ def test_after_a_stop_the_pointer_is_served_again_at_the_same_address(platform: 
     served_at = serve_pointer(platform, "production")
     assert served_at
     assert served_at.base_url == before
+    assert served(platform) == "one"
+
+
+class Damaging(LocalPlatform):
+    """Cuts the snapshots of a stage in half while it is idle."""
+
+    def idle(self, stage: StageName) -> int:
+        left = super().idle(stage)
+        for images in snapshots_folder(self.store.root, stage).glob("[!.]*/images"):
+            largest = max(images.iterdir(), key=lambda path: path.stat().st_size)
+            os.truncate(largest, largest.stat().st_size // 2)
+        return left
+
+
+def test_a_rollback_whose_proof_fails_stands_and_says_so(platform: LocalPlatform, one: Release, two: Release) -> None:
+    if (ability := platform.snapshots()).kind == "cold":
+        pytest.skip(f"no snapshots here: {ability.why}")
+    promote(platform, one, None)
+    promote(platform, two, one.id)
+    done = back_to(Damaging(platform.settings), None, "carol", "why", retain=2)
+    assert done.proof.startswith("idle window failed: fell_back in ")
+    event = platform.store.ledger()[-1]
+    assert (event.kind, event.detail["verdict"]) == ("rollback_proof", "failed")
+    assert "llama-release redeploy" in event.detail["todo"]
+    assert platform.store.pointer("production").release == one.id
+    assert platform.store.intent("production") is None
     assert served(platform) == "one"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from modal_app.warmup import Golden
-from tasks.release import BootRecord, Build, Endpoint, Recipe, Release, SourceTree, StageName
+from tasks.release import BootRecord, Build, Endpoint, Model, Recipe, Release, SourceTree, StageName, Wake
 from tasks.settings import Settings
 from tasks.store import Store
 
@@ -16,11 +16,33 @@ Progress = Callable[[int, int, str], None]
 """Called with (done, total, what) while something long goes on."""
 
 
+class Sight(Model):
+    """A stage as it is seen without a request that would wake its server or keep it awake."""
+
+    servers: int
+    """Serving processes or containers that are up."""
+    in_flight: int | None = None
+    """Requests under way; None where the platform can't tell."""
+    answered: int | None = None
+    """Requests of users that were answered since the proxy before the server began; None where there is none."""
+    errors: int | None = None
+    """Those of them that were answered with 5xx."""
+    wakes: tuple[Wake, ...] = ()
+    """What the first requests after idle windows got, oldest first."""
+    aside: Endpoint | None = None
+    """Where the server that is up can be asked without that counting as use; None where every request counts."""
+    stays: bool = False
+    """Whether an idle server is the same process when it comes back, with what users asked of it in its cache."""
+    gpu_used_mb: int | None = None
+    gpu_total_mb: int | None = None
+
+
 class Platform(Protocol):
     """What the flows need of a place where llama-server is built and served."""
 
     name: str
     store: Store
+    settings: Settings
 
     def build(self, source: SourceTree, recipe: Recipe, progress: Progress) -> Build:
         """The build of this source tree: made, or taken from the store. Raises ReleaseFailed when it won't compile."""
@@ -38,9 +60,15 @@ class Platform(Protocol):
     def inherits(self) -> tuple[str, ...]:
         """The names of this process's environment variables that servers see too, sorted."""
 
-    def deploy(self, stage: StageName, release: Release, check: Callable[[Endpoint], object]) -> Endpoint:
+    def deploy(
+        self, stage: StageName, release: Release, check: Callable[[Endpoint], object], *, generation: str = ""
+    ) -> Endpoint:
         """The stage serves this release from now on. `check` runs against the new server before traffic moves,
-        and what it raises leaves the stage as it was. Nothing happens when the stage serves it already."""
+        and what it raises leaves the stage as it was. Nothing happens when the stage serves it already, of this
+        generation and with this API key: another generation is another server with a snapshot of its own."""
+
+    def serving(self, stage: StageName) -> tuple[str, str] | None:
+        """(release id, generation) that the stage serves, with whatever key; None when nothing is known to serve."""
 
     def endpoint(self, stage: StageName) -> Endpoint:
         """Where the stage answers."""
@@ -48,11 +76,17 @@ class Platform(Protocol):
     def idle(self, stage: StageName) -> int:
         """Force the idle window; return how many serving processes are left (0 is the goal)."""
 
+    def rest(self, stage: StageName, since: Sight) -> None:
+        """Let the stage's server go idle at once if no user asked anything since then. Nothing where one can't tell."""
+
     def stop(self, stage: StageName) -> None:
         """The stage serves nothing from now on. Nothing happens when it does not."""
 
     def boots(self, stage: StageName) -> list[BootRecord]:
         """Boot records of the stage, oldest first."""
+
+    def sight(self, stage: StageName) -> Sight:
+        """The stage as it is seen without waking its server or keeping it awake."""
 
     def golden(self, stage: StageName) -> Golden | None:
         """What the stage's server answered before its snapshot was taken; None when there is no snapshot."""

@@ -159,13 +159,13 @@ def check(
     """The release: its argv taken by this very binary, and its API surface compared with production's.
 
     Raises ReleaseFailed when the binary refuses a flag, or when something that we need is gone. With `again`, what was
-    verified of this release before is put aside.
+    verified of this release before is put aside, unless it is in production: that stays what it was approved by.
     """
     store = platform.store
     before = store.get_release(production) if production else None
     release, notes = bundle_or_explain(platform, settings, build, before)
     store.save_release(release)
-    if again:
+    if again and release.id != production:
         store.forget(release)
     if unseen := strays(platform.inherits()):
         notes.append(f"{', '.join(unseen)} set here does not reach the server")

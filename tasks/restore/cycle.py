@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from modal_app.warmup import Answer, Asked, Golden, NoAnswer, Token, ask_again, record
 from tasks.platforms import Platform
@@ -35,8 +35,7 @@ class Cycle(Model):
     @property
     def kind(self) -> BootKind:
         """How it came up: the worst of what was recorded, and `crashed` when nothing answered."""
-        kinds = [boot.kind for boot in self.boots]
-        return BootKind.CRASHED if self.error or not kinds else max(kinds, key=_WORST_LAST.index)
+        return BootKind.CRASHED if self.error or not self.boots else worst(self.boots)
 
     @property
     def told(self) -> str:
@@ -55,6 +54,11 @@ class Cycle(Model):
             after_idle_s=self.nonce.first_token_s,
             warm_s=self.warm.first_token_s,
         )
+
+
+def worst(boots: Sequence[BootRecord]) -> BootKind:
+    """The worst kind of boot among these, of which there must be one."""
+    return max((boot.kind for boot in boots), key=_WORST_LAST.index)
 
 
 def recorded(platform: Platform, stage: StageName, release: Release) -> Golden:
@@ -77,6 +81,11 @@ def run(platform: Platform, stage: StageName, golden: Golden, settings: RestoreS
             evidence=f"{left} serving processes are left",
             todo=f"look at {platform.logs(stage)}",
         )
+    return wake(platform, stage, golden, settings)
+
+
+def wake(platform: Platform, stage: StageName, golden: Golden, settings: RestoreSettings) -> Cycle:
+    """See how a stage that is idle comes back."""
     known = len(platform.boots(stage))
     time.sleep(settings.wait_s)
     endpoint = platform.endpoint(stage)

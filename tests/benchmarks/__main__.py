@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import activator, building, contracts, gate, notes, patches, snapshot, stages, surface
+from tests.benchmarks import activator, building, contracts, gate, notes, patches, snapshot, stages, surface, watch
 
 SECTIONS = {
     "stages": stages.main,
@@ -18,6 +18,7 @@ SECTIONS = {
     "snapshot": snapshot.main,
     "gate": gate.main,
     "activator": activator.main,
+    "watch": watch.main,
 }
 
 

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,19 +105,17 @@ class Traffic:
         self._thread.join(130)
 
 
-@pytest.fixture(scope="module")
-def machine(
-    base: Settings, build: Build, older_build: Build, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Machine]:
-    """A store that has b11401 built and not b11434, whose objects are in the compiler cache."""
-    root = tmp_path_factory.mktemp("flow") / "store"
+@contextmanager
+def machine_with(base: Settings, builds: Iterable[Build], model: Path, root: Path) -> Iterator[Machine]:
+    """A machine whose store, in this folder, has these builds; its servers and commands end with the block."""
     store = Store(root)
-    shutil.copytree(Store(base.store).build_dir(older_build.digest), store.build_dir(older_build.digest))
+    for made in builds:
+        shutil.copytree(Store(base.store).build_dir(made.digest), store.build_dir(made.digest))
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "PREFECT_", "DEMO_"))}
     env |= {
         "LLAMA_RELEASE_STORE": str(root),
         "LLAMA_RELEASE_CACHE": str(base.cache),
-        "LLAMA_RELEASE_SERVER__MODEL": str(smollm2),
+        "LLAMA_RELEASE_SERVER__MODEL": str(model),
         "LLAMA_RELEASE_SERVER__ALIAS": "smollm2",
         "LLAMA_RELEASE_SERVER__THREADS": "1",
         "LLAMA_RELEASE_LOCAL__STAGING_PORT": "0",
@@ -143,3 +142,12 @@ def machine(
             process.wait(10)
     for stage in ("staging", "production"):
         machine.platform.stop(stage)
+
+
+@pytest.fixture(scope="module")
+def machine(
+    base: Settings, build: Build, older_build: Build, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    """A store that has b11401 built and not b11434, whose objects are in the compiler cache."""
+    with machine_with(base, (older_build,), smollm2, tmp_path_factory.mktemp("flow") / "store") as machine:
+        yield machine

@@ -74,7 +74,7 @@ def test_a_key_that_is_newer_than_the_snapshot_is_noticed(
     monkeypatch.setenv(KEY_ENV, "a-new-key")
     seen = found(platform)["production"]
     assert "newer than the snapshot of production" in seen.evidence
-    assert "llama-release start" in seen.todo
+    assert "llama-release redeploy" in seen.todo
 
 
 def test_a_stage_that_does_not_serve_what_its_pointer_says_is_noticed(platform: ModalPlatform) -> None:

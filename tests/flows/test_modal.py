@@ -18,7 +18,8 @@ import httpx
 import pytest
 
 from tasks.contracts import scripted
-from tasks.platforms.modal import ModalPlatform
+from tasks.endpoint import Client
+from tasks.platforms.modal import ModalPlatform, apps
 from tasks.platforms.modal.account import COMMAND_LIMIT_S, command
 from tasks.platforms.modal.building import toolchain
 from tasks.release import BootKind, Build, StageName
@@ -153,3 +154,25 @@ def test_no_trial_is_left_and_the_key_is_in_no_log_and_no_file_of_the_volume(acc
     assert KEY not in account.fake.logs.text()
     texts = [path for path in (account.fake.folder / "volumes").rglob("*") if path.is_file()]
     assert [path for path in texts if path.stat().st_size < 10_000_000 and KEY.encode() in path.read_bytes()] == []
+
+
+def test_a_redeploy_of_the_same_release_is_a_new_version_of_both_apps_with_a_new_snapshot_and_the_new_key(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, stages = account.platform.settings.modal, ("staging", "production")
+    before = {stage: apps.version(settings, settings.stage_app(stage)) or 0 for stage in stages}
+    known = {stage: len(account.kinds(stage)) for stage in stages}
+    create_secret("key-of-after-the-rotation")
+    monkeypatch.setenv(KEY_ENV, "key-of-after-the-rotation")
+    monkeypatch.setitem(account.env, KEY_ENV, "key-of-after-the-rotation")
+    account.run("redeploy", "--reason", "new API key", "--by", "carol")
+    assert {stage: apps.version(settings, settings.stage_app(stage)) for stage in stages} == {
+        stage: version + 1 for stage, version in before.items()
+    }
+    assert account.kinds("staging")[known["staging"] :] == [BootKind.CREATED, BootKind.RESTORED]
+    assert account.kinds("production")[known["production"] :] == [BootKind.CREATED]
+    with Client(account.platform.endpoint("production")) as client:
+        assert client.get("/slots").status == 200
+        assert client.get("/slots", key=KEY).status == 401
+    pointer = account.platform.store.pointer("production")
+    assert account.tag("production") == OLDER and pointer.hold and pointer.generation(pointer.release)

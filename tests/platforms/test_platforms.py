@@ -60,6 +60,21 @@ def test_the_same_release_again_is_no_deployment(stand_of: Stand | ModalStand) -
     assert stand_of.platform.boots("staging") == before
 
 
+def test_another_generation_of_the_same_release_is_another_server_with_a_snapshot_of_its_own(
+    stand_of: Stand | ModalStand,
+) -> None:
+    platform, release = stand_of.platform, stand_of.first
+    serves(platform, release)
+    known, asked = platform.boots("staging"), []
+    for check in (lambda endpoint: asked.append(say(endpoint)), never):
+        platform.deploy("staging", release, check, generation="2")
+    assert (asked, platform.serving("staging")) == (["first"], (release.id, "2"))
+    (boot,) = platform.boots("staging")[len(known) :]
+    assert boot.kind in (BootKind.CREATED, BootKind.COLD) and boot.generation == "2", boot
+    assert boot.snapshot is None or boot.snapshot not in [each.snapshot for each in known]
+    assert say(platform.endpoint("staging")) == "first"
+
+
 def test_after_a_forced_idle_window_the_first_request_brings_it_back(stand_of: Stand | ModalStand) -> None:
     platform = stand_of.platform
     serves(platform, stand_of.first)

@@ -17,20 +17,22 @@ from typing import Any, get_args
 
 from modal_app.warmup import Golden
 from tasks import criu
-from tasks.platforms import Progress
+from tasks.platforms import Progress, Sight
 from tasks.platforms.local import compile, server, snapshot
 from tasks.platforms.local.boot import DUMP_LIMIT_S
 from tasks.platforms.local.control import (
     KEY_VARIABLE,
     Control,
+    Deployment,
     Status,
     deployment_path,
     load_deployment,
+    load_wakes,
     problem_from,
     run_folder,
     save_deployment,
 )
-from tasks.platforms.local.proc import is_alive
+from tasks.platforms.local.proc import gpu_memory_mb, is_alive
 from tasks.platforms.local.snapshot import Ability, Wanted
 from tasks.release import (
     BadInput,
@@ -97,8 +99,11 @@ class LocalPlatform:
         """The names of this process's environment variables that servers see too, sorted."""
         return server.inherited()
 
-    def deploy(self, stage: StageName, release: Release, check: Callable[[Endpoint], object]) -> Endpoint:
-        """The stage serves this release from now on; nothing happens when it does already, with the same key.
+    def deploy(
+        self, stage: StageName, release: Release, check: Callable[[Endpoint], object], *, generation: str = ""
+    ) -> Endpoint:
+        """The stage serves this release from now on; nothing happens when it does already, with the same key and
+        generation.
 
         `check` is given the new server before traffic moves. What it raises leaves the stage as it was.
         Raises ReleaseFailed when the new server doesn't come up, ToolingError when something is missing here.
@@ -109,7 +114,7 @@ class LocalPlatform:
         # a start, its warm-up and dump; when that fails, another start
         with self._control(stage, 3 * self.settings.local.start_timeout_s + DUMP_LIMIT_S) as control:
             try:
-                prepared = control.prepare(release.id, self._key)
+                prepared = control.prepare(release.id, self._key, generation)
                 if not prepared.serving:
                     check(Endpoint(base_url=prepared.base_url, api_key=self._key))
                     control.commit(release.id)
@@ -117,6 +122,16 @@ class LocalPlatform:
                 self._undo(control)
                 raise
         return self.endpoint(stage)
+
+    def serving(self, stage: StageName) -> tuple[str, str] | None:
+        """(release id, generation) that the stage serves, with whatever key; None when its activator serves nothing."""
+        status = self.status(stage)
+        return (status.release, status.generation) if status and status.release else None
+
+    def knows_key(self, stage: StageName) -> bool:
+        """Whether the servers of a stage whose activator runs were started with the API key of today."""
+        with self._control(stage) as control:
+            return control.has_key(self._key)
 
     def ensure(self, stage: StageName) -> Endpoint:
         """The stage's activator runs and serves what deployment.json says; started if it doesn't run.
@@ -145,6 +160,12 @@ class LocalPlatform:
         with self._control(stage, IDLE_LIMIT_S + 30) as control:
             return control.idle(IDLE_LIMIT_S)
 
+    def rest(self, stage: StageName, since: Sight) -> None:
+        """Let the stage's server go idle at once if no user asked anything since then."""
+        if since.answered is not None and self.status(stage) is not None:
+            with self._control(stage) as control:
+                control.idle(0, answered=since.answered)
+
     def boots(self, stage: StageName) -> list[BootRecord]:
         """Boot records of the stage, oldest first."""
         paths = sorted((run_folder(self.store.root, stage) / "boots").glob("2*.json"))
@@ -154,12 +175,30 @@ class LocalPlatform:
         """The log of the stage's latest server; earlier ones lie beside it."""
         return run_folder(self.store.root, stage) / "servers" / "server.log"
 
+    def sight(self, stage: StageName) -> Sight:
+        """The stage as its activator knows it. Past the activator, its server can be asked without being kept up."""
+        wakes, status = load_wakes(self.store.root, stage), self.status(stage)
+        if status is None:
+            return Sight(servers=0, wakes=wakes)
+        gpu = gpu_memory_mb() if self.settings.recipe.backend == "cuda" else None
+        return Sight(
+            servers=status.servers,
+            in_flight=status.in_flight,
+            answered=status.answered,
+            errors=status.errors,
+            wakes=wakes,
+            aside=Endpoint(base_url=status.server_url, api_key=self._key) if status.server_url else None,
+            stays=self.snapshots().kind == "memory",
+            gpu_used_mb=gpu[0] if gpu else None,
+            gpu_total_mb=gpu[1] if gpu else None,
+        )
+
     def golden(self, stage: StageName) -> Golden | None:
         """What the stage's server answered before its snapshot; None when there is no snapshot."""
         deployment = load_deployment(self.store.root, stage)
         if deployment is None or deployment.release is None:
             return None
-        name = snapshot.folder_name(deployment.release, self._key)
+        name = snapshot.folder_name(deployment.release, self._key, deployment.generation)
         return snapshot.load_golden(snapshot.snapshots_folder(self.store.root, stage) / name)
 
     def snapshots(self) -> Ability:
@@ -176,7 +215,7 @@ class LocalPlatform:
         self.shut_down(stage)
         deployment = load_deployment(self.store.root, stage)
         if deployment is not None:
-            save_deployment(self.store.root, stage, deployment.model_copy(update={"release": None}))
+            save_deployment(self.store.root, stage, Deployment(port=deployment.port))
         snapshot.sweep(snapshot.snapshots_folder(self.store.root, stage), set(), half_taken=True)
 
     def shut_down(self, stage: StageName | None = None) -> None:

@@ -25,6 +25,7 @@ from typing import Any, Literal, cast
 import aiohttp
 from aiohttp import web
 
+from modal_app.warmup import AGENT
 from tasks.platforms.local.control import (
     KEY_VARIABLE,
     Deployment,
@@ -34,6 +35,7 @@ from tasks.platforms.local.control import (
     pointer_to_socket,
     problem_json,
     save_deployment,
+    save_wake,
     socket_path,
 )
 from tasks.platforms.local.proc import descendants, holder, is_alive
@@ -41,7 +43,7 @@ from tasks.platforms.local.proxy import Body, forward, refusal, session
 from tasks.platforms.local.replica import Replica, ended
 from tasks.platforms.local.server import EXECUTABLE
 from tasks.platforms.local.snapshot import Wanted, folder_name, snapshots_folder, sweep
-from tasks.release import BadInput, Problem, StageName, ToolingError
+from tasks.release import BadInput, Problem, StageName, ToolingError, Wake
 from tasks.store import Store
 
 log = logging.getLogger("activator")
@@ -86,11 +88,12 @@ class Activator:
         self.leaving: set[Replica] = set()
         self.done = asyncio.Event()
         self.drain_s = DRAIN_S
+        self.answered = self.errors = 0
         self._tasks: set[asyncio.Task[None]] = set()
         deployment = load_deployment(store.root, options.stage)
         if deployment is not None and deployment.release is not None:
-            self.current = self._replica(deployment.release, key)
-        self._save(deployment.release if deployment is not None else None)
+            self.current = self._replica(deployment.release, key, deployment.generation)
+        self._save(self.current)
         self._sweep(half_taken=True)
 
     # -- requests -----------------------------------------------------------------------------------
@@ -100,6 +103,8 @@ class Activator:
         replica = self.current
         if replica is None:
             return refusal(503, f"no release has been deployed to {self.options.stage}")
+        if replica.server is None and not replica.starting:
+            request["woke"] = (replica.release.id, time.monotonic())
         with replica.in_use():
             try:
                 return await self._pass_on(request, replica)
@@ -121,12 +126,26 @@ class Activator:
                 raise
         return await forward(self.client, request, body, (await replica.up()).port)
 
+    async def note(self, request: web.Request, answer: web.StreamResponse) -> None:
+        """What the restore watch goes by; called with every answer before its first byte goes out."""
+        probe = request.headers.get("User-Agent") == AGENT
+        if not probe:
+            self.answered += 1
+            self.errors += answer.status >= 500
+        if woke := request.get("woke"):
+            release, began = woke
+            wake = Wake(
+                stage=self.options.stage, release=release, status=answer.status,
+                first_byte_s=round(time.monotonic() - began, 3), probe=probe,
+            )  # fmt: skip
+            self._spawn(asyncio.to_thread(save_wake, self.store.root, wake))  # no answer waits for the disk
+
     # -- deployment ---------------------------------------------------------------------------------
 
-    async def prepare(self, release: str, key: str | None, deployer: int) -> Prepared:
+    async def prepare(self, release: str, key: str | None, generation: str, deployer: int) -> Prepared:
         """A server of this release beside the current one, healthy. Raises what keeps it from coming up."""
-        replica = self._replica(release, key)
-        if self.current is not None and self.current.serves(replica.release, key):
+        replica = self._replica(release, key, generation)
+        if self.current is not None and self.current.serves(replica):
             return Prepared(serving=True)
         await self._give_up_orphan()
         if self.candidate is not None:
@@ -150,7 +169,7 @@ class Activator:
             raise ToolingError(
                 f"the server that was prepared of release {release} is gone", todo="read its log, deploy it again"
             )
-        self._save(release)
+        self._save(candidate.replica)
         old, self.current, self.candidate = self.current, candidate.replica, None
         self.current.last_used = time.monotonic()
         log.info("%s serves %s", self.options.stage, self.current.release.label)
@@ -180,8 +199,13 @@ class Activator:
 
     # -- rest ---------------------------------------------------------------------------------------
 
-    async def idle(self, limit_s: float) -> int:
-        """Stop the server when no request is in flight, waiting up to `limit_s`; processes left."""
+    async def idle(self, limit_s: float, answered: int | None = None) -> int:
+        """Stop the server when no request is in flight, waiting up to `limit_s`; processes left.
+
+        `answered`: only if no user's request has come since there were so many.
+        """
+        if answered is not None and answered != self.answered:
+            return self.count()
         deadline = time.monotonic() + limit_s
         for replica in filter(None, [*self.leaving, self.current]):
             if await replica.drained(deadline - time.monotonic()):
@@ -224,9 +248,12 @@ class Activator:
             pid=os.getpid(),
             port=self.port,
             release=replica.release.id if replica is not None else None,
+            generation=replica.generation if replica is not None else "",
             state=self._state(),
             server_pid=server.pid if server is not None else None,
             server_url=server.endpoint.base_url if server is not None else None,
+            answered=self.answered,
+            errors=self.errors,
             in_flight=sum(r.in_flight for r in filter(None, [replica, *self.leaving])),
             prepared=self.candidate.replica.release.id if self.candidate is not None else None,
             servers=self.count(),
@@ -239,22 +266,28 @@ class Activator:
             return "up"
         return "starting" if self.current.starting else "idle"
 
-    def _replica(self, release: str, key: str | None) -> Replica:
-        found = self.store.get_release(release)
-        return Replica(self.store, self.options.stage, found, key, self.options.wanted, self.options.start_timeout_s)
+    def has_key(self, key: str | None) -> bool:
+        """Whether what is served knows this API key; a stage that serves nothing contradicts no key."""
+        return self.current is None or self.current.has_key(key)
+
+    def _replica(self, release: str, key: str | None, generation: str) -> Replica:
+        found, options = self.store.get_release(release), self.options
+        return Replica(self.store, options.stage, found, key, options.wanted, options.start_timeout_s, generation)
 
     def _sweep(self, *, half_taken: bool = False) -> None:
         """Remove the snapshots of releases that this stage neither serves nor retains, and those with another key."""
         pointer = self.store.pointer(self.options.stage)
         replicas = [self.current, self.candidate.replica if self.candidate else None]
-        keep = {folder_name(r.release.id, r.key) for r in replicas if r}
+        keep = {folder_name(r.release.id, r.key, r.generation) for r in replicas if r}
         if self.current is not None:
             retained = filter(None, (pointer.release, *pointer.retained))
-            keep |= {folder_name(release, self.current.key) for release in retained}
+            key = self.current.key
+            keep |= {folder_name(release, key, pointer.generation(release)) for release in retained}
         sweep(snapshots_folder(self.store.root, self.options.stage), keep, half_taken=half_taken)
 
-    def _save(self, release: str | None) -> None:
-        save_deployment(self.store.root, self.options.stage, Deployment(release=release, port=self.port))
+    def _save(self, replica: Replica | None) -> None:
+        served = {"release": replica.release.id, "generation": replica.generation} if replica is not None else {}
+        save_deployment(self.store.root, self.options.stage, Deployment(port=self.port, **served))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -272,7 +305,11 @@ def control_app(activator: Activator) -> web.Application:
         return activator.status().model_dump()
 
     async def prepare(body: dict[str, Any]) -> Any:
-        return (await activator.prepare(body["release"], body["key"], body["pid"])).model_dump()
+        prepared = await activator.prepare(body["release"], body["key"], body["generation"], body["pid"])
+        return prepared.model_dump()
+
+    async def has_key(body: dict[str, Any]) -> Any:
+        return {"same": activator.has_key(body["key"])}
 
     async def commit(body: dict[str, Any]) -> Any:
         activator.commit(body["release"])
@@ -281,14 +318,14 @@ def control_app(activator: Activator) -> web.Application:
         await activator.abort()
 
     async def idle(body: dict[str, Any]) -> Any:
-        return {"left": await activator.idle(body["limit_s"])}
+        return {"left": await activator.idle(body["limit_s"], body.get("answered"))}
 
     async def stop(body: dict[str, Any]) -> Any:
         activator.stop(body["limit_s"])
 
     app = web.Application()
     app.router.add_get("/status", _verb(status))
-    for verb in (prepare, commit, abort, idle, stop):
+    for verb in (prepare, commit, abort, has_key, idle, stop):
         app.router.add_post(f"/{verb.__name__}", _verb(verb))
     return app
 
@@ -353,6 +390,7 @@ def _control_socket(store: Store, stage: StageName) -> socket.socket:
 
 def _public_app(activator: Activator) -> web.Application:
     app = web.Application()
+    app.on_response_prepare.append(activator.note)
     app.router.add_route("*", "/{path:.*}", activator.serve)
     return app
 

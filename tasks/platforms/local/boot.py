@@ -71,6 +71,7 @@ class Boot:
     """Seconds until a server must be healthy; and as many for its warm-up."""
     halt: threading.Event
     """Gives a boot up."""
+    generation: str = ""
 
     def __call__(self, refused: str = "") -> Booted:
         """A healthy server. `refused`: why the one that was kept could not be used.
@@ -104,7 +105,7 @@ class Boot:
 
     @property
     def folder(self) -> Path:
-        name = snapshot.folder_name(self.release.id, self.key)
+        name = snapshot.folder_name(self.release.id, self.key, self.generation)
         return snapshot.snapshots_folder(self.store.root, self.stage) / name
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import stat
 import tempfile
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any, Literal, Self
 
 import httpx
 
-from tasks.release import BadInput, Model, Problem, ReleaseFailed, StageName, ToolingError
+from tasks.release import BadInput, Model, Problem, ReleaseFailed, StageName, ToolingError, Wake
 from tasks.store import write_atomic
 
 KEY_VARIABLE = "LLAMA_API_KEY"
 """In the environment of an activator and of a llama-server."""
 MAX_SOCKET_PATH = 100
 """Linux takes 108 bytes for the path of a Unix socket."""
+MAX_WAKES = 200
 
 _KINDS: dict[str, type[Problem]] = {kind.__name__: kind for kind in (BadInput, ReleaseFailed, ToolingError)}
 
@@ -26,6 +28,7 @@ class Deployment(Model):
     """What a stage's activator serves, also after its own restart: run/<stage>/deployment.json."""
 
     release: str | None = None
+    generation: str = ""
     port: int
 
 
@@ -36,10 +39,15 @@ class Status(Model):
     pid: int
     port: int
     release: str | None
+    generation: str = ""
     state: Literal["empty", "idle", "starting", "up"]
     server_pid: int | None
     server_url: str | None
     in_flight: int
+    answered: int
+    """Requests of users that were answered since the activator began."""
+    errors: int
+    """Those of them that were answered with 5xx."""
     prepared: str | None
     servers: int
     """llama-server processes below the activator, old and prepared ones included."""
@@ -75,6 +83,21 @@ def load_deployment(root: Path, stage: StageName) -> Deployment | None:
 
 def save_deployment(root: Path, stage: StageName, deployment: Deployment) -> None:
     write_atomic(deployment_path(root, stage), deployment.model_dump_json() + "\n")
+
+
+def save_wake(root: Path, wake: Wake) -> None:
+    """Keep what the first request after an idle window got, and forget the oldest of too many."""
+    folder = run_folder(root, wake.stage) / "wakes"
+    name = f"{wake.at.strftime('%Y%m%dT%H%M%S.%fZ')}-{secrets.token_hex(3)}.json"
+    write_atomic(folder / name, wake.model_dump_json() + "\n")
+    for path in sorted(folder.glob("2*.json"))[:-MAX_WAKES]:
+        path.unlink(missing_ok=True)
+
+
+def load_wakes(root: Path, stage: StageName) -> tuple[Wake, ...]:
+    """What the first requests after idle windows got, oldest first."""
+    paths = sorted((run_folder(root, stage) / "wakes").glob("2*.json"))
+    return tuple(Wake.model_validate_json(path.read_text(encoding="utf-8")) for path in paths)
 
 
 def socket_path(root: Path, stage: StageName) -> Path:
@@ -146,9 +169,10 @@ class Control:
     def status(self) -> Status:
         return Status.model_validate(self._call("status"))
 
-    def prepare(self, release: str, key: str | None) -> Prepared:
+    def prepare(self, release: str, key: str | None, generation: str) -> Prepared:
         """A second server beside the current one, healthy; it is given up when this process ends."""
-        return Prepared.model_validate(self._call("prepare", {"release": release, "key": key, "pid": os.getpid()}))
+        body = {"release": release, "key": key, "generation": generation, "pid": os.getpid()}
+        return Prepared.model_validate(self._call("prepare", body))
 
     def commit(self, release: str) -> None:
         """The prepared release is what the stage serves."""
@@ -158,9 +182,16 @@ class Control:
         """The prepared server is gone; fine if there is none."""
         self._call("abort", {})
 
-    def idle(self, limit_s: float) -> int:
-        """Stop the server once no request is in flight, waiting up to `limit_s`; how many processes are left."""
-        return int(self._call("idle", {"limit_s": limit_s})["left"])
+    def has_key(self, key: str | None) -> bool:
+        """Whether the stage's servers know this API key."""
+        return bool(self._call("has_key", {"key": key})["same"])
+
+    def idle(self, limit_s: float, answered: int | None = None) -> int:
+        """Stop the server once no request is in flight, waiting up to `limit_s`; how many processes are left.
+
+        `answered`: only if so many requests of users have been answered, and none is in flight.
+        """
+        return int(self._call("idle", {"limit_s": limit_s, "answered": answered})["left"])
 
     def stop(self, limit_s: float) -> None:
         """The activator drains for up to `limit_s` seconds and ends."""

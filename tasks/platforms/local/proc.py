@@ -1,4 +1,4 @@
-"""What Linux says in /proc about ports and processes."""
+"""What Linux says in /proc about ports and processes, and the driver about the GPU."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from tasks.process import run
+from tasks.release import ToolingError
+
 _LISTEN = "0A"
 _LOOPBACK = "0100007F"
 LOWEST_PORT = 16_000
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nothing listens on just now; another process may take it at any time."""
+def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
+    """A TCP port that nothing listens on just now, or this one; another process may take it at any time.
+
+    Raises OSError when this one is taken.
+    """
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
         return int(probe.getsockname()[1])
 
 
@@ -128,3 +135,13 @@ def _read(path: str) -> str:
         return Path(path).read_text(errors="replace")
     except OSError:
         return ""
+
+
+def gpu_memory_mb() -> tuple[int, int] | None:
+    """(used, total) memory of the first GPU, MiB; None where nvidia-smi does not tell."""
+    argv = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        used, total = run(argv, timeout_s=30).stdout.splitlines()[0].split(",")
+        return int(used), int(total)
+    except (ToolingError, ValueError, IndexError):
+        return None

@@ -60,13 +60,14 @@ class Replica:
         key: str | None,
         wanted: Wanted,
         start_timeout_s: float,
+        generation: str = "",
     ) -> None:
-        self.store, self.stage, self.release = store, stage, release
+        self.store, self.stage, self.release, self.generation = store, stage, release, generation
         self.in_flight = 0
         self.last_used = time.monotonic()
         self.key = key
         self._halt = threading.Event()
-        self._boot = Boot(store, stage, release, key, wanted, start_timeout_s, self._halt)
+        self._boot = Boot(store, stage, release, key, wanted, start_timeout_s, self._halt, generation)
         self._booted: Booted | None = None
         self._asleep = False
         self._watch = Watch()
@@ -92,8 +93,13 @@ class Replica:
         """Seconds since the last request ended; 0 while one is in flight."""
         return 0.0 if self.in_flight else time.monotonic() - self.last_used
 
-    def serves(self, release: Release, key: str | None) -> bool:
-        return release.id == self.release.id and hmac.compare_digest((key or "").encode(), (self.key or "").encode())
+    def has_key(self, key: str | None) -> bool:
+        return hmac.compare_digest((key or "").encode(), (self.key or "").encode())
+
+    def serves(self, other: Replica) -> bool:
+        """Whether it is what another one would be."""
+        same = (self.release.id, self.generation) == (other.release.id, other.generation)
+        return same and self.has_key(other.key)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -212,6 +218,7 @@ class Replica:
         record = BootRecord(
             stage=self.stage,
             release=self.release.id,
+            generation=self.generation,
             kind=kind,
             reason=reason,
             pid=pid,

@@ -1,7 +1,7 @@
 """Snapshots of a warmed server, as files: what this machine can take, where they lie, whether one may be used.
 
     run/<stage>/snapshots/                    0700: the images hold the API key
-        <release>-<tag of the key>/
+        <release>-<tag of key and generation>/
             images/                           CRIU's
             golden.json                       what the warmed server answered (modal_app.warmup)
             manifest.json                     written last; the folder is renamed to its place after it
@@ -126,9 +126,9 @@ def snapshots_folder(root: Path, stage: StageName) -> Path:
     return run_folder(root, stage) / "snapshots"
 
 
-def folder_name(release: str, key: str | None) -> str:
-    """A restored server has the key it was snapshotted with: another key is another snapshot."""
-    return f"{release}-{hashlib.sha256(f'{release} {key}'.encode()).hexdigest()[:8]}"
+def folder_name(release: str, key: str | None, generation: str = "") -> str:
+    """A restored server has the key it was snapshotted with: another key is another snapshot, as is a redeploy."""
+    return f"{release}-{hashlib.sha256(f'{release} {key} {generation}'.encode()).hexdigest()[:8]}"
 
 
 def begin(target: Path) -> Path:

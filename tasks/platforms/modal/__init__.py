@@ -17,7 +17,7 @@ from pydantic import Field
 from modal_app.deployment import Deployment, FileRef
 from modal_app.server import KEY
 from modal_app.warmup import Golden
-from tasks.platforms import Progress
+from tasks.platforms import Progress, Sight
 from tasks.platforms.modal import apps, building, cost
 from tasks.platforms.modal.account import command, told
 from tasks.platforms.modal.store import VolumeStore
@@ -51,6 +51,7 @@ class Deployed(Model):
     """What we deployed to a stage last: deployments/<stage>.json in the store."""
 
     release: str
+    generation: str = ""
     definition: str
     version: int
     key: str = Field(description="tells the API key that its snapshot knows from another one")
@@ -102,14 +103,17 @@ class ModalPlatform:
         """None of this process's environment variables reaches a container."""
         return ()
 
-    def deploy(self, stage: StageName, release: Release, check: Callable[[Endpoint], object]) -> Endpoint:
-        """The stage serves this release from now on; nothing happens when it does already, with the same key.
+    def deploy(
+        self, stage: StageName, release: Release, check: Callable[[Endpoint], object], *, generation: str = ""
+    ) -> Endpoint:
+        """The stage serves this release from now on; nothing happens when it does already, with the same key and
+        generation.
 
         `check` runs against a trial of the release before production moves (staging has no traffic to protect), and
         against the stage itself after it did; what it raises leaves the stage as it was, by a redeploy if need be.
         """
         self.store.save_release(release)
-        deployment = self._deployment(stage, self._modal.stage_app(stage), release)
+        deployment = self._deployment(stage, self._modal.stage_app(stage), release, generation=generation)
         before = self.deployed(stage)
         if before and before.definition == self._definition(deployment):
             return self.endpoint(stage)
@@ -129,10 +133,21 @@ class ModalPlatform:
                 apps.drain(self._modal, deployment.name, running, DRAIN_LIMIT_S)
             check(endpoint)
         except BaseException:
-            self._back_to(stage, before.release if before else self.store.pointer(stage).release)
+            pointer = self.store.pointer(stage)
+            self._back_to(
+                stage,
+                *(before.release, before.generation)
+                if before
+                else (pointer.release, pointer.generation(pointer.release)),
+            )
             raise
         self._remember(stage, deployment)
         return endpoint
+
+    def serving(self, stage: StageName) -> tuple[str, str] | None:
+        """(release id, generation) that we deployed, when Modal still has that very version; else None."""
+        known = self.deployed(stage)
+        return (known.release, known.generation) if known else None
 
     def endpoint(self, stage: StageName) -> Endpoint:
         """Where the stage answers. Raises BadInput when it serves nothing."""
@@ -146,17 +161,24 @@ class ModalPlatform:
         return Endpoint(base_url=url, api_key=self._key)
 
     def idle(self, stage: StageName) -> int:
-        """Force the idle window and undo what forced it; how many containers are left (0 is the goal)."""
+        """Force the idle window and undo what forced it; how many containers are left (0 is the goal).
+
+        Production has clients, and a container that is stopped breaks off what it streams: it is only left to scale
+        down by itself, which it does at once when nothing is asked of it.
+        """
         name = self._modal.stage_app(stage)
         if apps.url(self._modal, name) is None:
             return 0
         with apps.no_spare_containers(self._modal, name):
             deadline = time.monotonic() + IDLE_LIMIT_S
             while (running := apps.containers(self._modal, name)) and time.monotonic() < deadline:
-                for container in running:
+                for container in running if stage == "staging" else ():
                     apps.stop_container(container.id)
                 time.sleep(POLL_S)
             return len(running)
+
+    def rest(self, stage: StageName, since: Sight) -> None:
+        """Nothing: Modal does not tell whether a user asked something, and scales down by itself after modal.idle_s."""
 
     def stop(self, stage: StageName) -> None:
         """The stage serves nothing from now on. Nothing happens when it does not."""
@@ -167,6 +189,10 @@ class ModalPlatform:
         """Boot records of the stage, oldest first, as its containers wrote them; Modal keeps them for a week."""
         found = apps.boots_of(self._modal, self._modal.stage_app(stage))
         return [BootRecord.model_validate_json(found[key]) for key in sorted(found)]
+
+    def sight(self, stage: StageName) -> Sight:
+        """How many containers are up. Modal tells nothing of their requests, and any request to one counts as use."""
+        return Sight(servers=len(apps.containers(self._modal, self._modal.stage_app(stage))))
 
     def golden(self, stage: StageName) -> Golden | None:
         """What the stage's server answered before its snapshot was taken, told by the container that came up last."""
@@ -206,7 +232,9 @@ class ModalPlatform:
 
     # -- deployments ----------------------------------------------------------------------------------------
 
-    def _deployment(self, stage: Served, name: str, release: Release, *, wait: bool = True) -> Deployment:
+    def _deployment(
+        self, stage: Served, name: str, release: Release, *, generation: str = "", wait: bool = True
+    ) -> Deployment:
         build = self.store.build(release.build)
         if build is None:
             raise ToolingError(
@@ -217,7 +245,7 @@ class ModalPlatform:
         small = release.files["model"].size_bytes <= self._modal.cpu_trial_mb * 1_000_000
         on_cpu = build.recipe.backend == "cpu" or (stage == "trial" and small)
         return Deployment(
-            stage=stage, name=name, release=release.id, build=release.build, argv=release.argv,
+            stage=stage, name=name, release=release.id, generation=generation, build=release.build, argv=release.argv,
             files={each: FileRef(name=ref.name, sha256=ref.sha256) for each, ref in release.files.items()},
             gpu=None if on_cpu else self._modal.gpu, wait=wait, settings=self._modal,
             key="" if stage == "trial" else self.key_mark,
@@ -255,7 +283,7 @@ class ModalPlatform:
                 continue
             fresh = {k: v for k, v in apps.boots(deployment).items() if k not in known}
             for boot in (BootRecord.model_validate_json(fresh[k]) for k in sorted(fresh)):
-                if boot.release != deployment.release:
+                if (boot.release, boot.generation) != (deployment.release, deployment.generation):
                     continue
                 if boot.kind is BootKind.CRASHED:
                     raise ReleaseFailed(
@@ -289,13 +317,14 @@ class ModalPlatform:
     def _remember(self, stage: StageName, deployment: Deployment) -> None:
         known = Deployed(
             release=deployment.release,
+            generation=deployment.generation,
             definition=self._definition(deployment),
             version=apps.version(self._modal, deployment.name) or 0,
             key=deployment.key,
         )
         self.store.files.write(_path(stage), known.model_dump_json(indent=1) + "\n")
 
-    def _back_to(self, stage: StageName, release_id: str | None) -> None:
+    def _back_to(self, stage: StageName, release_id: str | None, generation: str) -> None:
         """Leave the stage with an earlier release. What goes wrong here is not raised: what made us go back says more.
 
         By a deploy: Modal's own `app rollback` is not part of every plan.
@@ -305,7 +334,7 @@ class ModalPlatform:
                 self.stop(stage)
                 return
             release = self.store.get_release(release_id)
-            deployment = self._deployment(stage, self._modal.stage_app(stage), release)
+            deployment = self._deployment(stage, self._modal.stage_app(stage), release, generation=generation)
             self._deploy(deployment)
             for container in apps.containers(self._modal, deployment.name):
                 apps.stop_container(container.id)  # what was not good enough answers no more

@@ -107,7 +107,7 @@ def _stage(platform: ModalPlatform, stage: StageName) -> str:
         raise BadInput(
             f"the API key is newer than the snapshot of {stage}",
             evidence=f"app {name} version {deployed.version} was deployed with another key, which it keeps",
-            todo="`llama-release start` deploys it again, with the new key and a new snapshot",
+            todo="`llama-release redeploy --reason 'new API key'` makes a snapshot that knows the new one",
         )
     return f"{deployed.release}, app {name} version {deployed.version}"
 

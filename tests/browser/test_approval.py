@@ -1,0 +1,109 @@
+"""A person in front of the real Prefect page of real paused upgrades: reads the evidence, rejects one, approves one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from tests.flows.conftest import PATIENCE_S, Machine
+from tests.flows.test_upgrade import answered_by
+
+pytestmark = pytest.mark.browser
+
+OLDER, NEWER = "b11401", "b11434"
+PATIENCE_MS = 60_000.0
+
+
+@contextmanager
+def waiting_upgrade(machine: Machine) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """An upgrade that has come to its question, and the address of its page as a person is told it."""
+    asked = len(machine.events("approval_wanted"))
+    upgrade = machine.start("upgrade", "--to", NEWER)
+    assert upgrade.stdout
+    lines = []
+    for line in upgrade.stdout:
+        lines.append(line)
+        if len(machine.events("approval_wanted")) > asked:
+            break
+    else:
+        raise AssertionError(f"it ended first:\n{''.join(lines)}")
+    link = machine.events("approval_wanted")[-1].detail["link"]
+    assert f"Prefect page {link}\n" in "".join(lines)
+    yield upgrade, str(link)
+
+
+def form(browser: Browser, link: str) -> tuple[Page, Locator]:
+    """The page of a run, and the form that it shows on Resume."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1800}, locale="en-GB")
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(link)
+    expect(page.get_by_text("Paused").first).to_be_visible(timeout=PATIENCE_MS)
+    page.get_by_role("button", name="Open menu").first.click()
+    page.get_by_role("menuitem", name="Resume").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("button", name="Resume")).to_be_visible(timeout=PATIENCE_MS)
+    return page, dialog
+
+
+def fill(page: Page, dialog: Locator, decision: str, approver: str, note: str) -> None:
+    dialog.get_by_label("Select Decision").click()
+    page.get_by_role("option", name=decision).click()
+    dialog.get_by_label("Approver").fill(approver)
+    dialog.get_by_label("Note").fill(note)
+
+
+def keep(page: Page, name: str) -> None:
+    """A screenshot for whoever wants one."""
+    if folder := os.environ.get("LLAMA_RELEASE_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / name)
+
+
+def end_of(upgrade: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = upgrade.communicate(timeout=PATIENCE_S)
+    return upgrade.returncode, said
+
+
+def test_the_first_release_is_in_production(machine: Machine) -> None:
+    machine.run("upgrade", "--to", OLDER, "--approver", "alice")
+    assert machine.production() == OLDER == answered_by(machine)
+
+
+def test_a_person_reads_the_evidence_in_the_page_and_rejects(machine: Machine, browser: Browser) -> None:
+    with waiting_upgrade(machine) as (upgrade, link):
+        page, dialog = form(browser, link)
+        request = machine.store.requests()[-1]
+        expect(dialog).to_contain_text(f"Dossier {request.dossier}")
+        for title in ("What changed upstream", "Patches", "Preflight", "Contracts", "Restores", "Evals"):
+            expect(dialog.get_by_role("heading", name=title)).to_be_visible()
+        expect(dialog).to_contain_text(re.compile("0001-gemma4-thinking-tags.patch.*upstreamed"))
+        plot = dialog.get_by_role("img", name="latency across releases")
+        plot.scroll_into_view_if_needed()
+        assert plot.evaluate("image => image.complete && image.naturalWidth") == 760
+        dialog.get_by_text(re.compile(r"^\d+ promises$")).click()
+        expect(dialog.get_by_role("cell", name="auth.wrong_key")).to_be_visible()
+        fill(page, dialog, "reject", "bob", "not on a Friday")
+        dialog.get_by_role("button", name="Resume").click()
+        code, said = end_of(upgrade)
+    assert code == 4, said
+    assert machine.events("rejected")[-1].summary == f"bob: reject dossier {request.dossier} not on a Friday"
+    assert machine.production() == OLDER == answered_by(machine)
+
+
+def test_a_person_approves_in_the_page_and_production_moves(machine: Machine, browser: Browser) -> None:
+    with waiting_upgrade(machine) as (upgrade, link):
+        page, dialog = form(browser, link)
+        fill(page, dialog, "approve", "ada", "restores look good")
+        keep(page, "prefect-page.png")
+        dialog.get_by_role("button", name="Resume").click()
+        code, said = end_of(upgrade)
+    assert code == 0, said
+    assert machine.production() == NEWER == answered_by(machine)
+    assert "by ada" in machine.events("promoted")[-1].summary

@@ -1,0 +1,184 @@
+"""docs/operations.md for more than one machine, as it stands there: PostgreSQL, a Prefect server with a password, and
+two workers with folders and caches of their own and one store."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import httpx
+import pytest
+
+from tasks.contracts import scripted
+from tasks.platforms.local import LocalPlatform
+from tasks.platforms.local.proc import free_port
+from tasks.release import Build, StageName
+from tasks.settings import Settings
+from tasks.store import Store
+from tests.conftest import _link
+from tests.flows.conftest import KEY, REPOSITORY
+from tests.flows.operations import Api, Shell, environment, wait_for
+from tests.flows.postgres import Postgres, postgres
+
+pytestmark = pytest.mark.real
+
+NEWER = "b11434"
+
+
+@dataclass
+class Site:
+    """A team's machines: where Prefect runs, and two where work is done."""
+
+    api: Api
+    database: Postgres
+    store: Store
+    server: Shell
+    first: Shell
+    second: Shell
+
+
+@pytest.fixture
+def site(base: Settings, build: Build, tmp_path: Path) -> Iterator[Site]:
+    with postgres() as database:
+        port, password = free_port(), f"admin:{secrets.token_urlsafe(16)}"
+        api = Api(f"http://127.0.0.1:{port}/api", password)
+        store = store_of(base, tmp_path)
+        everywhere = {"PREFECT_API_URL": api.url, "PREFECT_API_AUTH_STRING": password}
+        server = Shell(
+            machine(tmp_path / "server"),
+            environment(tmp_path / "server" / "prefect")
+            | everywhere
+            | {
+                "PREFECT_SERVER_API_AUTH_STRING": password,
+                "PREFECT_SERVER_API_PORT": str(port),
+                "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.url,
+            },
+        )
+        settings = settings_text(base, store, scripted.build(scripted.thinks_then_answers(3), tmp_path / "model.gguf"))
+        workers = []
+        for name in ("first", "second"):
+            folder = machine(tmp_path / name)
+            (folder / "llama-release.toml").write_text(f'cache = "{folder}/cache"\n{settings}')
+            # stands for what each would download for itself
+            shutil.copytree(base.cache / "downloads", folder / "cache" / "downloads", copy_function=_link)
+            env = environment(folder / "prefect") | everywhere | {"LLAMA_RELEASE_API_KEY": KEY}
+            workers.append(Shell(folder, env))
+        found = Site(api, database, store, server, *workers)
+        try:
+            yield found
+        finally:
+            platform = LocalPlatform(Settings(store=store.root))
+            for stage in get_args(StageName):
+                platform.stop(stage)
+            for shell in (*workers, server):
+                shell.end()
+
+
+def machine(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def store_of(base: Settings, folder: Path) -> Store:
+    """A store that has what was compiled on this machine of the release."""
+    store, made = Store(folder / "store"), Store(base.store)
+    for each in made.builds():
+        if each.tag == NEWER:
+            shutil.copytree(made.build_dir(each.digest), store.build_dir(each.digest), copy_function=_link)
+    return store
+
+
+def settings_text(base: Settings, store: Store, model: Path) -> str:
+    return f"""
+store = "{store.root}"
+patches = "{base.patches}"
+
+[server]
+model = "{model}"
+alias = "scripted"
+threads = 1
+ctx_per_slot = 2048
+
+[local]
+staging_port = 0
+production_port = 0
+snapshots = "off"
+
+[restore]
+accept_cold = true
+cycles = 1
+required = 0.2
+
+[evals]
+items = 60
+hardest = 0
+families = ["arithmetic", "instructions", "structured"]
+"""
+
+
+def test_an_upgrade_that_one_worker_suspended_is_promoted_by_another(site: Site) -> None:
+    site.server.start("prefect server start", log="server.log")
+    wait_for(lambda: healthy(site.api))
+    site.server.run("prefect work-pool create llama-release --type process")
+    site.server.run("prefect deploy --all --no-prompt", "--prefect-file", str(REPOSITORY / "prefect.yaml"))
+
+    start = "prefect worker start --pool llama-release --type process --limit 4 --name"
+    first = site.first.start(f"{start} first", log="worker.log")
+    site.server.run(f"prefect deployment run upgrade/production -p to={NEWER}")
+    (run,) = wait_for(lambda: [each["id"] for each in runs(site.api)])
+    site.api.reaches(run, "Suspended")
+    wait_for(lambda: "Finished in state Suspended" in site.first.said("worker.log"))
+    first.send_signal(signal.SIGKILL)
+    first.wait(30)
+    asked = site.store.request(run)
+    assert asked
+    assert (asked.state, asked.tag) == ("open", NEWER)
+    assert site.store.pointer("production").release is None
+
+    site.second.start(f"{start} second", log="worker.log")
+    answer = {"run_input": {"decision": "approve", "approver": "ada", "note": "from the page"}}
+    resumed = site.api.call("POST", f"/flow_runs/{run}/resume", answer)
+    assert resumed.json()["status"] == "ACCEPT", resumed.text
+    site.api.reaches(run, "Promoted")
+
+    assert f"Worker 'first' submitting flow run '{run}'" in site.first.said("worker.log")
+    assert f"Worker 'second' submitting flow run '{run}'" in site.second.said("worker.log")
+    assert site.store.pointer("production").release == asked.release
+    assert [e.kind for e in site.store.ledger()].count("approval_wanted") == 1
+    assert answered_by(site) == NEWER
+
+    assert site.database.run("psql", "-Atc", f"select state_name from flow_run where id = '{run}'", "prefect") == (
+        "Promoted\n"
+    )
+    assert KEY not in site.database.run("pg_dump", "prefect")
+
+
+def healthy(api: Api) -> bool:
+    try:
+        return api.call("GET", "/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def runs(api: Api) -> list[dict[str, str]]:
+    """Those of the upgrade that somebody started."""
+    flow = {"flows": {"name": {"any_": ["upgrade"]}}}
+    found = api.call("POST", "/flow_runs/filter", flow).raise_for_status().json()
+    return [run for run in found if not run["auto_scheduled"]]
+
+
+def answered_by(site: Site) -> str:
+    """The build that answers at production's address."""
+    endpoint = LocalPlatform(Settings(store=site.store.root)).endpoint("production")
+    answer = httpx.post(
+        f"{endpoint.base_url}/v1/chat/completions",
+        json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
+        headers={"Authorization": f"Bearer {KEY}"}, timeout=120, trust_env=False,
+    )  # fmt: skip
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["system_fingerprint"]).split("-")[0]

@@ -1,0 +1,189 @@
+"""The restore watch on a real production: what it never does, and real faults that it tells of once."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from tasks.endpoint import chat_body
+from tasks.platforms.local import LocalPlatform
+from tasks.release import BootKind, Endpoint, Latency, StageName
+from tasks.settings import RestoreSettings, WatchSettings
+from tasks.watch import series
+from tasks.watch.judge import BASELINE, LATEST, found
+from tasks.watch.probe import probe
+from tests.contracts.breaking_proxy import Ask, Breakage, broken
+from tests.watch.conftest import Production
+
+pytestmark = pytest.mark.real
+
+RESTORED, FELL_BACK = BootKind.RESTORED, BootKind.FELL_BACK
+AT_ONCE = RestoreSettings(wait_s=0)
+
+
+def test_an_idle_production_is_not_woken_when_the_budget_is_spent(production: Production) -> None:
+    before = production.kinds()
+    production.watch(due=False)
+    assert production.kinds() == before
+    assert production.status().state == "idle"
+    assert [look.servers for look in production.series().looks] == [0]
+
+
+def test_a_production_that_is_up_is_not_asked_for_anything_that_counts_as_use(production: Production) -> None:
+    assert production.ask() == 200
+    before = production.kinds()
+    production.watch(due=True)
+    status = production.status()
+    assert (status.state, status.answered) == ("up", production.series().looks[-1].answered)
+    assert production.kinds() == before
+    (look,) = production.series().looks
+    assert look.metrics["tokens_predicted_total"] > 0
+    assert look.metrics["requests_deferred"] == 0
+
+
+def test_an_idle_production_is_woken_once_measured_and_let_go_idle_at_once(production: Production) -> None:
+    before = production.kinds()
+    production.watch(due=True)
+    assert production.kinds() == [*before, RESTORED]
+    assert production.status().state == "idle"  # long before its idle window of ten minutes is over
+    (latency,) = production.platform.store.latencies(production.release.id)
+    assert (latency.stage, latency.kind) == ("production", RESTORED)
+    assert latency.tokens_per_s and latency.tokens_per_s > 0
+    (wake,) = production.series().wakes
+    assert (wake.status, wake.probe) == (200, True)
+    assert production.status().answered == production.series().looks[-1].answered  # no user asked anything
+    production.watch(due=False)
+    assert production.kinds() == [*before, RESTORED]
+
+
+def test_a_user_who_comes_with_the_probe_is_served_on_and_nothing_is_judged_by_it(production: Production) -> None:
+    platform, headers = production.platform, {"Authorization": f"Bearer {production.stand.key}"}
+    body = chat_body("Count.", stream=True, max_tokens=7000, ignore_eos=True)
+    url = f"{platform.endpoint('production').base_url}/v1/chat/completions"
+    idle = platform.sight("production")
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=60, trust_env=False) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        pid = production.status().server_pid
+        seen = probe(platform, production.release, production.series(), idle, AT_ONCE)
+        assert (production.status().state, production.status().server_pid) == ("up", pid)
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+    assert not seen.probes[-1].fault
+    assert platform.store.latencies(production.release.id) == []
+
+
+def test_while_another_run_is_at_work_it_only_looks(production: Production) -> None:
+    before = production.kinds()
+    with production.platform.store.lock("release", holder={"name": "upgrade to b11434"}):
+        production.watch(due=True)
+    assert production.kinds() == before
+    assert len(production.series().looks) == 1
+
+
+def test_repeated_failed_restores_are_one_alert_and_good_ones_end_it(production: Production) -> None:
+    for n in range(3):
+        assert production.events("watch_alert") == [], f"after {n} of them"
+        production.damage()
+        production.watch(due=True)
+    (alert,) = production.events("watch_alert")
+    assert alert.release == production.release.id
+    assert alert.summary.startswith("3 of the last 3 returns from idle failed (fell_back ")
+    assert (alert.detail["about"], alert.detail["in_a_row"], alert.detail["last_good"]) == ("restores_fail", 3, None)
+    assert alert.detail["command"].startswith("llama-release redeploy")
+    production.watch(due=False)
+    for _ in range(3):
+        assert production.events("watch_over") == []
+        production.watch(due=True)
+    (over,) = production.events("watch_over")
+    assert over.detail["incident"] == alert.detail["incident"]
+    production.watch(due=False)
+    assert (len(production.events("watch_alert")), len(production.events("watch_over"))) == (1, 1)
+
+
+@contextmanager
+def broken_build(production: Production) -> Iterator[None]:
+    """No server of the release can start: its binary is gone, and its snapshot damaged."""
+    binary = production.platform.store.build_dir(production.release.build) / "llama-server"
+    away = binary.with_name("away")
+    production.damage()
+    shutil.move(binary, away)
+    try:
+        yield
+    finally:
+        shutil.move(away, binary)
+
+
+def test_a_users_error_after_idle_is_an_alert_and_starts_a_rollback_once(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_RELEASE_WATCH__ACT", "rollback")
+    with broken_build(production):
+        assert production.ask() == 503
+    production.watch(due=False)
+    (alert,) = production.events("watch_alert")
+    assert (alert.detail["about"], alert.summary) == (
+        "errors_after_idle", "1 of the last 1 first requests after idle got an error (HTTP 503)"
+    )  # fmt: skip
+    pointer = production.platform.store.pointer("production")
+    assert pointer.release == production.stand.second.id
+    assert pointer.hold and pointer.hold.by == "llama-release" and "HTTP 503" in pointer.hold.reason
+    assert production.ask() == 200
+    production.watch(due=False)
+    assert len(production.events("rolled_back")) == len(production.events("watch_acts")) == 1
+    (over,) = production.events("watch_over")
+    assert "production is" in over.summary
+
+
+class Slow(Breakage):
+    """The first token of a stream comes late."""
+
+    def __init__(self, delay_s: float) -> None:
+        self.delay_s = delay_s
+
+    def ask(self, ask: Ask, right_key: str) -> Ask:
+        if b'"stream": true' in ask.body or b'"stream":true' in ask.body:
+            time.sleep(self.delay_s)
+        return ask
+
+
+class Behind(LocalPlatform):
+    """Its production answers at another address."""
+
+    address = ""
+
+    def endpoint(self, stage: StageName) -> Endpoint:
+        return super().endpoint(stage).model_copy(update={"base_url": self.address})
+
+
+def test_a_slower_wire_is_a_drift_from_the_releases_own_baseline(production: Production) -> None:
+    store, release = production.platform.store, production.release
+    platform = production.platform
+    probe(platform, release, production.series(), platform.sight("production"), AT_ONCE)
+    (real,) = store.latencies(release.id)
+    for n in range(BASELINE - 1):  # as fast as it really is, and a little apart
+        share = 1 + n / 100
+        store.add_latency(
+            release.id,
+            Latency(
+                stage="staging", kind=RESTORED, health_s=real.health_s, after_idle_s=share * real.after_idle_s,
+                warm_s=share * real.warm_s, tokens_per_s=real.tokens_per_s,
+            ),
+        )  # fmt: skip
+    delay_s = max(0.2, 4 * real.after_idle_s)
+    behind = Behind(production.platform.settings)
+    with broken(production.platform.endpoint("production"), Slow(delay_s)) as slow:
+        behind.address = slow.base_url
+        for n in range(LATEST):
+            assert (
+                found(series.load(store, release), store.latencies(release.id), WatchSettings(), "slower", None) is None
+            )
+            seen = probe(behind, release, production.series(), behind.sight("production"), AT_ONCE)
+            assert not seen.probes[-1].fault
+    drift = found(series.load(store, release), store.latencies(release.id), WatchSettings(), "slower", None)
+    assert drift
+    assert "first token after idle" in drift.summary and "its baseline" in drift.summary
