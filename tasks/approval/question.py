@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any, Literal
 from uuid import UUID
 
+from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput, read_flow_run_input
@@ -115,7 +116,9 @@ def ask(
         return answer
     if notes:
         show(notes)
-    question = Decision.with_initial_data(description=page(platform, dossier, expected, notes))
+    read = page(platform, dossier, expected, notes)
+    create_markdown_artifact(key="approval", markdown=read, description=f"dossier {dossier.digest}")  # wider there
+    question = Decision.with_initial_data(description=read)
     request = _open(store, dossier, expected, settings)
     timeout_s = settings.approval.timeout_s
     if request.suspended:

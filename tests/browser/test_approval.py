@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.flows.conftest import PATIENCE_S, Machine
 from tests.flows.test_upgrade import answered_by
+from tests.platforms.stand import until
 
 pytestmark = pytest.mark.browser
 
@@ -21,22 +20,17 @@ OLDER, NEWER = "b11401", "b11434"
 PATIENCE_MS = 60_000.0
 
 
-@contextmanager
-def waiting_upgrade(machine: Machine) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def waiting_upgrade(machine: Machine) -> tuple[subprocess.Popen[str], str]:
     """An upgrade that has come to its question, and the address of its page as a person is told it."""
     asked = len(machine.events("approval_wanted"))
     upgrade = machine.start("upgrade", "--to", NEWER)
-    assert upgrade.stdout
-    lines = []
-    for line in upgrade.stdout:
-        lines.append(line)
-        if len(machine.events("approval_wanted")) > asked:
-            break
-    else:
-        raise AssertionError(f"it ended first:\n{''.join(lines)}")
-    link = machine.events("approval_wanted")[-1].detail["link"]
-    assert f"Prefect page {link}\n" in "".join(lines)
-    yield upgrade, str(link)
+
+    def it_asks() -> bool:
+        assert upgrade.poll() is None, f"it ended first:\n{upgrade.communicate()[0]}"
+        return len(machine.events("approval_wanted")) > asked
+
+    assert until(it_asks, PATIENCE_S)
+    return upgrade, str(machine.events("approval_wanted")[-1].detail["link"])
 
 
 def form(browser: Browser, link: str) -> tuple[Page, Locator]:
@@ -77,33 +71,34 @@ def test_the_first_release_is_in_production(machine: Machine) -> None:
 
 
 def test_a_person_reads_the_evidence_in_the_page_and_rejects(machine: Machine, browser: Browser) -> None:
-    with waiting_upgrade(machine) as (upgrade, link):
-        page, dialog = form(browser, link)
-        request = machine.store.requests()[-1]
-        expect(dialog).to_contain_text(f"Dossier {request.dossier}")
-        for title in ("What changed upstream", "Patches", "Preflight", "Contracts", "Restores", "Evals"):
-            expect(dialog.get_by_role("heading", name=title)).to_be_visible()
-        expect(dialog).to_contain_text(re.compile("0001-gemma4-thinking-tags.patch.*upstreamed"))
-        plot = dialog.get_by_role("img", name="latency across releases")
-        plot.scroll_into_view_if_needed()
-        assert plot.evaluate("image => image.complete && image.naturalWidth") == 760
-        dialog.get_by_text(re.compile(r"^\d+ promises$")).click()
-        expect(dialog.get_by_role("cell", name="auth.wrong_key")).to_be_visible()
-        fill(page, dialog, "reject", "bob", "not on a Friday")
-        dialog.get_by_role("button", name="Resume").click()
-        code, said = end_of(upgrade)
+    upgrade, link = waiting_upgrade(machine)
+    page, dialog = form(browser, link)
+    request = machine.store.requests()[-1]
+    expect(dialog).to_contain_text(f"Dossier {request.dossier}")
+    for title in ("What changed upstream", "Patches", "Preflight", "Contracts", "Restores", "Evals"):
+        expect(dialog.get_by_role("heading", name=title)).to_be_visible()
+    expect(dialog).to_contain_text(re.compile("0001-gemma4-thinking-tags.patch.*upstreamed"))
+    plot = dialog.get_by_role("img", name="latency across releases")
+    plot.scroll_into_view_if_needed()
+    assert plot.evaluate("image => image.complete && image.naturalWidth") == 760
+    dialog.get_by_text(re.compile(r"^\d+ promises$")).click()
+    expect(dialog.get_by_role("cell", name="auth.wrong_key")).to_be_visible()
+    fill(page, dialog, "reject", "bob", "not on a Friday")
+    dialog.get_by_role("button", name="Resume").click()
+    code, said = end_of(upgrade)
     assert code == 4, said
+    assert f"Prefect page {link}\n" in said
     assert machine.events("rejected")[-1].summary == f"bob: reject dossier {request.dossier} not on a Friday"
     assert machine.production() == OLDER == answered_by(machine)
 
 
 def test_a_person_approves_in_the_page_and_production_moves(machine: Machine, browser: Browser) -> None:
-    with waiting_upgrade(machine) as (upgrade, link):
-        page, dialog = form(browser, link)
-        fill(page, dialog, "approve", "ada", "restores look good")
-        keep(page, "prefect-page.png")
-        dialog.get_by_role("button", name="Resume").click()
-        code, said = end_of(upgrade)
+    upgrade, link = waiting_upgrade(machine)
+    page, dialog = form(browser, link)
+    fill(page, dialog, "approve", "ada", "restores look good")
+    keep(page, "prefect-page.png")
+    dialog.get_by_role("button", name="Resume").click()
+    code, said = end_of(upgrade)
     assert code == 0, said
     assert machine.production() == NEWER == answered_by(machine)
     assert "by ada" in machine.events("promoted")[-1].summary
