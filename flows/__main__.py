@@ -26,6 +26,7 @@ from flows.plan import plan as make_plan
 from flows.rollback import rollback as rollback_flow
 from flows.server import approver_at_the_terminal, prefect_server
 from flows.upgrade import upgrade as upgrade_flow
+from tasks import release_page
 from tasks.platforms import open_platform
 from tasks.promote import lift_hold, serve_pointer
 from tasks.release import BadInput, Problem, StageName, StagePointer, now
@@ -125,6 +126,22 @@ def history(
         return
     rows = ((f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind, e.release or "-", e.summary) for e in events)
     show_table("ledger (UTC)", ("when", "what", "release", "summary"), rows)
+
+
+@app.command()
+def report(
+    release: Annotated[str | None, typer.Argument(help="its id or its tag; production's by default")] = None,
+) -> None:
+    """Write one HTML page with all that is known of a release, and say where it is."""
+    platform = open_platform(load())
+    chosen = release_page.choose(platform.store, release)
+    costs: list[release_page.Cost] = []
+    if platform.name == "modal":
+        from tasks.platforms.modal import ModalPlatform  # Modal's SDK takes a second to load
+
+        assert isinstance(platform, ModalPlatform)
+        costs = [release_page.Cost(c.stage, c.seconds, c.usd) for c in platform.costs(chosen)]
+    print(release_page.write(platform.store, chosen, costs))
 
 
 @app.command()

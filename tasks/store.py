@@ -14,6 +14,7 @@
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
     outbox.json                 how far people were told of the ledger
+    reports/<id>.html           a release's report; of this machine, made anew at will
     locks/, run/                of this machine only
 
 A document is written whole or not at all, so a reader never sees half of one; only answers/ grows by lines. Documents
@@ -330,6 +331,11 @@ class Store:
     def verification(self, release_id: str, name: str) -> Verification | None:
         return self._load(f"dossiers/{release_id}/{name}.json", Verification)
 
+    def verifications(self, release_id: str) -> list[Verification]:
+        """All that was ever verified of a release and is on record, sorted by name."""
+        found = [self._load(path, Verification) for path in self.files.names(f"dossiers/{release_id}/*.json")]
+        return [each for each in found if each is not None]
+
     def fresh(self, release_id: str, names: tuple[str, ...], basis: str) -> list[Verification]:
         """The recorded verifications of these names, when none is missing, errored or of another basis; else []."""
         found = [self.verification(release_id, name) for name in names]
@@ -354,6 +360,11 @@ class Store:
 
     def approval(self, dossier_digest: str) -> Approval | None:
         return self._load(f"approvals/{dossier_digest}.json", Approval)
+
+    def approvals(self, release_id: str) -> list[Approval]:
+        """What people decided on a release, oldest first."""
+        found = [self._load(path, Approval) for path in self.files.names("approvals/*.json")]
+        return sorted((each for each in found if each and each.release == release_id), key=lambda each: each.at)
 
     def proof(self, key: str, kind: type[M]) -> M | None:
         """What the probes of a patch said, under a key that names all that they depend on."""
@@ -407,6 +418,9 @@ class Store:
         """Every idle cycle of a release, oldest first."""
         found = [self._load(path, Latency) for path in self.files.names(f"series/{release_id}/*.json")]
         return [each for each in found if each is not None]
+
+    def report(self, release_id: str) -> Path:
+        return self.root / "reports" / f"{release_id}.html"
 
     def latency_plot(self) -> Path:
         return self.root / "series" / "latency.svg"
