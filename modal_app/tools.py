@@ -20,6 +20,7 @@ import modal
 from modal_app import images
 from modal_app.compile import Compiled, CompileFailed, collect, compile_target, tree_hash
 from modal_app.deployment import STORE, store_volume
+from modal_app.redaction import harmless
 from modal_app.settings import MINUTES, ModalSettings
 
 CACHE = "/llama-release-cache"
@@ -191,7 +192,7 @@ def _run(folder: Path, target: str, words: list[str]) -> tuple[int, str, str]:
 
 
 def _env(folder: Path) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
+    clean = {name: value for name, value in harmless(os.environ).items() if not name.startswith("LLAMA_")}
     return clean | {"LD_LIBRARY_PATH": ":".join(filter(None, (str(folder), clean.get("LD_LIBRARY_PATH"))))}
 
 

@@ -37,6 +37,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from modal_app.redaction import harmless, redact
 from tasks.process import Output, run
 from tasks.release import (
     Approval,
@@ -243,9 +244,10 @@ class Store:
     def ask(self, build: Build, *argv: str) -> Output:
         """What a build's binary says to an argv that ends it at once, such as `--version`.
 
-        As when it serves, no setting reaches it through the environment.
+        As when it serves, no setting and no secret reaches it through the environment.
         """
-        clean = {name: None for name in os.environ if name.startswith("LLAMA_")}
+        seen = {name for name in harmless(os.environ) if not name.startswith("LLAMA_")}
+        clean = {name: None for name in os.environ if name not in seen}
         return run([self.build_dir(build.digest) / build.recipe.target, *argv], timeout_s=60, env=clean, check=False)
 
     def search(self, build: Build, pattern: bytes) -> tuple[str, ...]:
@@ -326,7 +328,9 @@ class Store:
         return sorted((r for r in found if r), key=lambda r: r.upstream.build, reverse=True)
 
     def record(self, verification: Verification) -> None:
-        self._save(f"dossiers/{verification.release}/{verification.name}.json", verification)
+        """Put a verification into its release's dossier, without a secret."""
+        clean = Verification.model_validate(redact(verification.model_dump()))
+        self._save(f"dossiers/{clean.release}/{clean.name}.json", clean)
 
     def verification(self, release_id: str, name: str) -> Verification | None:
         return self._load(f"dossiers/{release_id}/{name}.json", Verification)
@@ -428,7 +432,8 @@ class Store:
     # -- ledger ---------------------------------------------------------------------------------
 
     def log(self, event: Event) -> Event:
-        """Append one event to the ledger."""
+        """Append one event to the ledger; as it stands there, without a secret."""
+        event = Event.model_validate(redact(event.model_dump()))
         self._save(f"ledger/{_event_name(event.at)}", event)
         return event
 
