@@ -34,14 +34,13 @@ def tarball(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
 
 def long_way(outside: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
     """CVE-2025-4517: the real path of a link grows past PATH_MAX, so the link is taken to stay inside."""
-    deep, path, members = "d" * 247, "", []
-    for step in "abcdefghijklmnop":
-        members.append(entry(f"{path}{deep}", tarfile.DIRTYPE))
-        members.append(entry(f"{path}{step}", tarfile.SYMTYPE, deep))
-        path += f"{step}/"
-    last = f"{path}{'l' * 254}"
-    members.append(entry(last, tarfile.SYMTYPE, "../" * 16))
-    members.append(entry("escape", tarfile.SYMTYPE, f"{last}/../../{outside.parent.name}"))
+    deep, path, members = "d" * 247, Path(), []
+    for step in (steps := "abcdefghijklmnop"):
+        members += [entry(f"{path / deep}", tarfile.DIRTYPE), entry(f"{path / step}", tarfile.SYMTYPE, deep)]
+        path /= deep
+    last = f"{'/'.join(steps)}/{'l' * 254}"
+    members.append(entry(last, tarfile.SYMTYPE, "../" * len(steps)))
+    members.append(entry("escape", tarfile.SYMTYPE, f"{last}/../.."))
     members.append(entry(f"escape/{outside.name}", text=b"evil"))
     return members
 
