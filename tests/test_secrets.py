@@ -24,7 +24,7 @@ from tasks.release import Build
 from tasks.settings import LocalSettings, Settings
 from tasks.store import Store
 from tests.fakes.slack import TOKEN, FakeSlack, fake_slack
-from tests.platforms.stand import command_lines
+from tests.platforms.stand import command_lines, listens_on
 
 pytestmark = pytest.mark.real
 
@@ -167,6 +167,8 @@ def test_no_artifact_log_line_or_state_of_a_run_holds_a_secret(story: Story, mon
                 found += map(json.dumps, batch)
             return found
 
+        servers = [pid for pid, words in command_lines().items() if {"prefect", page.rpartition(":")[2]} <= {*words}]
+        assert {address for pid in servers for address in listens_on(pid)} == {"127.0.0.1"}
         told = {kind: everything(kind) for kind in ("artifacts", "flow_runs", "task_runs", "logs")}
     assert all(len(found) >= 3 for found in told.values())
     assert "http://[hidden]@127.0.0.1:9" in "".join(told["artifacts"]), "the failed row is an artifact too"
