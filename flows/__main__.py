@@ -31,6 +31,7 @@ from flows.restore_watch import restore_watch as watch_flow
 from flows.rollback import rollback as rollback_flow
 from flows.server import approver_at_the_terminal, prefect_server
 from flows.upgrade import upgrade as upgrade_flow
+from tasks import release_page
 from tasks.approval import terminal
 from tasks.platforms import open_platform
 from tasks.promote import lift_hold, serve_pointer
@@ -170,6 +171,22 @@ def watch(as_json: Json = False) -> None:
     with prefect_page(as_json) as page:
         outcome = run_flow(watch_flow, page, None)
     _end(outcome, as_json)
+
+
+@app.command()
+def report(
+    release: Annotated[str | None, typer.Argument(help="its id or its tag; production's by default")] = None,
+) -> None:
+    """Write one HTML page with all that is known of a release, and say where it is."""
+    platform = open_platform(load())
+    chosen = release_page.choose(platform.store, release)
+    costs: list[release_page.Cost] = []
+    if platform.name == "modal":
+        from tasks.platforms.modal import ModalPlatform  # Modal's SDK takes a second to load
+
+        assert isinstance(platform, ModalPlatform)
+        costs = [release_page.Cost(c.stage, c.seconds, c.usd) for c in platform.costs(chosen)]
+    print(release_page.write(platform.store, chosen, costs))
 
 
 @app.command()

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from modal_app.redaction import harmless
+
 CONFIGURE_TIMEOUT_S = 300
 CACHE_START_S = 30.0
 
@@ -78,7 +80,7 @@ def _configure(source: Path, out: Path, definitions: Mapping[str, str], log: Pat
         given["CMAKE_CUDA_COMPILER_LAUNCHER"] = str(compiler.binary)
     words = [f"-D{name}={value}" for name, value in sorted(given.items())]
     done = subprocess.run(
-        [tool("cmake"), "-S", source, "-B", out, "-G", "Ninja", *words], env={**os.environ, **compiler.env},
+        [tool("cmake"), "-S", source, "-B", out, "-G", "Ninja", *words], env={**harmless(os.environ), **compiler.env},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=CONFIGURE_TIMEOUT_S,
     )  # fmt: skip
     log.write_text(done.stdout + done.stderr)
@@ -94,7 +96,8 @@ def _ninja(
     with (
         open(log, "a") as file,
         subprocess.Popen(
-            [tool("ninja"), "-C", out, target], env={**os.environ, **compiler.env, "NINJA_STATUS": "[%f/%t] "},
+            [tool("ninja"), "-C", out, target],
+            env={**harmless(os.environ), **compiler.env, "NINJA_STATUS": "[%f/%t] "},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             preexec_fn=before_exec,
         ) as process,
@@ -169,7 +172,7 @@ class CompilerCache:
     def __enter__(self) -> CompilerCache:
         foreground = {"SCCACHE_START_SERVER": "1", "SCCACHE_NO_DAEMON": "1"}
         self._server = subprocess.Popen(
-            [self.binary], env={**os.environ, **self.env, **foreground}, stdin=subprocess.DEVNULL,
+            [self.binary], env={**harmless(os.environ), **self.env, **foreground}, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=self._before_exec,
         )  # fmt: skip
         deadline = time.monotonic() + CACHE_START_S

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import modal
 
-from modal_app.argv import redacted
 from modal_app.deployment import STORE, Deployment
+from modal_app.redaction import redacted
 from modal_app.warmup import warm_up
 
 PORT = 8080

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from typing import Any
 import modal
 
 from modal_app import images
+from modal_app.archives import unpack
 from modal_app.compile import Compiled, CompileFailed, collect, compile_target, tree_hash
 from modal_app.deployment import STORE, store_volume
+from modal_app.redaction import harmless
 from modal_app.settings import MINUTES, ModalSettings
 
 CACHE = "/llama-release-cache"
@@ -69,8 +70,7 @@ def build(order: dict[str, Any]) -> dict[str, Any]:
     source = work / "src"
     source.mkdir(parents=True)
     archive = Path(STORE, "sources", f"{order['tree']}.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(source, filter="data")
+    unpack(archive, source)
     if (found := tree_hash(source)) != order["tree"]:
         return {
             "failed": f"{archive.name} unpacks to the tree {found}",
@@ -191,7 +191,7 @@ def _run(folder: Path, target: str, words: list[str]) -> tuple[int, str, str]:
 
 
 def _env(folder: Path) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
+    clean = {name: value for name, value in harmless(os.environ).items() if not name.startswith("LLAMA_")}
     return clean | {"LD_LIBRARY_PATH": ":".join(filter(None, (str(folder), clean.get("LD_LIBRARY_PATH"))))}
 
 

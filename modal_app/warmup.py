@@ -12,12 +12,9 @@ proof: the nonce is the last thing planted before the snapshot, and the first th
 
 from __future__ import annotations
 
-import base64
 import json
 import secrets
-import struct
 import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +22,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import httpx
+
+from modal_app.png import png
 
 SLOT = 0
 ANSWER_TOKENS = 12
@@ -311,11 +310,4 @@ def _random_text(words: int) -> str:
 
 def _png(side: int = 64) -> str:
     """A square with a red and a green gradient, as base64."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = b"".join(b"\0" + b"".join(bytes((4 * x, 4 * y, 128)) for x in range(side)) for y in range(side))
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    whole = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return base64.b64encode(whole).decode()
+    return png(side, b"".join(bytes((4 * x, 4 * y, 128)) for y in range(side) for x in range(side)))

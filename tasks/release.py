@@ -11,17 +11,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from modal_app.redaction import redact
+
 StageName = Literal["staging", "production"]
 
 
 class Problem(Exception):
-    """What happened, the evidence for it, and what to do next: the only errors shown to a person."""
+    """What happened, the evidence for it, and what to do next; without a secret. The only errors shown to a person."""
 
     exit_code = 3
 
     def __init__(self, what: str, *, evidence: str = "", todo: str = "") -> None:
-        super().__init__(what)
-        self.what, self.evidence, self.todo = what, evidence.strip(), todo
+        self.what, self.evidence, self.todo = redact([what, evidence.strip(), todo])
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         lines = [self.what]

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from modal_app.redaction import redact
 from tasks.platforms import Platform
 from tasks.release import Dossier, Event, Problem, Verdict, Verification, now, settle
 
@@ -116,6 +117,7 @@ class Row:
         self._keep(what, "[red]stopped[/]", f"```\n{error}\n```", release=None, detail={"error": kind})
 
     def _keep(self, summary: str, mark: str, markdown: str, *, release: str | None, detail: dict[str, Any]) -> None:
+        summary, markdown = redact([summary, markdown])
         self._close(summary, mark, release=release, detail=detail)
         create_markdown_artifact(
             key=_key(self.name), markdown=f"**{summary}**\n\n{markdown}", description=summary[:200]

@@ -13,6 +13,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from modal_app import redaction
 from modal_app.settings import ModalSettings
 from tasks.release import BadInput, Recipe
 
@@ -203,7 +204,7 @@ class Settings(BaseSettings):
 def load() -> Settings:
     """The settings in force here. Raises BadInput that names each wrong setting."""
     try:
-        return Settings()
+        found = Settings()
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise BadInput(
@@ -211,3 +212,5 @@ def load() -> Settings:
             evidence="\n".join(lines),
             todo=f"correct {SETTINGS_FILE} or the LLAMA_RELEASE_* variables",
         ) from error
+    redaction.also(found.server.api_key_env, found.upstream.token_env, found.notify.slack_token_env)
+    return found

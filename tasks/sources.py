@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tarfile
 import tempfile
-import zipfile
 from pathlib import Path
 
+from modal_app.archives import UNREADABLE, unpack
 from tasks.process import Output, run
 from tasks.release import ToolingError, UpstreamRelease
 from tasks.store import sha256_of, write_atomic
@@ -119,13 +118,8 @@ def fits(path: str, glob: str) -> bool:
 
 def _unpack(archive: Path, folder: Path) -> Path:
     try:
-        if archive.suffix == ".whl":
-            with zipfile.ZipFile(archive) as wheel:
-                wheel.extractall(folder)  # drops what would leave the folder from its names
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")  # refuses what would leave the folder
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        unpack(archive, folder)
+    except UNREADABLE as error:
         raise ToolingError(
             f"the archive {archive.name} cannot be unpacked",
             evidence=str(error),
@@ -135,8 +129,16 @@ def _unpack(archive: Path, folder: Path) -> Path:
     found = list(packed) or list(plain)
     if len(found) != 1:
         raise ToolingError(f"the archive {archive.name} holds no {SOURCE_FOLDER} source tree")
-    git = found[0].parent / ".git"  # a folder, or in wheels made from a submodule a file that points nowhere
+    source = found[0].parent
+    for path in source.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(source.resolve()):
+            raise ToolingError(
+                f"the archive {archive.name} has a link that leaves its source tree",
+                evidence=f"{path.relative_to(source)} -> {path.readlink()}",
+                todo="do not build it; tell upstream",
+            )
+    git = source / ".git"  # a folder, or in wheels made from a submodule a file that points nowhere
     if git.is_dir():
         shutil.rmtree(git)
     git.unlink(missing_ok=True)
-    return found[0].parent
+    return source

@@ -17,6 +17,7 @@
     stages/<stage>.json, stages/<stage>.intent.json
     ledger/<time>-<id>.json     append-only, one file an event
     outbox.json                 how far people were told of the ledger
+    reports/<id>.html           a release's report; of this machine, made anew at will
     locks/, run/                of this machine only
 
 A document is written whole or not at all, so a reader never sees half of one; only answers/ grows by lines. Documents
@@ -39,6 +40,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args
 
+from modal_app.redaction import harmless, redact
 from tasks.process import Output, run
 from tasks.release import (
     Approval,
@@ -269,9 +271,10 @@ class Store:
     def ask(self, build: Build, *argv: str) -> Output:
         """What a build's binary says to an argv that ends it at once, such as `--version`.
 
-        As when it serves, no setting reaches it through the environment.
+        As when it serves, no setting and no secret reaches it through the environment.
         """
-        clean = {name: None for name in os.environ if name.startswith("LLAMA_")}
+        seen = {name for name in harmless(os.environ) if not name.startswith("LLAMA_")}
+        clean = {name: None for name in os.environ if name not in seen}
         return run([self.build_dir(build.digest) / build.recipe.target, *argv], timeout_s=60, env=clean, check=False)
 
     def search(self, build: Build, pattern: bytes) -> tuple[str, ...]:
@@ -352,7 +355,9 @@ class Store:
         return sorted((r for r in found if r), key=lambda r: r.upstream.build, reverse=True)
 
     def record(self, verification: Verification) -> None:
-        self._save(f"dossiers/{verification.release}/{verification.name}.json", verification)
+        """Put a verification into its release's dossier, without a secret."""
+        clean = Verification.model_validate(redact(verification.model_dump()))
+        self._save(f"dossiers/{clean.release}/{clean.name}.json", clean)
 
     def verification(self, release_id: str, name: str) -> Verification | None:
         return self._load(f"dossiers/{release_id}/{name}.json", Verification)
@@ -360,6 +365,11 @@ class Store:
     def forget_verification(self, release_id: str, name: str) -> None:
         """Forget one verification: what it was made of is no more."""
         self.files.remove(f"dossiers/{release_id}/{name}.json")
+
+    def verifications(self, release_id: str) -> list[Verification]:
+        """All that was ever verified of a release and is on record, sorted by name."""
+        found = [self._load(path, Verification) for path in self.files.names(f"dossiers/{release_id}/*.json")]
+        return [each for each in found if each is not None]
 
     def fresh(self, release_id: str, names: tuple[str, ...], basis: str) -> list[Verification]:
         """The recorded verifications of these names, when none is missing, errored or of another basis; else []."""
@@ -398,6 +408,11 @@ class Store:
         """Everything that was ever asked, oldest first."""
         found = [self._load(path, Request) for path in self.files.names("requests/*.json")]
         return sorted((r for r in found if r), key=lambda r: r.asked_at)
+
+    def approvals(self, release_id: str) -> list[Approval]:
+        """What people decided on a release, oldest first."""
+        found = [self._load(path, Approval) for path in self.files.names("approvals/*.json")]
+        return sorted((each for each in found if each and each.release == release_id), key=lambda each: each.at)
 
     def proof(self, key: str, kind: type[M]) -> M | None:
         """What the probes of a patch said, under a key that names all that they depend on."""
@@ -464,6 +479,9 @@ class Store:
         found = [self._load(path, Latency) for path in self.files.names(f"series/{release_id}/*.json")]
         return [each for each in found if each is not None]
 
+    def report(self, release_id: str) -> Path:
+        return self.root / "reports" / f"{release_id}.html"
+
     def latency_plot(self) -> Path:
         return self.root / "series" / "latency.svg"
 
@@ -484,7 +502,8 @@ class Store:
     # -- ledger ---------------------------------------------------------------------------------
 
     def log(self, event: Event) -> Event:
-        """Append one event to the ledger."""
+        """Append one event to the ledger; as it stands there, without a secret."""
+        event = Event.model_validate(redact(event.model_dump()))
         self._save(f"ledger/{_event_name(event.at)}", event)
         return event
 

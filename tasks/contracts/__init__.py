@@ -36,7 +36,7 @@ from tasks.contracts import (
     vision,
 )
 from tasks.contracts.judge import judge, kept, told
-from tasks.contracts.promises import CONTRACTS, Contract, Recorder, Server, redact, verification, verify
+from tasks.contracts.promises import CONTRACTS, Contract, Recorder, Server, clipped, verification, verify
 from tasks.contracts.trials import ORDER, trial_release
 from tasks.platforms import Platform, Progress
 from tasks.release import Endpoint, Problem, Release, ReleaseFailed, Verdict, Verification
@@ -108,7 +108,7 @@ def check_server(
     except Problem as error:
         verdict = Verdict.FAILED if isinstance(error, ReleaseFailed) else Verdict.ERRORED
         summary = f"the {server} server did not come up: {error.what}".splitlines()[0]
-        evidence = {"server_said": redact(error.evidence, None)}
+        evidence = {"server_said": clipped(error.evidence, None)}
         for contract in contracts:
             if contract.name not in checked:
                 yield verification(contract, subject, verdict, summary, evidence=evidence, basis=basis())

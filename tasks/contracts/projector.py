@@ -6,9 +6,6 @@ of b8672 and later loads it as any other. Tensors as in llama.cpp `tools/mtmd/mo
 
 from __future__ import annotations
 
-import base64
-import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,8 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+
+from modal_app.png import png
 
 _WIDTH = 64
 _PATCH = 16
@@ -51,15 +50,8 @@ def build(text_width: int, path: Path) -> Path:
 
 def picture(red: int, green: int, blue: int) -> str:
     """A PNG of 48 x 48 pixels in one colour (0-255 each), in base64."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     side = 3 * _PATCH
-    rows = (b"\0" + bytes((red, green, blue)) * side) * side
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return base64.b64encode(png).decode()
+    return png(side, bytes((red, green, blue)) * side**2)
 
 
 def _tensors(text_width: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from modal_app.redaction import redact
 from tasks.endpoint import Answer, Client, Stream, chat_body
 from tasks.release import Endpoint, Release, ToolingError, Verdict, Verification
 
@@ -177,8 +178,8 @@ def verify(contract: Contract, client: Recorder, release: Release, *, subject: R
         contract,
         subject,
         verdict,
-        redact(summary, key),
-        evidence=redact({**context.notes, "exchanges": client.exchanges}, key),
+        clipped(summary, key),
+        evidence=clipped({**context.notes, "exchanges": client.exchanges}, key),
         basis=basis,
         seconds=time.monotonic() - start,
     )
@@ -207,16 +208,17 @@ def verification(
     )
 
 
-def redact(value: Any, key: str | None) -> Any:
-    """The value with every occurrence of the key replaced and long strings cut."""
+def clipped(value: Any, key: str | None) -> Any:
+    """The value as JSON, without the key or another secret, and with long strings cut."""
+    return _clipped(redact(json.loads(json.dumps(value, default=str)), key))
+
+
+def _clipped(value: Any) -> Any:
     if isinstance(value, str):
-        clean = value.replace(key, "[key]") if key else value
-        return clean if len(clean) <= _CLIP else f"{clean[:_CLIP]}... ({len(clean)} characters)"
+        return value if len(value) <= _CLIP else f"{value[:_CLIP]}... ({len(value)} characters)"
     if isinstance(value, dict):
-        return {str(redact(k, key)): redact(v, key) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact(v, key) for v in value]
-    return value if isinstance(value, bool | int | float | None) else redact(json.dumps(value, default=str), key)
+        return {_clipped(k): _clipped(v) for k, v in value.items()}
+    return [_clipped(each) for each in value] if isinstance(value, list) else value
 
 
 def _alive(client: Client) -> bool:

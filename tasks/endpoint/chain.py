@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import httpx
 
+from modal_app.redaction import redact
 from tasks.endpoint.answer import REQUEST_ID, Answer, choices
 from tasks.endpoint.guards import guard
 from tasks.release import BadInput, Problem, ToolingError
@@ -189,7 +190,7 @@ class Chain:
         log.info("%s", line)
 
     def _clean(self, text: str) -> str:
-        return text.replace(self.key, "[key]") if self.key else text
+        return redact(text, self.key)
 
     def _words(self, said: Answer | ToolingError) -> str:
         """The beginning of what the server said; the key is taken out before a cut could leave half of it."""

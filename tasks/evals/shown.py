@@ -20,6 +20,7 @@ RANKING = (
     "Ranked: items of the templates that lost most (lost minus gained) first, one of each template in turn; "
     "lost before gained."
 )
+COLUMNS = ("family", "items", "production", "candidate", "lost", "gained", "cut off", "points", "verdict")
 Answers = Mapping[str, ItemAnswer]
 
 
@@ -110,15 +111,11 @@ def markdown(verification: Verification) -> str:
     seen = verification.evidence
     parts = [f"**{verification.summary}**"]
     if families := seen.get("families"):
-        parts.append(markdown_table(
-            ("family", "items", "production", "candidate", "lost", "gained", "cut off", "points", "verdict"),
-            [_row(row) for row in families],
-        ))  # fmt: skip
+        parts.append(markdown_table(COLUMNS, map(family_row, families)))
     if poorer := [r for r in seen.get("families", []) if r["protects"] and r.get("lost", 0) > r.get("gained", 0)]:
         parts.append("\n".join(f"- {row['family']} protects: {row['protects']}" for row in poorer))
-    if looks := seen.get("looks"):
-        taken = [(n, Interval(*interval)) for n, *interval in looks]
-        image = base64.b64encode(svg(taken, seen["families"][-1]["margin"], "candidate minus production").encode())
+    if plot := interval_plot(seen):
+        image = base64.b64encode(plot.encode())
         parts.append(f"![the interval as it narrowed](data:image/svg+xml;base64,{image.decode()})")
     if changed := seen.get("discordant"):
         rows = (
@@ -139,7 +136,14 @@ def markdown(verification: Verification) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _row(row: Mapping[str, Any]) -> list[object]:
+def interval_plot(seen: Mapping[str, Any]) -> str:
+    """The SVG of the interval as it narrowed, from the gate's evidence; '' where nothing was compared."""
+    looks = [(n, Interval(*interval)) for n, *interval in seen.get("looks", ())]
+    return svg(looks, seen["families"][-1]["margin"], "candidate minus production") if looks else ""
+
+
+def family_row(row: Mapping[str, Any]) -> list[object]:
+    """A family's evidence, as COLUMNS says."""
     cut = row["truncated"] + row["thought_out"]
     if "interval" not in row:
         return [row["family"], row["items"], "-", row["candidate"], "-", "-", cut, "-", "-"]

@@ -203,6 +203,8 @@ def _read_file(lines: list[str], at: int) -> tuple[FileDiff, int]:
             raise Broken("it is a binary patch, which nobody can review or prove line by line")
         if line.startswith(("rename ", "copy ")):
             raise Broken("it renames or copies a file: export it with --no-renames")
+        if re.search(r"^(?:new|old|new file|deleted file) mode (?:12|16)0000$|^index .* (?:12|16)0000$", line):
+            raise Broken("it makes or changes a link or a submodule, which may lead out of the source tree")
         if match := re.match(r"index ([0-9a-f]{40,64})\.\.", line):
             blob = match[1]
         if line.startswith("--- ") and at + 1 < len(lines) and lines[at + 1].startswith("+++ "):

@@ -105,17 +105,21 @@ def markdown(store: Store, made: Verification) -> str:
     """A restore verification for a person: its cycles, and the plot of this and the latest releases."""
     plot = drawn(store)
     write_atomic(store.latency_plot(), plot)
-    cycles = map(Cycle.model_validate, made.evidence["cycles"])
     image = base64.b64encode(plot.encode()).decode()
     return "\n\n".join(
         [
-            markdown_table(_COLUMNS, [_row(n, cycle) for n, cycle in enumerate(cycles, 1)]),
+            markdown_table(COLUMNS, rows(made)),
             f"![latency across releases](data:image/svg+xml;base64,{image})",
         ]
     )
 
 
-_COLUMNS = ("cycle", "came up as", "health", "first token after idle", "warm", "nonce", "control", "answers")
+COLUMNS = ("cycle", "came up as", "health", "first token after idle", "warm", "nonce", "control", "answers")
+
+
+def rows(made: Verification) -> list[tuple[object, ...]]:
+    """The cycles of a restore verification, as COLUMNS says."""
+    return [_row(n, cycle) for n, cycle in enumerate(map(Cycle.model_validate, made.evidence["cycles"]), 1)]
 
 
 def _row(number: int, cycle: Cycle) -> tuple[object, ...]:

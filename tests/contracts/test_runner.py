@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 
 from tasks import contracts
-from tasks.contracts.promises import CONTRACTS, Contract, Recorder, Unmet, redact, verify
+from tasks.contracts.promises import CONTRACTS, Contract, Recorder, Unmet, clipped, verify
 from tasks.release import Endpoint, Release, ReleaseFailed, ToolingError, UpstreamRelease, Verdict
 from tasks.store import Store
 
@@ -111,7 +111,7 @@ def test_a_key_that_the_server_echoes_is_not_kept(echo):
 
 
 def test_long_strings_are_cut():
-    assert redact({"a": ["x" * 5000]}, None)["a"][0].endswith("... (5000 characters)")
+    assert clipped({"a": ["x" * 5000]}, None)["a"][0].endswith("... (5000 characters)")
 
 
 class _NoPlatform:

@@ -252,6 +252,13 @@ def test_what_is_no_patch_is_broken_and_says_why(tagged: World) -> None:
     assert "leaves the source tree: ../chat.cpp" in broken(tagged, upwards)
     absolute = re.sub(r"(---|\+\+\+) [ab]/common", r"\1 /etc", text)
     assert "leaves the source tree: /etc/chat.cpp" in broken(tagged, absolute)
+    hook = re.sub(r"([ab])/common/", r"\1/.git/hooks/", text)
+    assert "leaves the source tree: .git/hooks/chat.cpp" in broken(tagged, hook)
+    link = text.split("diff --git")[0] + (
+        "diff --git a/away b/away\nnew file mode 120000\nindex 0000000..1111111\n--- /dev/null\n+++ b/away\n"
+        "@@ -0,0 +1 @@\n+/etc\n\\ No newline at end of file\n"
+    )
+    assert "makes or changes a link" in broken(tagged, link)
     assert "there is no diff" in broken(tagged, "hello\n")
     assert "binary patch" in broken(tagged, text.split("index ")[0] + "index 0..1\nGIT binary patch\nliteral 3\nKcmZ\n")
     assert "belongs to no hunk" in broken(tagged, text + "+ more\n")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.control import Status
 from tasks.release import Endpoint, Release
 
+LISTENS = "0A"
 KEY_ENV = "LLAMA_RELEASE_TEST_KEY"
 
 
@@ -26,6 +31,27 @@ def command_lines() -> dict[int, list[str]]:
                 continue
             found[int(folder.name)] = words
     return found
+
+
+def listens_on(pid: int) -> set[str]:
+    """The IP addresses on which a process accepts TCP connections, by the kernel's own tables (proc(5))."""
+    sockets = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            sockets.add(os.readlink(fd).removeprefix("socket:[").removesuffix("]"))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == LISTENS and words[9] in sockets:
+                host = bytes.fromhex(words[1].split(":")[0])
+                found.add(socket.inet_ntop(socket.AF_INET if len(host) == 4 else socket.AF_INET6, _network_order(host)))
+    return found
+
+
+def _network_order(host: bytes) -> bytes:
+    """From the words of 32 bits, in the machine's own order, of which /proc/net/tcp makes an address."""
+    return b"".join(struct.pack("!I", word) for (word,) in struct.iter_unpack("=I", host))
 
 
 def until(true: Callable[[], bool], limit_s: float = 60.0, every_s: float = 0.05) -> bool:

@@ -19,7 +19,7 @@ from tasks.platforms.local.proc import free_port
 from tasks.release import BadInput, Release, ReleaseFailed, ToolingError
 from tasks.settings import LocalSettings, ServerSettings, Settings
 from tests.platforms.conftest import platform_at
-from tests.platforms.stand import KEY_ENV, Stand, until
+from tests.platforms.stand import KEY_ENV, Stand, listens_on, until
 
 REPOSITORY = Path(__file__).parents[2]
 real = pytest.mark.real
@@ -33,6 +33,21 @@ def test_a_trial_has_a_key_of_its_own_and_is_gone_on_exit(stand: Stand) -> None:
         assert client.get("/slots", key=None).status == 401
         raise ZeroDivisionError
     assert stand.servers() == []
+
+
+@real
+def test_nothing_listens_but_on_loopback_unless_told_otherwise(stand: Stand) -> None:
+    assert stand.platform.settings.local.host == LocalSettings().host
+    with stand.platform.trial(stand.first):
+        stand.serve(stand.first)
+        pids = [*stand.servers(), stand.status().pid]
+        try:
+            assert len(pids) == 3
+            assert {address for pid in pids for address in listens_on(pid)} == {"127.0.0.1"}
+        finally:
+            stand.platform.shut_down()
+    with socket.create_server(("0.0.0.0", 0)):
+        assert "0.0.0.0" in listens_on(os.getpid())
 
 
 @real

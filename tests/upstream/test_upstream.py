@@ -1,7 +1,11 @@
+import zipfile
+from pathlib import Path
+
 import pytest
 
 from tasks.release import BadInput, ToolingError, UpstreamRelease
 from tasks.settings import Settings, UpstreamSettings
+from tasks.store import sha256_of
 from tasks.upstream import choose, find, newer
 from tasks.upstream.pypi import Pypi, download
 
@@ -108,3 +112,29 @@ def test_a_stable_tag_where_only_builds_are_known_says_which_upstream_knows_them
     with pytest.raises(BadInput, match="no stable release v0.6.0") as refused:
         find(Fixed(BUILDS).releases(), "v0.6.0")
     assert "upstream.kind to github" in refused.value.todo
+
+
+def test_a_download_with_one_wrong_byte_is_refused_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "simple" / "some-package"
+    index.mkdir(parents=True)
+    wheel = index / "some_package-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr(
+            "some_package-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-package\nVersion: 1.0\n"
+        )
+        file.writestr("some_package-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr("some_package-1.0.dist-info/RECORD", "")
+    link = f"{wheel.name}#sha256={sha256_of(wheel)}"
+    (index / "index.html").write_text(f'<!DOCTYPE html><a href="{link}">{wheel.name}</a>')
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "simple").as_uri())
+    assert download("some-package", "1.0", tmp_path / "good", binary=True).read_bytes() == wheel.read_bytes()
+    changed = bytearray(wheel.read_bytes())
+    changed[-1] ^= 1
+    wheel.write_bytes(changed)
+    with pytest.raises(ToolingError) as refused:
+        download("some-package", "1.0", tmp_path / "bad", binary=True)
+    assert "HASH" in refused.value.evidence
+    assert list((tmp_path / "bad").rglob("*.whl")) == []

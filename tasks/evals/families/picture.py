@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import struct
-import zlib
 from typing import Literal
 
 import numpy as np
+
+from modal_app.png import png
 
 SIDE = 448
 """Width and height, pixels: a multiple of what vision encoders cut their input into."""
@@ -56,16 +55,5 @@ class Picture:
         self._pixels[mask] = COLOURS[colour]
 
     def png(self) -> str:
-        """The picture as a PNG (W3C PNG specification: 8-bit RGB, no filter), base64."""
-
-        def chunk(kind: bytes, data: bytes) -> bytes:
-            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-        rows = np.concatenate([np.zeros((SIDE, 1), np.uint8), self._pixels.reshape(SIDE, -1)], axis=1)
-        data = (
-            b"\x89PNG\r\n\x1a\n"
-            + chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6))
-            + chunk(b"IEND", b"")
-        )
-        return base64.b64encode(data).decode()
+        """The picture as a PNG, base64."""
+        return png(SIDE, self._pixels.tobytes())

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
+from modal_app.redaction import harmless
 from modal_app.warmup import Golden
 from tasks import criu
 from tasks.platforms import Progress, Sight
@@ -318,7 +319,7 @@ class LocalPlatform:
         ]  # fmt: skip
 
     def _activator_env(self) -> dict[str, str]:
-        env = {name: value for name, value in os.environ.items() if name != self.settings.server.api_key_env}
+        env = harmless(os.environ)
         here = str(Path(__file__).parents[3])
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (here, env.get("PYTHONPATH"))))
         env.pop(KEY_VARIABLE, None)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from modal_app.argv import redacted
+from modal_app.redaction import redacted
 from tasks.criu import complaint, waits
 from tasks.endpoint import Client
 from tasks.platforms.local.control import KEY_VARIABLE
