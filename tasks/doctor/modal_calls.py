@@ -63,16 +63,15 @@ def blocking_calls(tree: ast.Module) -> list[tuple[int, str]]:
 
 @cache
 def _blocking() -> frozenset[str]:
+    """The methods that block in each class that has them: `from_name`, say, does in one only."""
     import modal  # takes a second to load
 
-    kinds = [getattr(modal, name) for name in modal.__all__]
-    return frozenset(
-        name
-        for kind in kinds
-        if isinstance(kind, type)
-        for name in dir(kind)
-        if not name.startswith("_") and hasattr(getattr(kind, name, None), "aio")
-    )
+    kinds = [kind for name in modal.__all__ if isinstance(kind := getattr(modal, name), type)]
+    waits, not_all = set(), set()
+    for kind in kinds:
+        for name in filter(lambda name: not name.startswith("_"), dir(kind)):
+            (waits if hasattr(getattr(kind, name, None), "aio") else not_all).add(name)
+    return frozenset(waits - not_all)
 
 
 def _modal_names(tree: ast.Module) -> set[str]:
