@@ -151,7 +151,8 @@ def test_explain_tells_symptom_cause_and_fix_of_a_message_and_of_a_log(tmp_path:
     assert message.returncode == 0
     for word in ("does not know a flag", "b10884", "--load-mode", "guide 01 row 4"):
         assert word in message.stdout
-    log = f"all well\n{2 * 'Unauthorized: Invalid API Key\n'}request exceeds the available context size\n"
+    refused = "Unauthorized: Invalid API Key\n"
+    log = f"all well\n{refused}{refused}request exceeds the available context size\n"
     several = command_line("explain", "--json", cwd=tmp_path, stdin=log)
     assert [(m["row"]["id"], m["at"], m["count"]) for m in json.loads(several.stdout)] == [
         ("api-key", 2, 2),
