@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import get_args
+
 from tasks.platforms.local import LocalPlatform
 from tasks.release import BadInput, StageName, ToolingError
+from tasks.settings import Settings
+
+
+def checks(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
+    """(stage, a function that gives the evidence that it is well or raises a Problem)."""
+    platform = LocalPlatform(settings)
+    for stage in get_args(StageName):
+        yield stage, lambda stage=stage: stage_check(platform, stage)  # type: ignore[misc]
 
 
 def stage_check(platform: LocalPlatform, stage: StageName) -> str:
