@@ -1,6 +1,6 @@
 """The parts of the pages that are made of the code, between `<!-- what -->` and `<!-- end -->`.
 
-    python docs/generate.py     writes them anew (`make docs` does); a test finds those that are not
+python docs/generate.py     writes them anew (`make docs` does); a test finds those that are not
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from flows.outcome import EXIT_CODES
 from tasks.contracts import CONTRACTS
 from tasks.release import BadInput, ReleaseFailed, ToolingError
 from tasks.report import markdown_table
+from tasks.runbook import COLLECT, RUNBOOK, Row
 from tasks.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent
@@ -123,11 +124,38 @@ def promises() -> str:
     return markdown_table(("promise", "what is promised", "must be kept", "known of upstream"), rows)
 
 
+def runbook() -> str:
+    """Every symptom of the runbook, by area."""
+    parts = []
+    for area in dict.fromkeys(row.area for row in RUNBOOK):
+        parts += [f"## {area.capitalize()}", *(_symptom(row) for row in RUNBOOK if row.area == area)]
+    return "\n\n".join(parts)
+
+
+def _symptom(row: Row) -> str:
+    caught = ", ".join(f"`{check.replace('contracts ', 'contracts.')}`" for check in row.checks)
+    told = (("Cause", row.cause), ("Fix", row.fix), ("Caught by", caught), ("Source", row.source))
+    lines = [f"- {name}: {_plain(text)}" for name, text in told if text]
+    return "\n".join([f"### {row.id}", "", f"**{_plain(row.symptom)}**", "", *lines])
+
+
+def _plain(text: str) -> str:
+    """Text with no HTML in it; what stands in backquotes is none anyway."""
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in re.split(r"(`[^`]*`)", text))
+
+
+def collect() -> str:
+    """What to collect when the runbook does not know a message."""
+    return "\n".join(f"- {item}" for item in COLLECT)
+
+
 MADE = {
     "settings": settings,
     "commands": lambda _: commands(),
     "exits": lambda _: exits(),
     "promises": lambda _: promises(),
+    "runbook": lambda _: runbook(),
+    "collect": lambda _: collect(),
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from docs.generate import REPOSITORY, pages
+from docs.generate import PART, REPOSITORY, pages
 
 FENCE = re.compile(
     r"(?:^<!-- (?P<mark>[\w ]+: [^>]*?) -->\n)?^(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^ *```$", re.M | re.S
@@ -40,9 +40,9 @@ class Example:
         return self.mark.removeprefix(f"{what}: ") if self.mark.startswith(f"{what}: ") else ""
 
 
-def examples(kind: str) -> list[Example]:
-    """Every block of a kind, in the order of the pages."""
-    return [example for page in pages() for example in _of(page) if example.kind == kind]
+def examples(kind: str = "") -> list[Example]:
+    """Every block of a kind, or every block, in the order of the pages."""
+    return [example for page in pages() for example in _of(page) if kind in ("", example.kind)]
 
 
 def _of(page: Path) -> Iterator[Example]:
@@ -57,9 +57,9 @@ def _of(page: Path) -> Iterator[Example]:
 
 
 def names() -> list[tuple[Path, str]]:
-    """(page, what stands in backticks in its running text)."""
+    """(page, what stands in backticks in its running text; the parts that are made of the code are not looked at)."""
     found = []
     for page in pages():
-        prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+        prose = PART.sub("", FENCE.sub("", page.read_text(encoding="utf-8")))
         found += [(page, name) for name in CODE.findall(prose)]
     return found
