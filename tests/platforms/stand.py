@@ -28,7 +28,7 @@ def command_lines() -> dict[int, list[str]]:
     return found
 
 
-def until(true: Callable[[], bool], limit_s: float = 15.0, every_s: float = 0.05) -> bool:
+def until(true: Callable[[], bool], limit_s: float = 60.0, every_s: float = 0.05) -> bool:
     """Whether it became true in time."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
