@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, get_args
 from uuid import UUID
 
@@ -19,21 +20,25 @@ import typer
 from prefect import Flow
 
 from flows import demo as demonstration
-from flows.doctor import examine
+from flows.doctor import Asked, Finding, diagnose, exit_code
 from flows.outcome import Outcome
 from flows.patches import app as patches_app
 from flows.plan import plan as make_plan
 from flows.rollback import rollback as rollback_flow
 from flows.server import approver_at_the_terminal, prefect_server
 from flows.upgrade import upgrade as upgrade_flow
+from tasks.doctor import live
 from tasks.platforms import open_platform
 from tasks.promote import lift_hold, serve_pointer
 from tasks.release import BadInput, Problem, StageName, StagePointer, now
 from tasks.report import console, show_table
+from tasks.runbook import COLLECT
+from tasks.runbook import explain as explain_lines
 from tasks.settings import load
 from tasks.store import Store
 
 INTERRUPTED = 130
+SEEN = 200  # characters of a line that `explain` quotes
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 hold_app = typer.Typer(no_args_is_help=True, help="Production's hold after a rollback.")
@@ -158,23 +163,64 @@ def stop() -> None:
 @app.command()
 def doctor(
     platform: Annotated[str | None, typer.Option(help="local or modal; the settings' own by default")] = None,
+    endpoint: Annotated[str | None, typer.Option(help=f"base URL of a live server to ask too: {live.COST}")] = None,
+    binary: Annotated[Path | None, typer.Option(help="a llama-server to ask instead of the store's builds")] = None,
+    argv: Annotated[str | None, typer.Option(help="a server's command line to check against the binary")] = None,
+    code: Annotated[list[Path] | None, typer.Option(help="Python files or folders that call Modal")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check the platform: one line a check, with what was seen and what to do. Nothing is changed."""
+    """Check machine, settings, store and, given its URL, a live server: one line a check. Nothing is changed.
+
+    Exits 0 when all is well or noted, 10 when there are warnings only, else as the first error: 1 a release or server
+    is bad, 2 input or settings, 3 machine or tooling.
+    """
     if platform:
         os.environ["LLAMA_RELEASE_PLATFORM"] = platform
-    found = []
-    for finding in examine(load()):
-        found.append(finding)
+    found: list[Finding] = []
+    for finding in diagnose(Asked(endpoint, binary, argv, tuple(code or ()))):
         if not as_json:
-            mark = "[green]ok[/]  " if finding.well else "[red]fix[/] "
-            console.print(f"  {mark} {finding.check:<12}", end=" ")
-            console.print(finding.evidence, markup=False, soft_wrap=True)
-            if finding.todo:
-                console.print(f"       {'':<12} -> {finding.todo}", markup=False, soft_wrap=True)
+            _show(finding, new=not found or found[-1].section != finding.section)
+        found.append(finding)
     if as_json:
-        print(json.dumps([finding.model_dump() for finding in found], indent=1))
-    raise typer.Exit(next((finding.exit_code for finding in found if not finding.well), 0))
+        print(json.dumps([finding.model_dump(mode="json") for finding in found], indent=1))
+    raise typer.Exit(exit_code(found))
+
+
+_MARKS = {"ok": "[green]ok[/]  ", "note": "[cyan]note[/]", "warning": "[yellow]warn[/]", "error": "[red]fix[/] "}
+
+
+def _show(finding: Finding, new: bool) -> None:
+    if new:
+        console.print(f"[bold]{finding.section}[/]" + (f"  ({live.COST})" if finding.section == "server" else ""))
+    console.print(f"  {_MARKS[finding.severity]} {finding.check:<12}", end=" ")
+    console.print(finding.evidence.replace("\n", f"\n{'':<20}"), markup=False, soft_wrap=True)
+    if finding.todo:
+        console.print(f"       {'':<12} -> {finding.todo}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def explain(
+    text: Annotated[str | None, typer.Argument(help="an error message; without it a log is read from stdin")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a message or a log means: each known symptom in it, its cause and its fix.
+
+    Exits 0 when something was known, 1 when not.
+    """
+    matches = explain_lines(text.splitlines() if text is not None else sys.stdin)
+    if as_json:
+        print(json.dumps([match.model_dump(mode="json") for match in matches], indent=1))
+    for match in () if as_json else matches:
+        times = f", {match.count} lines like it" if match.count > 1 else ""
+        console.print(f"[bold]{match.row.symptom}[/]")
+        seen = f"line {match.at}{times}: {match.line[:SEEN]}"
+        for name, said in (("seen", seen), *((name, getattr(match.row, name)) for name in ("cause", "fix", "source"))):
+            console.print(f"  {name:<7} {said}", markup=False, soft_wrap=True)
+    if not matches and not as_json:
+        console.print("No known symptom. Collect this, so that somebody can tell:")
+        for what in COLLECT:
+            console.print(f"  - {what}", markup=False, soft_wrap=True)
+    raise typer.Exit(0 if matches else 1)
 
 
 @app.command()
@@ -266,7 +312,7 @@ def main() -> None:
     """The entry point.
 
     Exits 0 when done, 1 when the release failed, 2 on bad input, 3 when our tooling broke, 4 when a person rejected
-    the release, 130 when interrupted.
+    the release, 10 when `doctor` has warnings only, 130 when interrupted.
     """
     try:
         app()

@@ -699,14 +699,14 @@ RUNBOOK: tuple[Row, ...] = (
     Row(
         id="errors-after-idle",
         area="monitoring",
-        symptom="5xx answers after idle windows",
+        symptom="5xx answers, above all after idle windows",
         patterns=(
             r"\b50[024] (Internal Server Error|Bad Gateway|Gateway Time)",
             _status("50[024]"),
             r"\"kind\": ?\"crashed\"|the server died",
         ),
-        cause="a restore that failed, or a server that died of memory",
-        fix='`llama-release history`, then the log of the stage; `llama-release rollback --reason "..."` if a release began it',
+        cause="a restore that failed, a server that died of memory, or a request that an older build blames itself for",
+        fix='`llama-release history`, then the log of the stage; `llama-release rollback --reason "..."` if need be',
         source="guide 05: a spike in 5xx after idle points to restore or OOM",
         checks=("stage restore", "contracts health.ok"),
     ),

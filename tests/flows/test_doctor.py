@@ -42,9 +42,9 @@ def found(platform: ModalPlatform) -> dict[str, Finding]:
 def test_an_empty_account_is_told_what_it_lacks_and_is_left_empty(fake: FakeModal, platform: ModalPlatform) -> None:
     before = len(fake.calls)
     seen = found(platform)
-    assert not seen["API key"].well
-    assert "modal secret create" in seen["API key"].todo
-    assert [name for name, finding in seen.items() if not finding.well] == ["API key"]
+    assert not seen["secret"].well
+    assert "modal secret create" in seen["secret"].todo
+    assert [name for name, finding in seen.items() if not finding.well] == ["secret"]
     asked = {call.rpc for call in fake.calls[before:]}
     made = {rpc for rpc in asked if any(word in rpc for word in CHANGING)} - {"SecretGetOrCreate", "VolumeGetOrCreate"}
     assert made == set()
@@ -97,7 +97,7 @@ def test_the_command_prints_a_line_a_check_and_its_exit_code_is_that_of_the_firs
         capture_output=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "fix  API key" in done.stdout
+    assert "fix  secret" in done.stdout
     assert "Traceback" not in done.stderr
 
 

@@ -22,7 +22,7 @@ def checks(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "environment", lambda: _environment(settings)
     yield "images", lambda: _images(settings)
     yield "store", lambda: _store(platform)
-    yield "API key", lambda: _secret(settings)
+    yield "secret", lambda: _secret(settings)
     for stage in get_args(StageName):
         yield stage, lambda stage=stage: _stage(platform, stage)  # type: ignore[misc]
     yield "trials", lambda: _trials(settings)
@@ -54,7 +54,7 @@ def _images(settings: Settings) -> str:
         raise BadInput("the two images do not fit", evidence=str(error), todo="pin a pair of one release") from error
 
 
-def _has_volume(platform: ModalPlatform) -> bool:
+def has_volume(platform: ModalPlatform) -> bool:
     """Whether there is a store: to read it would create it."""
     name = platform.settings.modal.app
     with told(f"looking the Volume {name} up"):
@@ -67,7 +67,7 @@ def _has_volume(platform: ModalPlatform) -> bool:
 
 def _store(platform: ModalPlatform) -> str:
     name = platform.settings.modal.app
-    if not _has_volume(platform):
+    if not has_volume(platform):
         return f"no Volume {name} yet: the first upgrade creates it"
     return f"Volume {name}: {len(platform.store.releases())} releases, {len(platform.store.builds())} builds"
 
@@ -90,7 +90,7 @@ def _secret(settings: Settings) -> str:
 def _stage(platform: ModalPlatform, stage: StageName) -> str:
     """The stage serves what its pointer says, from a snapshot that knows the key of today."""
     name = platform.settings.modal.stage_app(stage)
-    if not _has_volume(platform):
+    if not has_volume(platform):
         return "nothing was ever deployed"
     deployed = platform.deployed(stage)
     pointer = platform.store.pointer(stage)

@@ -1,0 +1,138 @@
+"""What the store has, lacks, or left undone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from tasks.doctor import Check, Seen, note, warning
+from tasks.notify import Outbox
+from tasks.platforms import Platform
+from tasks.platforms.local.compile import check_version
+from tasks.release import BadInput, Problem, ReleaseFailed, StageName, ToolingError
+from tasks.settings import Settings
+from tasks.store import Store
+
+_LOCKS = Path("/proc/locks")
+
+
+def checks(platform: Platform, settings: Settings) -> Iterator[Check]:
+    """The checks of a store; of one on a Volume those that start no container, and none where there is no Volume."""
+    store, here = platform.store, platform.name == "local"
+    if not here and not _has_volume(platform):
+        return
+    if here:
+        yield "builds", lambda: builds(store)
+        yield "binaries", lambda: binaries(store)
+    yield "stages", lambda: stages(store, here)
+    yield "intents", lambda: intents(store)
+    if here:
+        yield "locks", lambda: locks(store)
+    yield "outbox", lambda: outbox(store, settings)
+
+
+def _has_volume(platform: Platform) -> bool:
+    from tasks.platforms.modal import ModalPlatform  # Modal's SDK takes a second to load
+    from tasks.platforms.modal.doctor import has_volume
+
+    try:
+        return isinstance(platform, ModalPlatform) and has_volume(platform)
+    except Problem:
+        return False  # the checks of the account say why
+
+
+def builds(store: Store) -> str | Seen:
+    """Every build has the files that its manifest names, as they were made."""
+    found = store.builds()
+    damaged = {build.digest: names for build in found if (names := store.damaged(build))}
+    if damaged:
+        told = "; ".join(f"{digest}: {', '.join(names)}" for digest, names in damaged.items())
+        return warning(f"damaged: {told}", "nothing by hand: what needs one makes it anew; `llama-release upgrade`")
+    return f"{len(found)} whole" if found else note("none yet: the first upgrade makes one")
+
+
+def binaries(store: Store) -> str | Seen:
+    """Every binary says that it is of the tag and the source that its manifest tells (guide, issue 6)."""
+    found = store.builds()
+    for build in found:
+        try:
+            check_version(store.ask(build, "--version"), build.source)
+        except (ReleaseFailed, ToolingError) as error:
+            raise ReleaseFailed(
+                f"the binary of build {build.digest} is not {build.tag}",
+                evidence=error.evidence or error.what,
+                todo=f"`llama-release rebuild {build.digest}`, then `llama-release upgrade --to {build.tag}`",
+            ) from error
+    return ", ".join(build.tag for build in found) or note("none yet")
+
+
+def stages(store: Store, here: bool) -> str | Seen:
+    """What each stage serves is whole, and what it retains can be gone back to."""
+    told = []
+    for stage in get_args(StageName):
+        pointer = store.pointer(stage)
+        if pointer.release and (lost := _lost(store, pointer.release, here)):
+            raise ToolingError(
+                f"{stage} serves {pointer.release}, which is not whole in the store",
+                evidence=", ".join(lost),
+                todo="restore the files from a backup, or `llama-release upgrade`",
+            )
+        for old in pointer.retained:
+            if lost := _lost(store, old, here):
+                return warning(f"{stage} cannot go back to {old}: {', '.join(lost)}", "restore it, or retain a new one")
+        told.append(f"{stage} {pointer.release or 'empty'}")
+        if pointer.hold:
+            reason = f"{pointer.hold.by}: {pointer.hold.reason}"
+            since = f"{pointer.hold.at:%Y-%m-%d %H:%M} UTC"
+            return note(f"{stage} is on hold since {since}, {reason}", "`llama-release hold lift`")
+    return ", ".join(told)
+
+
+def _lost(store: Store, release_id: str, here: bool) -> list[str]:
+    release = store.release(release_id)
+    if release is None:
+        return [f"releases/{release_id}.json"]
+    if here:
+        return store.lost(release)
+    return [] if store.build(release.build) else [f"build {release.build}"]
+
+
+def intents(store: Store) -> str | Seen:
+    """No move of a stage was left half done."""
+    for stage in get_args(StageName):
+        if intent := store.intent(stage):
+            since = f"{intent.at:%Y-%m-%d %H:%M} UTC"
+            return warning(
+                f"a {intent.action} of {stage} to {intent.after} by {intent.by} is open since {since}",
+                "the next upgrade, rollback or redeploy finishes or undoes it, if none is under way now",
+            )
+    return "none open"
+
+
+def locks(store: Store) -> str | Seen:
+    """Who holds a lock just now. The kernel is asked: to try a lock, even for a moment, could refuse it to others."""
+    held = {line.split()[5].rpartition(":")[2] for line in _LOCKS.read_text().splitlines() if " FLOCK " in line}
+    holders = []
+    for path in sorted((store.root / "locks").glob("*.lock")):
+        if str(path.stat().st_ino) in held:
+            holders.append(f"{path.stem}: {path.read_text().strip() or 'it has not said who it is'}")
+    return note(f"held by {'; '.join(holders)}", "wait for it") if holders else "none held"
+
+
+def outbox(store: Store, settings: Settings) -> str | Seen:
+    """People were told of what happened."""
+    box = store.load_outbox(Outbox)
+    if box is None:
+        return "nothing was to be told yet"
+    waiting = [event for _, event in store.events(after=box.after)]
+    if trouble := [event.summary for event in waiting if event.kind == "not_told"]:
+        return warning(f"{len(waiting)} events are waiting: {trouble[-1]}", "mend [notify]; the next run tells them")
+    if settings.notify.slack_channel and not os.environ.get(settings.notify.slack_token_env):
+        raise BadInput(
+            "Slack is to be told, and there is no token",
+            evidence=f"{settings.notify.slack_token_env} is not set",
+            todo=f"`export {settings.notify.slack_token_env}=xoxb-...`",
+        )
+    return f"{len(waiting)} events are to be told by the next run" if waiting else "all told"
