@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from flows.__main__ import INTERRUPTED, app
+from flows.doctor import ONLY_WARNINGS
 from flows.outcome import EXIT_CODES
 from tasks.contracts import CONTRACTS
 from tasks.release import BadInput, ReleaseFailed, ToolingError
@@ -111,6 +112,7 @@ def exits() -> str:
         codes.setdefault(code, []).append(kind.replace("_", " "))
     for problem in (ReleaseFailed, BadInput, ToolingError):
         codes.setdefault(problem.exit_code, []).append((problem.__doc__ or "").strip())
+    codes[ONLY_WARNINGS] = ["doctor found nothing worse than a warning"]
     codes[INTERRUPTED] = ["interrupted; nothing is lost"]
     return markdown_table(("exit code", "when"), ((code, ", ".join(when)) for code, when in sorted(codes.items())))
 
