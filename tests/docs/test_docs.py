@@ -87,6 +87,10 @@ def test_every_setting_is_described() -> None:
     assert not silent
 
 
+def test_the_readme_counts_the_promises_right() -> None:
+    assert f"{len(CONTRACTS)} promises" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
 # -- names -------------------------------------------------------------------------------------------
 
 
