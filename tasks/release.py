@@ -172,9 +172,9 @@ class SourceTree(Model):
 class Recipe(Model):
     """How a source tree is compiled."""
 
-    backend: Literal["cpu", "cuda"] = "cpu"
-    build_type: str = "Release"
-    target: str = "llama-server"
+    backend: Literal["cpu", "cuda"] = Field(default="cpu", description="what computes; cuda needs nvcc")
+    build_type: str = Field(default="Release", description="CMAKE_BUILD_TYPE")
+    target: str = Field(default="llama-server", description="the CMake target that is built and served")
     cmake: dict[str, str] = Field(default_factory=dict, description="further CMake definitions, NAME -> value")
 
 

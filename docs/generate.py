@@ -1,0 +1,183 @@
+"""The parts of the pages that are made of the code, between `<!-- what -->` and `<!-- end -->`.
+
+python docs/generate.py     writes them anew (`make docs` does); a test finds those that are not
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from flows.__main__ import INTERRUPTED, app
+from flows.doctor import ONLY_WARNINGS
+from flows.outcome import EXIT_CODES
+from tasks.contracts import CONTRACTS
+from tasks.release import BadInput, ReleaseFailed, ToolingError
+from tasks.report import markdown_table
+from tasks.runbook import COLLECT, RUNBOOK, Row
+from tasks.settings import Settings
+
+REPOSITORY = Path(__file__).parent.parent
+PART = re.compile(r"(<!-- (?P<what>[a-z]+)(?: (?P<which>[\w.-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+HOME = str(Path.home())
+
+
+def pages() -> list[Path]:
+    """Every page that a reader may open."""
+    return [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """Section of the settings -> its model; '' is what stands in no section."""
+    return {"": Settings} | {
+        name: field.annotation
+        for name, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+def settings(which: str | None) -> str:
+    """One section's settings as a table, or all of them."""
+    known = sections()
+    if which:
+        return _section(known[which], f"{which}.")
+    named = (f"## {name}\n\n{_section(model, f'{name}.')}" for name, model in known.items() if name)
+    return "\n\n".join([_section(Settings, ""), *named])
+
+
+def _section(model: type[BaseModel], prefix: str) -> str:
+    fields = {name: field for name, field in model.model_fields.items() if prefix or name not in sections()}
+    rows = ((f"`{prefix}{name}`", _default(field), _meaning(field)) for name, field in fields.items())
+    return markdown_table(("setting", "default", "meaning"), rows)
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "not set"
+    shown = json.dumps(value, default=str) if isinstance(value, dict | list | tuple | bool) else str(value)
+    return f"`{shown.replace(HOME, '~')}`"
+
+
+def _meaning(field: FieldInfo) -> str:
+    words = [field.description or ""]
+    if get_origin(field.annotation) is Literal:
+        words.append("one of " + ", ".join(f"`{choice}`" for choice in get_args(field.annotation)))
+    return "; ".join(filter(None, words))
+
+
+def commands() -> str:
+    """Every command of the command line, with its arguments and options."""
+    return "\n\n".join(_commands(typer.main.get_command(app), ["llama-release"]))
+
+
+def _commands(command: Any, words: list[str]) -> Iterator[str]:
+    children = getattr(command, "commands", {})
+    parameters = [p for p in command.params if p.name != "help"]
+    if not children or parameters:
+        arguments = "".join(f" {p.name.upper()}" for p in parameters if _is_argument(p))
+        told = [f"## {' '.join(words[1:])}", " ".join((command.help or "").split()), f"`{' '.join(words)}{arguments}`"]
+        rows = [(" ".join(f"`{o}`" for o in _names(p)), _told(p)) for p in parameters]
+        yield "\n\n".join(filter(None, [*told, markdown_table(("option", "meaning"), rows) if rows else ""]))
+    for name, child in children.items():
+        yield from _commands(child, [*words, name])
+
+
+def _is_argument(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "argument")
+
+
+def _names(parameter: Any) -> list[str]:
+    return [parameter.name.upper()] if _is_argument(parameter) else list(parameter.opts)
+
+
+def _told(parameter: Any) -> str:
+    needed = ["needed"] if parameter.required and not _is_argument(parameter) else []
+    variable = [f"also `{parameter.envvar}`"] if parameter.envvar else []
+    return "; ".join([parameter.help or "", *needed, *variable])
+
+
+def exits() -> str:
+    """What the command line's exit codes mean."""
+    codes: dict[int, list[str]] = {}
+    for kind, code in EXIT_CODES.items():
+        codes.setdefault(code, []).append(kind.replace("_", " "))
+    for problem in (ReleaseFailed, BadInput, ToolingError):
+        codes.setdefault(problem.exit_code, []).append((problem.__doc__ or "").strip())
+    codes[ONLY_WARNINGS] = ["doctor found nothing worse than a warning"]
+    codes[INTERRUPTED] = ["interrupted; nothing is lost"]
+    return markdown_table(("exit code", "when"), ((code, ", ".join(when)) for code, when in sorted(codes.items())))
+
+
+def promises() -> str:
+    """Every promise, by subject."""
+    rows = (
+        (f"`{name.removeprefix('contracts.')}`", c.text, "always" if c.must else "if production does", c.known)
+        for name, c in CONTRACTS.items()
+    )
+    return markdown_table(("promise", "what is promised", "must be kept", "known of upstream"), rows)
+
+
+def runbook() -> str:
+    """Every symptom of the runbook, by area."""
+    parts = []
+    for area in dict.fromkeys(row.area for row in RUNBOOK):
+        parts += [f"## {area.capitalize()}", *(_symptom(row) for row in RUNBOOK if row.area == area)]
+    return "\n\n".join(parts)
+
+
+def _symptom(row: Row) -> str:
+    caught = ", ".join(f"`{check.replace('contracts ', 'contracts.')}`" for check in row.checks)
+    told = (("Cause", row.cause), ("Fix", row.fix), ("Caught by", caught), ("Source", row.source))
+    lines = [f"- {name}: {_plain(text)}" for name, text in told if text]
+    return "\n".join([f"### {row.id}", "", f"**{_plain(row.symptom)}**", "", *lines])
+
+
+def _plain(text: str) -> str:
+    """Text with no HTML in it; what stands in backquotes is none anyway."""
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in re.split(r"(`[^`]*`)", text))
+
+
+def collect() -> str:
+    """What to collect when the runbook does not know a message."""
+    return "\n".join(f"- {item}" for item in COLLECT)
+
+
+MADE = {
+    "settings": settings,
+    "commands": lambda _: commands(),
+    "exits": lambda _: exits(),
+    "promises": lambda _: promises(),
+    "runbook": lambda _: runbook(),
+    "collect": lambda _: collect(),
+}
+
+
+def made(text: str) -> str:
+    """A page with its generated parts as the code has them now."""
+
+    def part(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{MADE[found['what']](found['which'])}\n\n{found[4]}"
+
+    return PART.sub(part, text)
+
+
+def main() -> None:
+    os.environ.pop("XDG_CACHE_HOME", None)  # a default that it moves would be shown where it is on this machine
+    for page in pages():
+        before = page.read_text(encoding="utf-8")
+        if (after := made(before)) != before:
+            page.write_text(after, encoding="utf-8")
+            print(f"wrote {page.relative_to(REPOSITORY)}")
+
+
+if __name__ == "__main__":
+    main()
