@@ -10,7 +10,7 @@ from prefect import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.server import mark_crashed
+from flows.server import mark_crashed, settle
 from tasks.release import Model, Release, now
 from tasks.store import Store
 
@@ -18,6 +18,9 @@ Kind = Literal["promoted", "rolled_back", "rejected", "nothing_newer", "already_
 
 EXIT_CODES: dict[Kind, int] = {"promoted": 0, "rolled_back": 0, "nothing_newer": 0, "already_there": 0, "rejected": 4}
 """Exit codes of a flow that ended by itself; the errors of tasks/release.py carry theirs (1 failed, 2, 3)."""
+
+ALONE = ("upgrade", "redeploy", "rollback")
+"""The flows that hold the release lock from their first line to their last."""
 
 
 class Outcome(Model):
@@ -43,10 +46,11 @@ def ended(kind: Kind, release: Release | None = None) -> State[Outcome]:
 
 @contextmanager
 def one_at_a_time(store: Store) -> Iterator[None]:
-    """Hold the store's release lock. A flow run that died with it is marked crashed in Prefect.
+    """Hold the store's release lock. Runs that died, with it or without it, are marked crashed in Prefect.
 
     Raises ToolingError that names the run that holds it.
     """
     holder = {"flow_run": str(flow_run.id), "name": flow_run.name, "since": now().isoformat(timespec="seconds")}
     with store.lock("release", holder=holder, stale=lambda dead: mark_crashed(str(dead.get("flow_run")))):
+        settle(ALONE, holder["flow_run"], now())
         yield
