@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
 # Prefect's own console lines would drown the rows; its server has them all the same.
@@ -26,6 +26,7 @@ from flows.plan import plan as make_plan
 from flows.rollback import rollback as rollback_flow
 from flows.server import approver_at_the_terminal, prefect_server
 from flows.upgrade import upgrade as upgrade_flow
+from tasks.approval import terminal
 from tasks.platforms import open_platform
 from tasks.promote import lift_hold, serve_pointer
 from tasks.release import BadInput, Problem, StageName, StagePointer, now
@@ -69,6 +70,24 @@ def rollback(
     with prefect_page(as_json) as page:
         outcome = run_flow(rollback_flow, page, None, by=by, reason=reason, to=to)
     _end(outcome, as_json)
+
+
+@app.command()
+def approve(
+    run: Annotated[str, typer.Argument(help="id or name of the flow run that waits")],
+    by: By,
+    reject: Annotated[bool, typer.Option("--reject", help="leave production as it is")] = False,
+    note: Annotated[str, typer.Option(help="why")] = "",
+) -> None:
+    """Decide on a release that waits for a person, as the Prefect page does. At a terminal it asks first."""
+    store = open_platform(load()).store
+    request = terminal.find(store, run)
+    terminal.show(store, request)
+    decision: Literal["approve", "reject"] = "reject" if reject else "approve"
+    if sys.stdin.isatty():
+        typer.confirm(f"{decision} as {by}?", abort=True)
+    terminal.decide(store, request, decision, by, note)
+    console.print(f"{by}: {decision} dossier {request.dossier}; {request.name} goes on")
 
 
 @hold_app.command("lift")
@@ -257,6 +276,8 @@ def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters
 def _end(outcome: Outcome, as_json: bool) -> None:
     label = f" {outcome.release.label}" if outcome.release else ""
     console.print(f"\n[bold]{outcome.kind.replace('_', ' ')}[/]{label}")
+    if outcome.note:
+        console.print(outcome.note, markup=False, soft_wrap=True)
     if as_json:
         print(outcome.model_dump_json(indent=1))
     raise typer.Exit(outcome.exit_code)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 
 from prefect import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
+from pydantic import Field
 
 from flows.server import mark_crashed, settle
-from tasks.release import Model, Release, now
+from tasks.release import Model, Release, ToolingError, now
 from tasks.store import Store
 
-Kind = Literal["promoted", "rolled_back", "rejected", "nothing_newer", "already_there"]
+Kind = Literal["promoted", "rolled_back", "rejected", "nothing_newer", "already_there", "waiting"]
 
-EXIT_CODES: dict[Kind, int] = {"promoted": 0, "rolled_back": 0, "nothing_newer": 0, "already_there": 0, "rejected": 4}
+EXIT_CODES: dict[Kind, int] = {
+    "promoted": 0, "rolled_back": 0, "nothing_newer": 0, "already_there": 0, "waiting": 0, "rejected": 4,
+}  # fmt: skip
 """Exit codes of a flow that ended by itself; the errors of tasks/release.py carry theirs (1 failed, 2, 3)."""
 
 ALONE = ("upgrade", "redeploy", "rollback")
@@ -28,29 +32,43 @@ class Outcome(Model):
 
     kind: Kind
     release: Release | None = None
+    note: str = Field(default="", description="what else there is to know")
 
     @property
     def exit_code(self) -> int:
         return EXIT_CODES[self.kind]
 
 
-def ended(kind: Kind, release: Release | None = None) -> State[Outcome]:
+def ended(kind: Kind, release: Release | None = None, note: str = "") -> State[Outcome]:
     """The final state of a flow run, named for a person in the Prefect page, with its Outcome as the result."""
     label = f": {release.label}" if release else ""
     return Completed(
         name=kind.replace("_", " ").capitalize(),
-        message=f"{kind}{label}",
-        data=Outcome(kind=kind, release=release),
+        message=f"{kind}{label}" + (f"; {note}" if note else ""),
+        data=Outcome(kind=kind, release=release, note=note),
     )
 
 
 @contextmanager
-def one_at_a_time(store: Store) -> Iterator[None]:
+def one_at_a_time(store: Store, *, patience_s: float = 0) -> Iterator[None]:
     """Hold the store's release lock. Runs that died, with it or without it, are marked crashed in Prefect.
 
-    Raises ToolingError that names the run that holds it.
+    Raises ToolingError that names the run that holds it, when it is not free in so many seconds.
     """
+    deadline = time.monotonic() + patience_s
     holder = {"flow_run": str(flow_run.id), "name": flow_run.name, "since": now().isoformat(timespec="seconds")}
-    with store.lock("release", holder=holder, stale=lambda dead: mark_crashed(str(dead.get("flow_run")))):
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(store.lock("release", holder=holder, stale=_crashed))
+                break
+            except ToolingError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
         settle(ALONE, holder["flow_run"], now())
         yield
+
+
+def _crashed(holder: dict[str, Any]) -> None:
+    mark_crashed(str(holder.get("flow_run")))

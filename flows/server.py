@@ -28,7 +28,6 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.flow_runs import resume_flow_run
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
@@ -39,6 +38,7 @@ from prefect.settings import (
 )
 from prefect.states import Crashed
 
+from tasks.approval import held
 from tasks.process import die_with_parent
 from tasks.release import ToolingError
 from tasks.report import console
@@ -48,9 +48,6 @@ POLL_S = 0.5
 LOST_AFTER = timedelta(hours=1)
 """No run waits as long for the release lock, nor needs so long to end once it has let go of it."""
 UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-
-Decided = dict[str, str]
-"""What `tasks.approval.Decision` is filled in with."""
 
 
 @contextmanager
@@ -170,26 +167,13 @@ def _attend(told: list[UUID], stop: threading.Event, name: str | None) -> None:
     while not stop.wait(POLL_S):
         if told and _paused(told[-1]):
             if answer := _unattended(name) if name else _prompt(told[-1], stop):
-                answer_pause(told[-1], answer)
+                held.answer(told[-1], answer)
             while not stop.wait(POLL_S) and _paused(told[-1]):
                 pass
 
 
-def _unattended(name: str) -> Decided:
+def _unattended(name: str) -> held.Decided:
     return {"decision": "approve", "approver": name, "note": "unattended"}
-
-
-def answer_pause(flow_run_id: UUID, answer: Decided) -> None:
-    """Resume a paused run with a decision. Raises ToolingError when the run does not take it."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            resume_flow_run(flow_run_id, run_input=answer)
-            return
-        except Exception as error:  # the pause is there a moment before its form is
-            if time.monotonic() > deadline:
-                raise ToolingError("the run did not take the decision", evidence=f"{error}") from error
-            time.sleep(POLL_S)
 
 
 def _paused(flow_run_id: UUID) -> bool:
@@ -198,7 +182,7 @@ def _paused(flow_run_id: UUID) -> bool:
     return state is not None and state.is_paused()
 
 
-def _prompt(flow_run_id: UUID, stop: threading.Event) -> Decided | None:
+def _prompt(flow_run_id: UUID, stop: threading.Event) -> held.Decided | None:
     who = getpass.getuser()
     console.print(f"  [bold]approve[/] this release as {who}? (approve / reject, and a note if you like): ", end="")
     while not stop.is_set() and _paused(flow_run_id):

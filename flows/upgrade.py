@@ -12,6 +12,9 @@ from tasks.report import show_dossier
 from tasks.settings import load
 from tasks.upstream import stage as upstream
 
+RESUMED_S = 15 * 60
+"""Seconds that a run which a person has just answered waits for another to let go of the release lock."""
+
 
 def required() -> tuple[str, ...]:
     """The names of all verifications that must be in a dossier before anybody may approve it."""
@@ -34,10 +37,13 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
     settings = load()
     platform = open_platform(settings)
     store = platform.store
-    with one_at_a_time(store), notify.following(store, settings.notify):
+    if asked := approval.asked(store):  # a person was asked, and the run was suspended: it goes on where it was
+        to, again = asked.tag, False
+    with one_at_a_time(store, patience_s=RESUMED_S if asked else 0), notify.following(store, settings.notify):
         promote.recover(platform)
         production = store.pointer("production")
         promote.refuse_on_hold(production)
+        approval.refuse(store, asked)
 
         target, notes = upstream.read(platform, settings, to)
         if target is None:
@@ -49,6 +55,8 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
         proof.record(platform, release, source)
         if release.id == production.release:
             return ended("already_there", release)
+        if not again and (other := approval.waiting(store, release)):
+            return ended("waiting", release, f"{other.name} waits for a person: {other.link or other.run}")
 
         contracts.check(platform, release, production.release)
         promote.staging(platform, release)
@@ -57,7 +65,7 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
 
         dossier = store.dossier(release, required())
         show_dossier(dossier)
-        decision = approval.ask(store, dossier, production.release, settings.approval, notes)
+        decision = approval.ask(platform, dossier, production.release, settings, notes)
         if decision.decision == "reject":
             return ended("rejected", release)
         promote.promote(platform, store.dossier(release, required()), decision, settings.retain)

@@ -174,9 +174,11 @@ def notice_of(event: Event, thread: str, before: Callable[[], Sequence[Event]]) 
         if verdict and verdict != Verdict.PASSED:
             return Notice(thread=thread, title=f"{thread}: {name} {verdict}", text=event.summary)
         return None
-    if event.kind == "approval_wanted":
-        link = str(event.detail.get("link") or "")
-        return Notice(thread=thread, title=f"{thread}: approval wanted", text=event.summary, link=link)
+    if event.kind in ("approval_wanted", "approval_reminder", "approval_withdrawn", "approval_expired"):
+        link, open_ = str(event.detail.get("link") or ""), event.kind in ("approval_wanted", "approval_reminder")
+        command = str(event.detail.get("command") or "") if open_ else "llama-release upgrade"
+        title = f"{thread}: {event.kind.replace('_', ' ')}"
+        return Notice(thread=thread, title=title, text=event.summary, link=link, command=command)
     if event.kind == "rolled_back":
         lift = "llama-release hold lift"
         return Notice(thread=thread, title=f"{thread}: rolled back", text=event.summary, command=lift)

@@ -341,6 +341,32 @@ class Approval(Model):
     at: datetime = Field(default_factory=now)
 
 
+class Request(Model):
+    """A question to a person: what a flow run waits for."""
+
+    run: str = Field(description="id of the flow run that asks")
+    name: str = Field(description="the flow run's name")
+    api_url: str = Field(description="API of the Prefect server that holds the run")
+    link: str = Field(description="the run's page, '' where there is none")
+    suspended: bool = Field(description="the run's process has ended; else it waits, and the question dies with it")
+    tag: str = Field(description="the upstream release that the run goes to")
+    release: str
+    dossier: str = Field(description="digest of the dossier that is to be approved")
+    required: tuple[str, ...] = Field(description="names of the verifications in that dossier")
+    expected: str | None = Field(description="the release in production when the person was asked")
+    asked_at: datetime
+    expires_at: datetime
+    reminded_at: datetime | None = None
+    probed_at: datetime | None = Field(default=None, description="when staging was last sent idle and probed")
+    state: Literal["open", "answered", "withdrawn", "expired"] = "open"
+    reason: str = Field(default="", description="why it was withdrawn")
+
+    @property
+    def key(self) -> str:
+        """What Prefect knows this pause by: another one each time that is asked."""
+        return f"{self.dossier}-{self.asked_at:%Y%m%d%H%M%S%f}"
+
+
 class Promotion(Model):
     """A release that is now in production."""
 

@@ -8,8 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import httpx
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
@@ -25,6 +27,8 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS
 LINE_EVERY_S = 5.0
 ARTIFACT_EVERY_S = 2.0
 NAME_WIDTH = 11
+AWAY_S = 120.0
+"""How long Prefect's server may be away before a run gives up: Prefect's own requests wait about a minute."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,10 +69,14 @@ class Row:
         if total > 1 and time.monotonic() - self._last_artifact > ARTIFACT_EVERY_S:
             self._last_artifact = time.monotonic()
             percent = round(100 * done / total, 1)
-            if self._artifact is None:
-                self._artifact = create_progress_artifact(percent, description=f"{self.name}: {what}")
-            else:
-                update_progress_artifact(self._artifact, percent, description=f"{self.name}: {done}/{total} {what}")
+            with suppress(httpx.TransportError):  # the next one will tell
+                self._tell(percent, done, total, what)
+
+    def _tell(self, percent: float, done: int, total: int, what: str) -> None:
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(percent, description=f"{self.name}: {what}")
+        else:
+            update_progress_artifact(self._artifact, percent, description=f"{self.name}: {done}/{total} {what}")
 
     def _move(self, done: int, total: int, what: str) -> None:
         if self._bar is None:
@@ -116,7 +124,7 @@ class Row:
 
     def _keep(self, summary: str, mark: str, markdown: str, *, release: str | None, detail: dict[str, Any]) -> None:
         self._close(summary, mark, release=release, detail=detail)
-        create_markdown_artifact(
+        patiently(create_markdown_artifact)(
             key=_key(self.name), markdown=f"**{summary}**\n\n{markdown}", description=summary[:200]
         )
 
@@ -136,6 +144,22 @@ class Row:
                 detail={"seconds": round(self.seconds, 3), **detail},
             )
         )
+
+
+def patiently(call: Callable[P, R], limit_s: float = AWAY_S) -> Callable[P, R]:
+    """The call, made again while Prefect's server is away: it may be restarted while a release goes its way."""
+
+    def again(*args: P.args, **kwargs: P.kwargs) -> R:
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                return call(*args, **kwargs)
+            except httpx.TransportError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    return again
 
 
 def stage(
@@ -222,10 +246,10 @@ def _together(found: list[Verification]) -> str:
     return f"{len(found)} kept: {', '.join(v.name.rpartition('.')[2].replace('_', ' ') for v in found)}"
 
 
-def dossier_markdown(dossier: Dossier, replaces: str, changes: str = "") -> str:
+def dossier_markdown(dossier: Dossier, replaces: str, sections: Sequence[tuple[str, str]] = ()) -> str:
     """The dossier as a person is asked to approve it: what did not pass first, what passed by subject.
 
-    `changes` is the digest of upstream's notes, '' for none.
+    `sections` are (title, Markdown) of what there is more to see of.
     """
     counts = ", ".join(f"{len(found)} {verdict}" for verdict in Verdict if (found := dossier.having(verdict)))
     groups = sorted(_grouped(dossier.verifications), key=lambda group: group[1][0].verdict is Verdict.PASSED)
@@ -235,8 +259,7 @@ def dossier_markdown(dossier: Dossier, replaces: str, changes: str = "") -> str:
             f"## Release {dossier.release.label}, to replace {replaces}",
             f"Dossier `{dossier.digest}`: {counts}.",
             markdown_table(("verification", "verdict", "what was seen"), rows),
-            *(["### What changed upstream", changes] if changes else []),
-            *(v.evidence["shown"] for v in dossier.verifications if "shown" in v.evidence),
+            *(f"### {title}\n\n{text.strip()}" for title, text in sections),
             f"`{' '.join(dossier.release.argv)}`",
             "An approval holds for this dossier only, and only while production is what it is now.",
         ]

@@ -114,7 +114,11 @@ class EvalSettings(Section):
 
 
 class ApprovalSettings(Section):
-    timeout_s: int = Field(default=24 * 60 * MINUTES, ge=1, description="how long a person may take to decide")
+    timeout_s: int = Field(default=24 * 60 * MINUTES, ge=1, description="seconds that a person may take to decide")
+    remind_s: int = Field(default=4 * 60 * MINUTES, ge=1, description="seconds between two reminders")
+    probe_s: int = Field(
+        default=60 * MINUTES, ge=1, description="seconds between two idle cycles of staging while a person thinks"
+    )
 
 
 class NotifySettings(Section):

@@ -5,6 +5,7 @@
     releases/<id>.json
     dossiers/<id>/<verification>.json
     approvals/<dossier digest>.json
+    requests/<flow run id>.json what a flow run asks a person
     proofs/<key>.json           what the probes of a patch said, with it and without it
     surfaces/<build digest>-<basis>.json     what may be asked of a build
     answers/<id>/<set digest>[.again].jsonl    what a release answered to the evals, one line an answer
@@ -48,6 +49,7 @@ from tasks.release import (
     Latency,
     Model,
     Release,
+    Request,
     StageName,
     StagePointer,
     ToolingError,
@@ -354,6 +356,19 @@ class Store:
 
     def approval(self, dossier_digest: str) -> Approval | None:
         return self._load(f"approvals/{dossier_digest}.json", Approval)
+
+    def save_request(self, request: Request) -> Request:
+        self._save(f"requests/{request.run}.json", request)
+        return request
+
+    def request(self, run: str) -> Request | None:
+        """What the flow run of this id asked a person."""
+        return self._load(f"requests/{run}.json", Request)
+
+    def requests(self) -> list[Request]:
+        """Everything that was ever asked, oldest first."""
+        found = [self._load(path, Request) for path in self.files.names("requests/*.json")]
+        return sorted((r for r in found if r), key=lambda r: r.asked_at)
 
     def proof(self, key: str, kind: type[M]) -> M | None:
         """What the probes of a patch said, under a key that names all that they depend on."""

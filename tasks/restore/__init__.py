@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from modal_app.warmup import TEXTS, Golden
 from tasks.platforms import Platform
-from tasks.release import Release, StageName, Verification, digest_of
+from tasks.release import Release, StageName, Verdict, Verification, digest_of
 from tasks.report import Row, markdown_table, stage
 from tasks.restore.cycle import Cycle, recorded, run
-from tasks.restore.judge import counted, judge, unfinished
+from tasks.restore.judge import Judgement, counted, fault, judge, unfinished
 from tasks.restore.plot import svg
 from tasks.settings import RestoreSettings
 from tasks.store import Store, write_atomic
@@ -44,9 +44,7 @@ def probe(
     while unfinished(cycles, settings):
         # of the snapshot that it will come back from; where there is none, of the server that runs now
         golden = platform.golden(stage_name) or now or (now := recorded(platform, stage_name, release))
-        cycles.append(run(platform, stage_name, golden, settings))
-        if latency := cycles[-1].latency:
-            platform.store.add_latency(release.id, latency)
+        cycles.append(_cycle(platform, stage_name, release, golden, settings))
         progress(len(counted(cycles)), settings.cycles, ", ".join(cycle.kind for cycle in cycles))
     verdict, summary = judge(cycles, settings)
     return Verification(
@@ -62,6 +60,32 @@ def probe(
     )
 
 
+def _cycle(
+    platform: Platform, stage_name: StageName, release: Release, golden: Golden, settings: RestoreSettings
+) -> Cycle:
+    cycle = run(platform, stage_name, golden, settings)
+    if cycle.latency:
+        platform.store.add_latency(release.id, cycle.latency)
+    return cycle
+
+
+def once(
+    platform: Platform, stage_name: StageName, release: Release, settings: RestoreSettings
+) -> tuple[Cycle, Judgement | None]:
+    """One more idle cycle of a stage, and what is wrong with it, if anything is. Raises what `probe` raises."""
+    golden = platform.golden(stage_name) or recorded(platform, stage_name, release)
+    cycle = _cycle(platform, stage_name, release, golden, settings)
+    return cycle, fault(cycle)
+
+
+def condemn(store: Store, release: Release, cycle: Cycle, summary: str) -> None:
+    """A later cycle that is wrong by itself fails the release's restore verification, whatever it was."""
+    if known := store.verification(release.id, NAME):
+        cycles = [*known.evidence["cycles"], cycle.model_dump(mode="json")]
+        changed = {"verdict": Verdict.FAILED, "summary": summary, "evidence": {**known.evidence, "cycles": cycles}}
+        store.record(known.model_copy(update=changed))
+
+
 @stage(NAME, "restore probe of {release.label} on {stage_name}")
 def check(
     row: Row, platform: Platform, stage_name: StageName, release: Release, settings: RestoreSettings
@@ -73,11 +97,12 @@ def check(
         found = [probe(platform, stage_name, release, settings, row.progress)]
         platform.store.record(found[0])
     (made,) = found
-    row.judged(found, made.summary, _markdown(platform.store, made), again=again)
+    row.judged(found, made.summary, markdown(platform.store, made), again=again)
     return made
 
 
-def _markdown(store: Store, made: Verification) -> str:
+def markdown(store: Store, made: Verification) -> str:
+    """A restore verification for a person: its cycles, and the plot of this and the latest releases."""
     plot = drawn(store)
     write_atomic(store.latency_plot(), plot)
     cycles = map(Cycle.model_validate, made.evidence["cycles"])

@@ -5,14 +5,16 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from tasks.approval.page import page
 from tasks.evals.gate import decide
 from tasks.evals.model import ItemAnswer, Outcome
 from tasks.evals.plot import svg
 from tasks.evals.sequential import Interval
 from tasks.evals.shown import MOST_TELLING, RANKING, cost, evidence, markdown, summary, telling
+from tasks.platforms.local import LocalPlatform
 from tasks.release import Dossier, Release, UpstreamRelease, Verdict, Verification
-from tasks.report import dossier_markdown
-from tasks.settings import EvalSettings
+from tasks.settings import EvalSettings, Settings
+from tasks.store import Store
 from tests.evals.test_gate import HALF, ITEMS, SETTINGS, said, some
 
 
@@ -44,15 +46,16 @@ def test_the_page_tells_each_family_what_a_broken_one_protects_and_shows_the_plo
     assert page.count("| lost | tools/") == MOST_TELLING
 
 
-def test_whoever_approves_is_shown_it() -> None:
+def test_whoever_approves_is_shown_it(store: Store) -> None:
     release = Release(
         upstream=UpstreamRelease(build=11434), tree="t", build="b", argv=("--jinja",), files={}, alias="model"
     )
     made = Verification(name="evals", release=release.id, verdict=Verdict.PASSED, summary="it is")
     made = made.model_copy(update={"evidence": {"shown": shown(said(HALF - some(0.2)))}})
-    page = dossier_markdown(Dossier(release=release, required=("evals",), verifications=(made,)), "b11401")
-    assert "| all | " in page
-    assert RANKING in page
+    dossier = Dossier(release=release, required=("evals",), verifications=(made,))
+    read = page(LocalPlatform(Settings(store=store.root)), dossier, None, None)
+    assert "| all | " in read
+    assert RANKING in read
 
 
 def test_the_most_telling_items_are_of_the_templates_that_lost_most_one_of_each_in_turn_and_losses_come_first() -> None:

@@ -56,7 +56,7 @@ UNTIL_APPROVED = {
     "in the middle of restore": Kill(r"series/\w+/", after=True),
     "between restore and evals": Kill(recorded("restore"), after=True),
     "in the middle of evals": Kill(r"answers/\w+/\w+\.jsonl r\+", "open", nth=7),
-    "between evals and the question": Kill(recorded("evals"), after=True),
+    "when the question is written": Kill(r"requests/", after=True),
 }
 AT_PRODUCTION = {
     "with the intent open": Kill(r"stages/production\.intent\.json", after=True),
@@ -75,6 +75,9 @@ class Scene:
     seen: Traffic
     finished: dict[Path, tuple[int, int]] = field(default_factory=dict)
     """What was finished at the last kill: its inode and when it was written."""
+
+    unreported: str = ""
+    """The run of whose end nobody told Prefect."""
 
     def kill(self, point: Kill) -> None:
         """A run that gets as far as this."""
@@ -209,15 +212,29 @@ def test_a_later_run_is_killed(scene: Scene, point: str) -> None:
 
 
 def test_the_worker_is_killed_and_then_its_run(scene: Scene) -> None:
-    """Nobody tells Prefect that it is gone, but the next run that finds its lock."""
-    asked = len(scene.events("approval_wanted"))
-    run = scene.prefect.run(Kill(r"approvals/", after=True), to=NEWER)
-    scene.prefect.wait(run, lambda: len(scene.events("approval_wanted")) > asked)
+    """The run goes on without its worker; when it dies too, only the next run can tell Prefect, by the lock it left."""
+    seen = len(scene.events("stage.restore"))
+    run = scene.prefect.run(Kill(recorded("evals"), after=True), to=NEWER)
+    scene.prefect.wait(run, lambda: len(scene.events("stage.restore")) > seen)
     scene.prefect.kill("worker")
-    scene.prefect.answer(run, "approve")
     scene.prefect.killed(run)
     assert scene.prefect.state(run)["type"] == "RUNNING"
     scene.prefect.start("worker")
+    scene.check()
+    scene.unreported = run
+
+
+def test_worker_and_server_are_killed_while_a_run_is_suspended_and_it_dies_on_resume(scene: Scene) -> None:
+    run = scene.prefect.run(to=NEWER)
+    scene.prefect.wait(run, lambda: scene.prefect.state(run)["type"] == "PAUSED")
+    assert scene.prefect.state(scene.unreported)["type"] == "CRASHED"
+    scene.prefect.kill("worker")
+    scene.prefect.kill("server")
+    scene.prefect.start("server")
+    scene.prefect.aim(Kill(r"approvals/", after=True))
+    scene.prefect.answer(run, "approve")
+    scene.prefect.start("worker")
+    scene.prefect.killed(run)
     scene.check()
 
 

@@ -25,17 +25,27 @@ from prefect.states import Pending, Running, Scheduled
 
 from flows.__main__ import run_flow
 from flows.outcome import ALONE, Outcome, ended, one_at_a_time
-from flows.server import LOST_AFTER, answer_pause, mark_crashed, prefect_server, settle
+from flows.server import LOST_AFTER, mark_crashed, prefect_server, settle
 from tasks.approval import ask
-from tasks.release import Dossier, ReleaseFailed, ToolingError, Verdict, now
-from tasks.settings import ApprovalSettings
+from tasks.approval.held import answer
+from tasks.platforms.local import LocalPlatform
+from tasks.release import Dossier, ReleaseFailed, StagePointer, ToolingError, Verdict, now
+from tasks.settings import ApprovalSettings, Settings
 from tasks.store import Store
 from tests.flows.conftest import REPOSITORY
 from tests.test_release import a_release, seen
 
 pytestmark = pytest.mark.wire
 
-DOSSIER = Dossier(release=a_release(), required=("a",), verifications=(seen("a"),))
+RELEASE = a_release()
+
+
+def a_dossier(verdict: Verdict = Verdict.PASSED) -> Dossier:
+    found = seen("a", verdict).model_copy(update={"release": RELEASE.id})
+    return Dossier(release=RELEASE, required=("a",), verifications=(found,))
+
+
+DOSSIER = a_dossier()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +61,13 @@ def asking(store: Store, dossier: Dossier = DOSSIER, timeout_s: int = 120) -> ob
     @flow(name="asking")
     def one_question() -> object:
         with one_at_a_time(store):
-            given = ask(store, dossier, None, ApprovalSettings(timeout_s=timeout_s))
+            platform = LocalPlatform(Settings(store=store.root))
+            store.save_release(dossier.release)
+            store.save_pointer(StagePointer(stage="staging", release=dossier.release.id))
+            for verification in dossier.verifications:
+                store.record(verification)
+            settings = Settings(store=store.root, approval=ApprovalSettings(timeout_s=timeout_s))
+            given = ask(platform, dossier, None, settings)
         return ended("promoted" if given.decision == "approve" else "rejected", dossier.release)
 
     return one_question
@@ -121,7 +137,7 @@ def test_an_unattended_approver_is_recorded_by_name(store: Store, page: str) -> 
 def test_a_rejection_ends_the_run_as_rejected_and_not_as_failed(store: Store, page: str) -> None:
     def reject() -> None:
         (run,) = wait_for(paused_runs)  # type: ignore[misc]
-        answer_pause(run, {"decision": "reject", "approver": "bob", "note": "not today"})
+        answer(run, {"decision": "reject", "approver": "bob", "note": "not today"})
         rejected.append(run)
 
     rejected: list[UUID] = []
@@ -141,7 +157,7 @@ def test_an_approval_given_to_a_run_that_died_is_not_asked_for_again(store: Stor
 
 
 def test_nobody_is_asked_about_a_dossier_with_a_failed_verification(store: Store, page: str) -> None:
-    bad = DOSSIER.model_copy(update={"verifications": (seen("a", Verdict.FAILED),)})
+    bad = a_dossier(Verdict.FAILED)
     with pytest.raises(ReleaseFailed, match="may not be promoted"):
         run_flow(asking(store, bad), page, "ada")  # type: ignore[arg-type]
     assert store.ledger() == []

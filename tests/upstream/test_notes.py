@@ -3,13 +3,15 @@ from pathlib import Path
 
 import pytest
 
+from tasks.approval.page import page
 from tasks.contracts import CONTRACTS
 from tasks.contracts.scripted import build, thinks_then_answers
 from tasks.patches.series import read_series
+from tasks.platforms.local import LocalPlatform
 from tasks.preflight import wants
 from tasks.release import BadInput, Change, Dossier, ReleaseNotes, ToolingError, UpstreamRelease
-from tasks.report import dossier_markdown
 from tasks.settings import ServerSettings, Settings
+from tasks.store import Store
 from tasks.upstream import history, open_upstream
 from tasks.upstream.notes import SHOWN, Assessment, Risk, assess, assess_all, digest, read
 from tasks.upstream.ours import Ours, used_by
@@ -246,11 +248,11 @@ def test_an_assessment_is_json_on_disk() -> None:
     assert Assessment.model_validate_json(found.model_dump_json()) == found
 
 
-def test_the_approver_sees_the_digest_on_the_dossier_s_page() -> None:
+def test_the_approver_sees_the_digest_on_the_dossier_s_page(store: Store) -> None:
     dossier = Dossier(release=a_release(), required=(), verifications=())
-    page = dossier_markdown(dossier, "b8999", digest(assess_all(MIXED, USED)))
-    assert page.index("What changed upstream") < page.index("b9004 #4 arg : remove --flash-attn")
-    assert "What changed upstream" not in dossier_markdown(dossier, "b8999", "")
+    read = page(LocalPlatform(Settings(store=store.root)), dossier, None, assess_all(MIXED, USED))
+    assert read.index("What changed upstream") < read.index("b9004 #4 arg : remove --flash-attn")
+    assert "What changed upstream" not in page(LocalPlatform(Settings(store=store.root)), dossier, None, None)
 
 
 CHANGELOG = """Metadata-Version: 2.1

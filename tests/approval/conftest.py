@@ -1,0 +1,85 @@
+"""A real Prefect server, a real deployment, and what a worker does: one process for each time that a run runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments.runner import RunnerDeployment
+
+from flows.server import prefect_server
+from tasks.release import Request
+from tasks.store import Store
+from tests.approval.asking import SCRIPT
+from tests.flows.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="package")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server of our own, in force for these tests and for the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        with prefect_server(tmp_path_factory.mktemp("prefect")) as address:
+            patch.setenv("PREFECT_API_URL", f"{address}/api")
+            yield address
+
+
+@dataclass
+class Deployed:
+    """The asking flow as a deployment."""
+
+    id: UUID
+    store: Store
+
+    def create(self, **parameters: object) -> UUID:
+        with get_client(sync_client=True) as client:
+            run = client.create_flow_run_from_deployment(
+                self.id, parameters={"root": str(self.store.root), **parameters}
+            )
+        return run.id
+
+    def execute(self, run: UUID) -> FlowRun:
+        """Run a run to where its process ends; the run as it is then."""
+        subprocess.run(
+            [sys.executable, "-m", "prefect", "flow-run", "execute", str(run)],
+            cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, timeout=180, check=True,
+            stdin=subprocess.DEVNULL, capture_output=True,
+        )  # fmt: skip
+        return self.read(run)
+
+    def read(self, run: UUID) -> FlowRun:
+        with get_client(sync_client=True) as client:
+            return client.read_flow_run(run)
+
+    def state(self, run: UUID) -> tuple[str, str]:
+        """(name, message) of a run's state."""
+        state = self.read(run).state
+        assert state
+        return state.name or "", state.message or ""
+
+    def request(self, run: UUID) -> Request:
+        found = self.store.request(str(run))
+        assert found
+        return found
+
+    def suspended(self, **parameters: object) -> UUID:
+        """A run that has asked, and whose process has ended."""
+        run = self.create(**parameters)
+        self.execute(run)
+        assert self.state(run)[0] == "Suspended"
+        return run
+
+
+@pytest.fixture
+def deployed(page: str, store: Store) -> Deployed:
+    (path := Path(store.root)).mkdir(exist_ok=True)
+    deployment = RunnerDeployment.from_entrypoint(SCRIPT, name=f"asking-{path.parent.name}")
+    return Deployed(deployment.apply(), store)  # type: ignore[arg-type]

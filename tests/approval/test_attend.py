@@ -1,0 +1,118 @@
+"""What happens while a person thinks: real runs that wait on a real Prefect server, staging played."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import get_client
+from prefect.input.run_input import keyset_from_paused_state
+from prefect.states import Paused, Running, Suspended
+
+from tasks.approval import Decision, attend, waiting
+from tasks.approval.attend import close
+from tasks.release import Request, now
+from tasks.store import Store
+from tests.approval.asking import RELEASE, platform_on
+from tests.approval.conftest import Deployed
+from tests.approval.test_standing import a_request, change_dossier, move_production, move_staging
+
+pytestmark = pytest.mark.wire
+
+HOUR = timedelta(hours=1)
+
+
+def open_question(deployed: Deployed, page: str, suspended: bool = True, **changes: Any) -> Request:
+    """A run that waits for a person, as `ask` leaves it."""
+    run = deployed.create()
+    request = a_request(deployed.store, run=str(run), api_url=f"{page}/api", suspended=suspended, **changes)
+    make = Suspended if suspended else Paused
+    waits = make(timeout_seconds=3600, pause_key=request.key)
+    waits.state_details.run_input_keyset = keyset_from_paused_state(waits)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Running(), force=True)
+        client.set_flow_run_state(run, waits, force=True)
+    Decision.save(waits.state_details.run_input_keyset, run)
+    return request
+
+
+def look(deployed: Deployed, **approval_settings: int) -> list[str]:
+    """What one look after the open questions adds to the ledger."""
+    before = len(deployed.store.ledger())
+    attend(*platform_on(deployed.store.root, **approval_settings))
+    return [e.kind for e in deployed.store.ledger()[before:]]
+
+
+def test_a_question_that_stands_is_left_alone_and_keeps_another_upgrade_waiting(deployed: Deployed, page: str) -> None:
+    request = open_question(deployed, page)
+    assert look(deployed) == []
+    assert waiting(deployed.store, RELEASE) == request
+    assert deployed.state(UUID(request.run))[0] == "Suspended"
+
+
+def test_reminders_come_at_their_interval(deployed: Deployed, page: str) -> None:
+    request = open_question(deployed, page, asked_at=now() - HOUR)
+    assert look(deployed, remind_s=1800, probe_s=86400) == ["approval_reminder"]
+    assert look(deployed, remind_s=1800, probe_s=86400) == []
+    (reminder,) = deployed.store.ledger()
+    assert reminder.detail["command"] == f"llama-release approve {request.run}"
+
+
+@pytest.mark.parametrize(
+    "moved, why",
+    [(move_production, "production moved"), (move_staging, "staging serves"), (change_dossier, "the dossier changed")],
+)
+def test_a_question_that_no_longer_stands_is_withdrawn_and_its_run_cancelled(
+    deployed: Deployed, page: str, moved: Any, why: str
+) -> None:
+    request = open_question(deployed, page)
+    moved(deployed.store)
+    assert look(deployed) == ["approval_withdrawn"]
+    assert look(deployed) == []
+    closed = deployed.request(UUID(request.run))
+    assert closed.state == "withdrawn"
+    name, message = deployed.state(UUID(request.run))
+    assert name == "Cancelled"
+    assert message == f"withdrawn: {closed.reason}"
+    assert why in message
+
+
+def test_a_question_that_nobody_answers_expires(deployed: Deployed, page: str) -> None:
+    request = open_question(deployed, page, expires_at=now())
+    assert look(deployed) == ["approval_expired"]
+    assert deployed.request(UUID(request.run)).state == "expired"
+    assert deployed.state(UUID(request.run))[0] == "Cancelled"
+
+
+def test_an_answered_run_is_left_alone_however_late_its_worker_is(deployed: Deployed, page: str) -> None:
+    request = open_question(deployed, page, expires_at=now() + timedelta(seconds=1))
+    with get_client(sync_client=True) as client:
+        client.resume_flow_run(UUID(request.run), run_input={"decision": "approve", "approver": "ada"})
+    deployed.store.save_request(request.model_copy(update={"expires_at": now()}))
+    move_staging(deployed.store)
+    assert look(deployed) == []
+    assert deployed.state(UUID(request.run))[0] == "Resuming"
+
+
+def test_a_question_whose_run_was_ended_elsewhere_is_closed(deployed: Deployed, page: str) -> None:
+    request = open_question(deployed, page)
+    close(deployed.store, request, "withdrawn", "bob cancelled it")
+    deployed.store.save_request(request)
+    assert waiting(deployed.store, RELEASE) is None
+    assert look(deployed) == ["approval_withdrawn"]
+    assert deployed.request(UUID(request.run)).reason == "its run ended: withdrawn: bob cancelled it"
+
+
+def test_a_question_that_waited_in_a_process_of_its_own_died_with_it(deployed: Deployed, page: str) -> None:
+    request = open_question(deployed, page, suspended=False)
+    assert waiting(deployed.store, RELEASE) is None
+    assert look(deployed) == ["approval_withdrawn"]
+    assert deployed.request(UUID(request.run)).reason == "its process ended"
+
+
+@pytest.mark.usefixtures("page")
+def test_a_question_whose_prefect_server_is_gone_keeps_nobody_waiting(store: Store) -> None:
+    a_request(store)
+    assert waiting(store, RELEASE) is None
