@@ -43,7 +43,7 @@ from tasks.process import die_with_parent
 from tasks.release import ToolingError
 from tasks.report import console
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 300.0
 POLL_S = 0.5
 LOST_AFTER = timedelta(hours=1)
 """No run waits as long for the release lock, nor needs so long to end once it has let go of it."""
