@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.server import mark_crashed
+from flows.server import mark_crashed, settle
 from tasks.release import Model, Release, ToolingError, now
 from tasks.store import Store
 
@@ -23,6 +23,9 @@ Kind = Literal[
 
 EXIT_CODES: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0) | {"rejected": 4}
 """Exit codes of a flow that ended by itself; the errors of tasks/release.py carry theirs (1 failed, 2, 3)."""
+
+ALONE = ("upgrade", "redeploy", "rollback")
+"""The flows that hold the release lock from their first line to their last."""
 
 
 class Outcome(Model):
@@ -49,7 +52,8 @@ def ended(kind: Kind, release: Release | None = None, note: str = "") -> State[O
 
 @contextmanager
 def one_at_a_time(store: Store, name: str = "release", *, patience_s: float = 0) -> Iterator[None]:
-    """Hold the store's release lock, or another one. A flow run that died with it is marked crashed in Prefect.
+    """Hold the store's release lock, or another one. A flow run that died with it is marked crashed in Prefect, and
+    with the release lock held, so is what else of ALONE has been left there.
 
     Raises ToolingError that names the run that holds it, when it is not free in so many seconds.
     """
@@ -64,6 +68,8 @@ def one_at_a_time(store: Store, name: str = "release", *, patience_s: float = 0)
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1)
+        if name == "release":
+            settle(ALONE, holder["flow_run"], now())
         yield
 
 

@@ -10,13 +10,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
@@ -35,10 +44,13 @@ from tasks.release import BadInput, ToolingError
 from tasks.report import console
 from tasks.store import write_atomic
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 300.0
 SERVING = "serving"
 """The file in Prefect's folder that holds the address of the page that `llama-release serve` runs."""
 POLL_S = 0.5
+LOST_AFTER = timedelta(hours=1)
+"""No run waits as long for the release lock, nor needs so long to end once it has let go of it."""
+UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
 
 @contextmanager
@@ -157,6 +169,23 @@ def mark_crashed(flow_run_id: str) -> None:
             return
         if run.state is None or not run.state.is_final():
             client.set_flow_run_state(run.id, Crashed(message="its process was killed"), force=True)
+
+
+def settle(flows: Sequence[str], mine: str, at: datetime) -> None:
+    """Mark as crashed what else is pending or running of these flows, and at this time has been for LOST_AFTER.
+
+    To be called with the release lock held: whoever runs without it waits for it or ends, so nobody has that run any
+    more. Its worker was killed, or its end could not be told because the Prefect server was away.
+    """
+    with get_client(sync_client=True) as client:
+        open_runs = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED))),
+        )
+        for run in open_runs:
+            if str(run.id) != mine and run.state is not None and run.state.timestamp < at - LOST_AFTER:
+                message = f"{run.state.name} since {run.state.timestamp:%Y-%m-%d %H:%M} UTC, and no process has it"
+                client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
 
 @contextmanager

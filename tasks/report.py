@@ -8,8 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import httpx
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
@@ -26,6 +28,8 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS
 LINE_EVERY_S = 5.0
 ARTIFACT_EVERY_S = 2.0
 NAME_WIDTH = 11
+AWAY_S = 120.0
+"""How long Prefect's server may be away before a run gives up: Prefect's own requests wait about a minute."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,10 +71,14 @@ class Row:
         if total > 1 and time.monotonic() - self._last_artifact > ARTIFACT_EVERY_S:
             self._last_artifact = time.monotonic()
             percent = round(100 * done / total, 1)
-            if self._artifact is None:
-                self._artifact = create_progress_artifact(percent, description=f"{self.name}: {what}")
-            else:
-                update_progress_artifact(self._artifact, percent, description=f"{self.name}: {done}/{total} {what}")
+            with suppress(httpx.TransportError):  # the next one will tell
+                self._tell(percent, done, total, what)
+
+    def _tell(self, percent: float, done: int, total: int, what: str) -> None:
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(percent, description=f"{self.name}: {what}")
+        else:
+            update_progress_artifact(self._artifact, percent, description=f"{self.name}: {done}/{total} {what}")
 
     def _move(self, done: int, total: int, what: str) -> None:
         if self._bar is None:
@@ -119,7 +127,7 @@ class Row:
     def _keep(self, summary: str, mark: str, markdown: str, *, release: str | None, detail: dict[str, Any]) -> None:
         summary, markdown = redact([summary, markdown])
         self._close(summary, mark, release=release, detail=detail)
-        create_markdown_artifact(
+        patiently(create_markdown_artifact)(
             key=_key(self.name), markdown=f"**{summary}**\n\n{markdown}", description=summary[:200]
         )
 
@@ -141,6 +149,22 @@ class Row:
                 detail={"seconds": round(self.seconds, 3), **detail},
             )
         )
+
+
+def patiently(call: Callable[P, R], limit_s: float = AWAY_S) -> Callable[P, R]:
+    """The call, made again while Prefect's server is away: it may be restarted while a release goes its way."""
+
+    def again(*args: P.args, **kwargs: P.kwargs) -> R:
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                return call(*args, **kwargs)
+            except httpx.TransportError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    return again
 
 
 def stage(

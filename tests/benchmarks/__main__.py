@@ -1,4 +1,7 @@
-"""`make bench`: the measures, each printed with what it was measured on. Name sections to run only those."""
+"""`make bench`: the measures, each printed with what it was measured on. Name sections to run only those.
+
+The soak is long and runs only when it is named; a number after it is how many cycles.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,19 @@ import os
 import platform
 import sys
 
-from tests.benchmarks import activator, building, contracts, gate, notes, patches, snapshot, stages, surface, watch
+from tests.benchmarks import (
+    activator,
+    building,
+    contracts,
+    gate,
+    notes,
+    patches,
+    snapshot,
+    soak,
+    stages,
+    surface,
+    watch,
+)  # fmt: skip
 
 SECTIONS = {
     "stages": stages.main,
@@ -20,14 +35,16 @@ SECTIONS = {
     "activator": activator.main,
     "watch": watch.main,
 }
+LONG = {"soak": soak.main}
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or list(SECTIONS)
+    chosen = [word for word in sys.argv[1:] if not word.isdecimal()] or list(SECTIONS)
+    numbers = [int(word) for word in sys.argv[1:] if word.isdecimal()]
     print(f"{platform.system()} {platform.release()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     for name in chosen:
         print(f"\n## {name}", flush=True)
-        for line in SECTIONS[name]():
+        for line in SECTIONS[name]() if name in SECTIONS else LONG[name](*numbers):
             print(line, flush=True)
 
 

@@ -100,9 +100,12 @@ class Traffic:
                 except (httpx.HTTPError, KeyError) as error:
                     self.lost.append(repr(error))
 
-    def __exit__(self, *exc: object) -> None:
+    def stop(self) -> None:
         self._stop.set()
         self._thread.join(130)
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
 
 
 @contextmanager

@@ -20,15 +20,16 @@ import httpx
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from prefect import flow, get_client
+from prefect import Flow, State, flow, get_client
+from prefect.states import Pending, Running, Scheduled
 
 from flows.__main__ import run_flow
-from flows.outcome import Outcome, ended, one_at_a_time
-from flows.server import mark_crashed, prefect_server
+from flows.outcome import ALONE, Outcome, ended, one_at_a_time
+from flows.server import LOST_AFTER, mark_crashed, prefect_server, settle
 from tasks.approval import ask
 from tasks.approval.held import answer
 from tasks.platforms.local import LocalPlatform
-from tasks.release import Dossier, ReleaseFailed, StagePointer, ToolingError, Verdict
+from tasks.release import Dossier, ReleaseFailed, StagePointer, ToolingError, Verdict, now
 from tasks.settings import ApprovalSettings, Settings
 from tasks.store import Store
 from tests.flows.conftest import REPOSITORY
@@ -187,6 +188,22 @@ def test_a_second_run_is_refused_and_a_killed_run_is_marked_crashed_by_the_next(
 def test_marking_a_run_that_the_server_does_not_know_does_nothing(page: str) -> None:
     mark_crashed("00000000-0000-0000-0000-000000000000")
     mark_crashed("None")
+
+
+@pytest.mark.usefixtures("page")
+def test_runs_that_no_process_has_any_more_are_settled_after_a_while_and_no_others() -> None:
+    def begun(name: str, state: State) -> UUID:
+        return client.create_flow_run(Flow(lambda: None, name=name), state=state).id
+
+    with get_client(sync_client=True) as client:
+        lost = [begun("upgrade", Pending()), begun("rollback", Running())]
+        others = [begun("upgrade", Running()), begun("watch", Running()), begun("upgrade", Scheduled())]
+    before = [state_of(run) for run in others]
+    settle(ALONE, str(others[0]), now() + LOST_AFTER / 2)
+    assert [state_of(run) for run in lost] == ["Pending", "Running"]
+    settle(ALONE, str(others[0]), now() + LOST_AFTER)
+    assert [state_of(run) for run in lost] == ["Crashed", "Crashed"]
+    assert [state_of(run) for run in others] == before
 
 
 def test_somebody_at_a_terminal_is_asked_and_answers_there(store: Store, page: str) -> None:

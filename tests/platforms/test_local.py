@@ -18,8 +18,11 @@ from tasks.platforms.local.control import Control, problem_from, problem_json, s
 from tasks.platforms.local.proc import free_port
 from tasks.release import BadInput, Release, ReleaseFailed, ToolingError
 from tasks.settings import LocalSettings, ServerSettings, Settings
+from tasks.store import Store, sha256_of
 from tests.platforms.conftest import platform_at
 from tests.platforms.stand import KEY_ENV, Stand, listens_on, until
+from tests.test_release import a_release
+from tests.test_store import a_build
 
 REPOSITORY = Path(__file__).parents[2]
 real = pytest.mark.real
@@ -108,6 +111,19 @@ def test_a_server_that_ends_at_once_is_quoted(stand: Stand) -> None:
     with pytest.raises(ReleaseFailed, match="exit code 1") as caught, stand.platform.trial(bad):
         pass
     assert "failed to load model, '/no/such.gguf'" in caught.value.evidence
+
+
+def test_a_server_that_something_killed_is_no_fault_of_the_release(store: Store, tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.chmod(0o755)
+    built = a_build(files={"llama-server": sha256_of(program)})
+    store.build_dir(built.digest).mkdir(parents=True)
+    program.rename(store.build_dir(built.digest) / program.name)
+    store.save_build(built)
+    release = a_release(build=built.digest, argv=(), files={})
+    with pytest.raises(ToolingError, match="was killed before it could listen"):
+        server.start(store, release, None, tmp_path, 30)
 
 
 @real

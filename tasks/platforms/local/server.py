@@ -218,6 +218,12 @@ def _wait(server: Server, ready: Callable[[], bool], timeout_s: float, halt: thr
 def _raise_ending(server: Server, verb: str) -> None:
     if _BIND_WORDS.search(_text(server.log)):
         raise _PortLost
+    if server.process.poll() == -signal.SIGKILL:  # which no program does to itself
+        raise ToolingError(
+            f"llama-server of {server.release.label} was killed before it could {verb}",
+            evidence=own_words(server.log),
+            todo="if this machine was short of memory, the kernel's log says so (`dmesg`); then run it again",
+        )
     raise server.failure(f"ended before it could {verb}: {server.ending}")
 
 
