@@ -137,3 +137,11 @@ def wait_for(condition: Callable[[], Any], limit_s: float = PATIENCE_S) -> Any:
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.5)
     return found
+
+
+def serving(shell: Shell) -> tuple[subprocess.Popen[bytes], Api]:
+    """`llama-release serve` as soon as it takes runs."""
+    process = shell.start("llama-release serve", "--port", "0", log="serve.log")
+    wait_for(lambda: "started!" in shell.said("serve.log") or process.poll() is not None)
+    assert process.poll() is None, shell.said("serve.log")
+    return process, Api((shell.folder / "store" / "prefect" / "serving").read_text() + "/api")
