@@ -82,7 +82,7 @@ def test_an_unknown_parameter_is_refused_before_the_first_line_of_the_flow(shell
     assert "'tag'" in said
     assert "'to', 'again'" in said
 
-    past_it = api.create("upgrade/production", {"tag": "b11434"}).json()["id"]
+    past_it = api.begin("upgrade/production", {"tag": "b11434"})
     api.reaches(past_it, "Crashed")
     assert "Function expects parameters ['to', 'again'] but was provided with parameters ['tag']" in wait_for(
         lambda: api.logs(past_it)
@@ -91,7 +91,7 @@ def test_an_unknown_parameter_is_refused_before_the_first_line_of_the_flow(shell
 
 
 def test_a_run_says_in_one_error_all_that_its_worker_lacks(shell: Shell, api: Api) -> None:
-    run = api.create("upgrade/production", {}).json()["id"]
+    run = api.begin("upgrade/production", {})
     wait_for(lambda: api.state(run)[0] == "Failed")
     _, message = api.state(run)
     assert "the worker that started this run lacks what production is served with" in message

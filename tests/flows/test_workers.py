@@ -180,13 +180,13 @@ def test_an_upgrade_that_one_worker_suspended_is_promoted_by_another(site: Site)
 def test_serve_that_is_stopped_ends_its_run_and_keeps_those_that_wait_for_a_person(served: Shell) -> None:
     store = Store(served.folder / "store")
     serve, api = serving(served)
-    killed = api.create("upgrade/production", {"to": NEWER}).json()["id"]
+    killed = api.begin("upgrade/production", {"to": NEWER})
     wait_for(lambda: list(store.root.glob("dossiers/*/contracts.*.json")))
     end(serve)
 
     serve, api = serving(served)
     assert api.state(killed) == ("Crashed", "Execution was aborted by a termination signal.")
-    waits = api.create("upgrade/production", {"to": NEWER}).json()["id"]
+    waits = api.begin("upgrade/production", {"to": NEWER})
     api.reaches(waits, "Suspended")
     end(serve)
 
