@@ -67,7 +67,6 @@ def until_stopped(process: subprocess.Popen[bytes]) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()  # it takes no more runs
     told: set[int] = set()
     deadline = time.monotonic() + RUN_ENDS_S
     while (left := set(children(process.pid))) and time.monotonic() < deadline:
@@ -79,6 +78,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
+    process.terminate()
     try:
         process.wait(WORKER_ENDS_S)
     except subprocess.TimeoutExpired:  # Prefect's worker hangs when it is told to stop while a run goes on
