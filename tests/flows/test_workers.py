@@ -25,6 +25,7 @@ from tests.conftest import _link
 from tests.flows.conftest import KEY, REPOSITORY
 from tests.flows.operations import COMMAND_S, Api, Shell, environment, serving, wait_for
 from tests.flows.postgres import Postgres, postgres
+from tests.platforms.stand import command_lines
 
 pytestmark = pytest.mark.real
 
@@ -188,6 +189,7 @@ def test_serve_that_is_stopped_ends_its_run_and_keeps_those_that_wait_for_a_pers
     waits = api.begin("upgrade/production", {"to": NEWER})
     api.reaches(waits, "Suspended")
     assert api.state(killed)[0] == "Crashed"
+    wait_for(lambda: not any("prefect.engine" in command_lines().get(pid, []) for pid in served.processes()))
     end(serve)
 
     serve, api = serving(served)
