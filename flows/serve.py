@@ -26,7 +26,7 @@ from tasks.release import BadInput, ToolingError
 POOL = "llama-release"
 DEPLOYMENTS = Path(__file__).parent.parent / "prefect.yaml"
 DEPLOY_LIMIT_S = 300
-RUN_ENDS_S = 30
+RUN_ENDS_S = 60
 WORKER_ENDS_S = 10
 
 
@@ -67,16 +67,18 @@ def until_stopped(process: subprocess.Popen[bytes]) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()  # it takes no more runs
+    told: set[int] = set()
     deadline = time.monotonic() + RUN_ENDS_S
-    while (left := children(process.pid)) and time.monotonic() < deadline:
-        for pid in left:
+    while (left := set(children(process.pid))) and time.monotonic() < deadline:
+        for pid in left - told:  # once: another signal would interrupt what a run tells the server
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        time.sleep(1)
+        told |= left
+        time.sleep(0.2)
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
+    process.terminate()
     try:
         process.wait(WORKER_ENDS_S)
     except subprocess.TimeoutExpired:  # Prefect's worker hangs when it is told to stop while a run goes on

@@ -59,14 +59,17 @@ def prefect_server(store: Path, port: int | None = None) -> Iterator[str]:
     store, else one of our own on loopback.
 
     With a port (`serve` gives it; 0: any) it is our own, there, and others find it. Yields the address of its page.
-    Raises BadInput when the port is taken, ToolingError when the server doesn't come up.
+    Raises BadInput when the port is taken or there is such a server, ToolingError when it doesn't come up.
     """
     home = store.absolute() / "prefect"
-    home.mkdir(parents=True, exist_ok=True)
     serving = home / SERVING
     if given := os.environ.get("PREFECT_API_URL"):
         yield given.removesuffix("/api")
-    elif port is None and (page := _answering(serving)):
+    elif page := _answering(serving):
+        if port is not None:
+            raise BadInput(
+                "`llama-release serve` runs for this store already", evidence=page, todo="stop that one first"
+            )
         with _in_force(page, home):
             yield page
     else:
@@ -78,12 +81,13 @@ def prefect_server(store: Path, port: int | None = None) -> Iterator[str]:
             try:
                 yield page
             finally:
-                serving.unlink()
+                serving.unlink(missing_ok=True)
 
 
 @contextmanager
 def _own_server(home: Path, port: int) -> Iterator[str]:
     page = f"http://127.0.0.1:{port}"
+    home.mkdir(parents=True, exist_ok=True)
     env = os.environ | {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"{page}/api",

@@ -114,6 +114,12 @@ class Api:
         deployment = self.deployment(name)["id"]
         return self.call("POST", f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})
 
+    def begin(self, name: str, parameters: dict[str, object]) -> str:
+        """A run with these parameters; its id."""
+        answer = self.create(name, parameters)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
     def state(self, run: str) -> tuple[str, str]:
         """(name, message) of a run's state."""
         state = self.call("GET", f"/flow_runs/{run}").raise_for_status().json()["state"]
@@ -137,3 +143,11 @@ def wait_for(condition: Callable[[], Any], limit_s: float = PATIENCE_S) -> Any:
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.5)
     return found
+
+
+def serving(shell: Shell) -> tuple[subprocess.Popen[bytes], Api]:
+    """`llama-release serve` as soon as it takes runs."""
+    process = shell.start("llama-release serve", "--port", "0", log="serve.log")
+    wait_for(lambda: "started!" in shell.said("serve.log") or process.poll() is not None)
+    assert process.poll() is None, shell.said("serve.log")
+    return process, Api((shell.folder / "store" / "prefect" / "serving").read_text() + "/api")

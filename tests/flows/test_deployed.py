@@ -13,7 +13,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from flows.server import prefect_server
 from tasks.platforms.local.proc import is_alive
 from tasks.release import BadInput
-from tests.flows.operations import COMMAND_S, Api, Shell, environment, wait_for
+from tests.flows.operations import COMMAND_S, Api, Shell, environment, serving, wait_for
 
 pytestmark = pytest.mark.wire
 
@@ -33,10 +33,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 @pytest.fixture(scope="module")
 def api(shell: Shell) -> Api:
     """Prefect's API once `serve` has said where its page is."""
-    process = shell.start("llama-release serve", "--port", "0", log="serve.log")
-    wait_for(lambda: "started!" in shell.said("serve.log") or process.poll() is not None)
-    assert process.poll() is None, shell.said("serve.log")
-    return Api((shell.folder / "store" / "prefect" / "serving").read_text() + "/api")
+    return serving(shell)[1]
 
 
 @pytest.mark.parametrize("flow", FLOWS)
@@ -85,7 +82,7 @@ def test_an_unknown_parameter_is_refused_before_the_first_line_of_the_flow(shell
     assert "'tag'" in said
     assert "'to', 'again'" in said
 
-    past_it = api.create("upgrade/production", {"tag": "b11434"}).json()["id"]
+    past_it = api.begin("upgrade/production", {"tag": "b11434"})
     api.reaches(past_it, "Crashed")
     assert "Function expects parameters ['to', 'again'] but was provided with parameters ['tag']" in wait_for(
         lambda: api.logs(past_it)
@@ -94,7 +91,7 @@ def test_an_unknown_parameter_is_refused_before_the_first_line_of_the_flow(shell
 
 
 def test_a_run_says_in_one_error_all_that_its_worker_lacks(shell: Shell, api: Api) -> None:
-    run = api.create("upgrade/production", {}).json()["id"]
+    run = api.begin("upgrade/production", {})
     wait_for(lambda: api.state(run)[0] == "Failed")
     _, message = api.state(run)
     assert "the worker that started this run lacks what production is served with" in message
@@ -103,20 +100,25 @@ def test_a_run_says_in_one_error_all_that_its_worker_lacks(shell: Shell, api: Ap
     assert not (shell.folder / "store" / "ledger").exists()
 
 
-def test_other_commands_find_its_server_and_refuse_the_same_in_their_own_words(shell: Shell, api: Api) -> None:
+def test_the_command_line_refuses_the_same_as_one_clear_error(shell: Shell, api: Api) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "flows", "upgrade", "--to", "latest"], cwd=shell.folder, env=shell.env,
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_S,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert f"{api.url.removesuffix('/api')}/v2/runs/flow-run/" in done.stdout
     assert "to: String should match pattern" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_is_taken_is_one_clear_error(shell: Shell, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_commands_of_the_store_use_its_server_and_its_port_is_taken_for_others(
+    shell: Shell, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with prefect_server(shell.folder / "store") as page:
+        assert f"{page}/api" == api.url
     port = int(api.url.removesuffix("/api").rpartition(":")[2])
+    with pytest.raises(BadInput, match="runs for this store already"), prefect_server(shell.folder / "store", 0):
+        pass
     with pytest.raises(BadInput, match=f"port {port} is taken"), prefect_server(shell.folder / "other", port):
         pass
 

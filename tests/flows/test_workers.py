@@ -6,6 +6,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from tasks.settings import Settings
 from tasks.store import Store
 from tests.conftest import _link
 from tests.flows.conftest import KEY, REPOSITORY
-from tests.flows.operations import Api, Shell, environment, wait_for
+from tests.flows.operations import COMMAND_S, Api, Shell, environment, serving, wait_for
 from tests.flows.postgres import Postgres, postgres
+from tests.platforms.stand import command_lines
 
 pytestmark = pytest.mark.real
 
@@ -59,11 +61,11 @@ def site(base: Settings, build: Build, tmp_path: Path) -> Iterator[Site]:
                 "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.url,
             },
         )
-        settings = settings_text(base, store, scripted.build(scripted.thinks_then_answers(3), tmp_path / "model.gguf"))
+        model = scripted.build(scripted.thinks_then_answers(3), tmp_path / "model.gguf")
         workers = []
         for name in ("first", "second"):
             folder = machine(tmp_path / name)
-            (folder / "llama-release.toml").write_text(f'cache = "{folder}/cache"\n{settings}')
+            settings_file(folder, base, store, model, cache=folder / "cache")
             # stands for what each would download for itself
             shutil.copytree(base.cache / "downloads", folder / "cache" / "downloads", copy_function=_link)
             env = environment(folder / "prefect") | everywhere | {"LLAMA_RELEASE_API_KEY": KEY}
@@ -72,9 +74,7 @@ def site(base: Settings, build: Build, tmp_path: Path) -> Iterator[Site]:
         try:
             yield found
         finally:
-            platform = LocalPlatform(Settings(store=store.root))
-            for stage in get_args(StageName):
-                platform.stop(stage)
+            stop(store)
             for shell in (*workers, server):
                 shell.end()
 
@@ -93,9 +93,10 @@ def store_of(base: Settings, folder: Path) -> Store:
     return store
 
 
-def settings_text(base: Settings, store: Store, model: Path) -> str:
-    return f"""
+def settings_file(folder: Path, base: Settings, store: Store, model: Path, cache: Path) -> None:
+    (folder / "llama-release.toml").write_text(f"""
 store = "{store.root}"
+cache = "{cache}"
 patches = "{base.patches}"
 
 [server]
@@ -118,7 +119,26 @@ required = 0.2
 items = 60
 hardest = 0
 families = ["arithmetic", "instructions", "structured"]
-"""
+""")
+
+
+def stop(store: Store) -> None:
+    platform = LocalPlatform(Settings(store=store.root))
+    for stage in get_args(StageName):
+        platform.stop(stage)
+
+
+@pytest.fixture
+def served(base: Settings, build: Build, tmp_path: Path) -> Iterator[Shell]:
+    """A small team's folder, on a machine that has the release compiled."""
+    folder = machine(tmp_path / "team")
+    store = store_of(base, folder)
+    model = scripted.build(scripted.thinks_then_answers(3), folder / "model.gguf")
+    settings_file(folder, base, store, model, cache=base.cache)
+    found = Shell(folder, environment(folder / "prefect") | {"LLAMA_RELEASE_API_KEY": KEY})
+    yield found
+    stop(store)
+    found.end()
 
 
 def test_an_upgrade_that_one_worker_suspended_is_promoted_by_another(site: Site) -> None:
@@ -150,12 +170,40 @@ def test_an_upgrade_that_one_worker_suspended_is_promoted_by_another(site: Site)
     assert f"Worker 'second' submitting flow run '{run}'" in site.second.said("worker.log")
     assert site.store.pointer("production").release == asked.release
     assert [e.kind for e in site.store.ledger()].count("approval_wanted") == 1
-    assert answered_by(site) == NEWER
+    assert answered_by(site.store) == NEWER
 
     assert site.database.run("psql", "-Atc", f"select state_name from flow_run where id = '{run}'", "prefect") == (
         "Promoted\n"
     )
     assert KEY not in site.database.run("pg_dump", "prefect")
+
+
+def test_serve_that_is_stopped_ends_its_run_and_keeps_those_that_wait_for_a_person(served: Shell) -> None:
+    store = Store(served.folder / "store")
+    serve, api = serving(served)
+    killed = api.begin("upgrade/production", {"to": NEWER})
+    wait_for(lambda: list(store.root.glob("dossiers/*/contracts.*.json")))
+    end(serve)
+
+    serve, api = serving(served)
+    waits = api.begin("upgrade/production", {"to": NEWER})
+    api.reaches(waits, "Suspended")
+    assert api.state(killed)[0] == "Crashed"
+    wait_for(lambda: not any("prefect.engine" in command_lines().get(pid, []) for pid in served.processes()))
+    end(serve)
+
+    serve, api = serving(served)
+    assert api.state(waits)[0] == "Suspended"
+    answer = {"run_input": {"decision": "approve", "approver": "ada"}}
+    assert api.call("POST", f"/flow_runs/{waits}/resume", answer).json()["status"] == "ACCEPT"
+    api.reaches(waits, "Promoted")
+    end(serve)
+    assert answered_by(store) == NEWER, "production outlasts serve"
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(COMMAND_S) == 0
 
 
 def healthy(api: Api) -> bool:
@@ -172,9 +220,9 @@ def runs(api: Api) -> list[dict[str, str]]:
     return [run for run in found if not run["auto_scheduled"]]
 
 
-def answered_by(site: Site) -> str:
+def answered_by(store: Store) -> str:
     """The build that answers at production's address."""
-    endpoint = LocalPlatform(Settings(store=site.store.root)).endpoint("production")
+    endpoint = LocalPlatform(Settings(store=store.root)).endpoint("production")
     answer = httpx.post(
         f"{endpoint.base_url}/v1/chat/completions",
         json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
