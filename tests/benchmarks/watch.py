@@ -15,7 +15,7 @@ import numpy as np
 from tasks.settings import WatchSettings
 from tasks.watch.judge import BASELINE, LATEST, Case, failing, is_slower
 
-RELEASES, PROBES = 1000, 120
+RELEASES, PROBES = 500, 120
 SETTINGS = WatchSettings()
 
 

@@ -74,7 +74,8 @@ def broken(upstream: Endpoint, breakage: Breakage) -> Iterator[Endpoint]:
             key = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
             ask = breakage.ask(Ask(self.command, self.path, sent, key), upstream.api_key or "")
             connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=120)
-            headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {ask.key}"} if ask.key else {})
+            headers = {"Content-Type": "application/json", "User-Agent": self.headers.get("User-Agent", "")}
+            headers |= {"Authorization": f"Bearer {ask.key}"} if ask.key else {}
             try:
                 connection.request(ask.method, ask.path, ask.body or None, headers)
                 response = connection.getresponse()

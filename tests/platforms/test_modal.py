@@ -57,6 +57,10 @@ def test_the_golden_answers_are_those_of_the_process_that_came_back(modal_stand:
 def test_a_forced_idle_window_undoes_its_override(modal_stand: ModalStand) -> None:
     serves(modal_stand, modal_stand.first)
     assert modal_stand.platform.idle("staging") == 0
+    boots = modal_stand.platform.boots("staging")
+    sight = modal_stand.platform.sight("staging")
+    assert (sight.servers, sight.in_flight, sight.aside) == (0, None, None)
+    assert modal_stand.platform.boots("staging") == boots  # to look wakes nothing
     windows = [r.settings.scaledown_window for r in modal_stand.fake.requests("FunctionUpdateSchedulingParams")][-2:]
     assert windows == [2, modal_stand.platform.settings.modal.idle_s]
 

@@ -10,15 +10,20 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from tasks.contracts.scripted import build as build_model
 from tasks.endpoint import chat_body
 from tasks.platforms.local import LocalPlatform
-from tasks.release import BootKind, Endpoint, Latency, StageName
-from tasks.settings import RestoreSettings, WatchSettings
+from tasks.release import BootKind, Build, Endpoint, Latency, StageName
+from tasks.settings import RestoreSettings, Settings, WatchSettings
 from tasks.watch import series
 from tasks.watch.judge import BASELINE, LATEST, found
+from tasks.watch.observe import observe
 from tasks.watch.probe import probe
+from tasks.watch.series import Look
 from tests.contracts.breaking_proxy import Ask, Breakage, broken
-from tests.watch.conftest import Production
+from tests.platforms.conftest import platform_at, stand_of
+from tests.platforms.stand import until
+from tests.watch.conftest import SCRIPT, Production
 
 pytestmark = pytest.mark.real
 
@@ -178,12 +183,40 @@ def test_a_slower_wire_is_a_drift_from_the_releases_own_baseline(production: Pro
     behind = Behind(production.platform.settings)
     with broken(production.platform.endpoint("production"), Slow(delay_s)) as slow:
         behind.address = slow.base_url
-        for n in range(LATEST):
+        for _ in range(LATEST):
             assert (
                 found(series.load(store, release), store.latencies(release.id), WatchSettings(), "slower", None) is None
             )
             seen = probe(behind, release, production.series(), behind.sight("production"), AT_ONCE)
-            assert not seen.probes[-1].fault
+            assert not (seen.probes[-1].fault or seen.probes[-1].unclear)
     drift = found(series.load(store, release), store.latencies(release.id), WatchSettings(), "slower", None)
     assert drift
     assert "first token after idle" in drift.summary and "its baseline" in drift.summary
+
+
+def test_looking_again_and_again_does_not_keep_production_awake(
+    base: Settings, build: Build, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It is looked at more often than its idle window is long."""
+    folder = tmp_path_factory.mktemp("awake")
+    platform = platform_at(folder / "store", idle_s=1.5)
+    with stand_of(platform, base, build, build_model(SCRIPT, folder / "model.gguf")) as stand:
+        platform.deploy("production", stand.first, lambda endpoint: None)
+        looks: list[Look] = []
+
+        def idle() -> bool:
+            looks.append(observe(platform, stand.first, None).looks[-1])
+            return looks[-1].servers == 0
+
+        assert until(idle, 60.0)
+        assert any(look.metrics for look in looks)
+        # on a platform without snapshots the first probe learns what it says, the second measures
+        kinds = []
+        for _ in range(2):
+            seen = probe(
+                platform, stand.first, series.load(platform.store, stand.first), platform.sight("production"), AT_ONCE
+            )
+            kinds.append((seen.probes[-1].kind, seen.probes[-1].fault, bool(seen.probes[-1].unclear)))
+        assert kinds == [(BootKind.COLD, "", True), (BootKind.COLD, "", False)]
+        (latency,) = platform.store.latencies(stand.first.id)
+        assert latency.kind is BootKind.COLD

@@ -198,7 +198,7 @@ class Boot:
                     output,
                     self.timeout_s,
                     self.halt,
-                    reading.result,
+                    reading,
                     said,
                 )
             except NoSnapshot:

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -145,13 +145,14 @@ def restore(
     path: Path,
     timeout_s: float,
     halt: threading.Event,
-    check: Callable[[], object],
+    check: Future[None],
     said: Path,
 ) -> Server:
     """The server that `argv` (see criu.restore_argv) brings back, healthy on its old port, with its output in `path`.
 
-    It is complete, but does not run, until `check` returns. Raises what `check` raises, and NoSnapshot, with CRIU's
-    words in `said`, when it doesn't come back; no process is left then.
+    It is complete, but does not run, until `check` is done. Raises what `check` raises as soon as it does (CRIU can
+    wait for ever for what a damaged image lacks), and NoSnapshot, with CRIU's words in `said`, when it doesn't come
+    back; no process is left then.
     """
     log.info("restoring %s", release.label)
     port = int(endpoint.base_url.rpartition(":")[2])
@@ -162,9 +163,11 @@ def restore(
         while True:
             if (code := process.poll()) is not None:
                 raise NoSnapshot(f"CRIU did not restore: {complaint(said, f'exit code {code}')}")
+            if check.done():
+                check.result()
             inside = [pid for init in children(process.pid) for pid in children(init)]
             if pid := next((pid for pid in inside if waits(pid) and owns_loopback_port(pid, port)), None):
-                check()
+                check.result()
                 os.kill(pid, signal.SIGCONT)
                 if not answers(endpoint):
                     raise NoSnapshot("the restored server does not answer /health")

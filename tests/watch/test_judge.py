@@ -1,0 +1,147 @@
+"""What is called wrong, and what is called over, by the series alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.release import BootKind, BootRecord, Latency, StageName, Wake
+from tasks.settings import WatchSettings
+from tasks.watch.judge import BASELINE, GOOD_AGAIN, LATEST, found, is_slower, over, returns
+from tasks.watch.series import Probe, Series
+
+SETTINGS = WatchSettings()
+START = datetime(2026, 11, 1, tzinfo=UTC)
+R, F, C, NEW = BootKind.RESTORED, BootKind.FELL_BACK, BootKind.CRASHED, BootKind.CREATED
+
+
+def hour(n: int) -> datetime:
+    return START + timedelta(hours=n)
+
+
+def came(*kinds: BootKind) -> Series:
+    boots = (BootRecord(stage="production", release="r", kind=kind, at=hour(n)) for n, kind in enumerate(kinds))
+    return Series(release="r", boots=tuple(boots))
+
+
+def took(
+    seconds: Sequence[float], stage: StageName = "production", kind: BootKind = R, start: int = 0
+) -> list[Latency]:
+    return [
+        Latency(stage=stage, kind=kind, health_s=0.1, after_idle_s=s, warm_s=0.1, tokens_per_s=50.0, at=hour(start + n))
+        for n, s in enumerate(seconds)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "bad"),
+    [
+        ((F, F), False),
+        ((F, F, F), True),
+        ((F, R, C, R, F), True),
+        ((F, F, R, R, R, F), False),
+        ((F, NEW, F, NEW, NEW), False),
+        ((R,) * 9 + (F, F, C), True),
+    ],
+)
+def test_three_of_the_last_five_returns_are_an_alert(kinds: tuple[BootKind, ...], bad: bool) -> None:
+    assert bool(found(came(*kinds), [], SETTINGS, "restores_fail", None)) is bad
+
+
+def test_an_alert_says_how_many_in_a_row_and_when_it_was_good_last() -> None:
+    alert = found(came(R, F, R, F, C), [], SETTINGS, "restores_fail", None)
+    assert alert
+    assert (alert.in_a_row, alert.last_good) == (2, hour(2))
+    assert alert.summary == "3 of the last 5 returns from idle failed (crashed)"
+
+
+def test_a_return_that_only_a_probe_saw_through_counts_as_failed_once() -> None:
+    series = came(R, R, F)
+    lied = Probe(kind=R, fault="recorded as restored, but the nonce is gone", boot_at=hour(1), at=hour(1))
+    unclear = Probe(kind=R, unclear="a user was there", boot_at=hour(0), at=hour(0))
+    seen = returns(series.model_copy(update={"probes": (unclear, lied)}))
+    assert [case.bad for case in seen] == [False, True, True]
+
+
+def test_what_was_over_before_begins_nothing_again() -> None:
+    series = came(F, F, F, R, R)
+    assert found(series, [], SETTINGS, "restores_fail", None)
+    assert found(series, [], SETTINGS, "restores_fail", hour(2)) is None
+
+
+@given(st.lists(st.sampled_from((R, F, C)), max_size=12))
+def test_nothing_is_over_at_the_moment_that_it_begins(kinds: list[BootKind]) -> None:
+    series = came(*kinds)
+    if found(series, [], SETTINGS, "restores_fail", None):
+        assert not over(series, [], SETTINGS, "restores_fail", hour(len(kinds)))
+
+
+def test_failed_restores_are_over_after_good_ones_in_a_row() -> None:
+    began = hour(2)
+    for kinds, ended in (((R, R), False), ((R, R, F, R, R), False), ((F, R, R, R), True)):
+        assert over(came(F, F, F, *kinds), [], SETTINGS, "restores_fail", began) is ended
+
+
+def test_an_error_to_the_first_request_after_idle_is_an_alert_a_refusal_of_it_is_none() -> None:
+    def answered(*statuses: int) -> Series:
+        wakes = (
+            Wake(stage="production", release="r", status=status, first_byte_s=1, probe=False, at=hour(n))
+            for n, status in enumerate(statuses)
+        )
+        return Series(release="r", wakes=tuple(wakes))
+
+    assert found(answered(200, 401, 404), [], SETTINGS, "errors_after_idle", None) is None
+    alert = found(answered(200, 502, 200), [], SETTINGS, "errors_after_idle", None)
+    assert alert
+    assert (alert.in_a_row, alert.last_good) == (0, hour(2))
+    assert not over(answered(503, 200, 200), [], SETTINGS, "errors_after_idle", hour(0))
+    assert over(answered(503, 200, 200, 200), [], SETTINGS, "errors_after_idle", hour(0))
+
+
+BASE = [1.0, 1.1, 0.9, 1.05, 0.95, 1.2, 0.85, 1.0, 1.02, 0.98]
+assert len(BASE) == BASELINE
+
+
+@pytest.mark.parametrize(
+    ("latest", "slow"),
+    [
+        ([2.0, 2.1, 1.9, 2.2, 2.0, 1.95, 2.05], True),
+        ([1.4, 1.45, 1.4, 1.4, 1.4, 1.45, 1.4], False),  # surely slower, but not by much
+        ([9.0, 0.9, 9.0, 1.0, 9.0, 0.95, 9.0], False),  # slower by much, but perhaps by chance
+        ([2.0] * (LATEST - 1), False),
+    ],
+)
+def test_slower_is_by_much_and_not_by_chance(latest: list[float], slow: bool) -> None:
+    assert is_slower(BASE, latest, 1.5) is slow
+
+
+def test_one_outlier_in_the_baseline_hides_nothing() -> None:
+    assert is_slower([*BASE[1:], 30.0], [2.0] * LATEST, 1.5)
+
+
+def test_like_is_compared_with_like() -> None:
+    baseline = took(BASE, "staging")
+    slow = took([3.0] * LATEST, start=20)
+    assert found(Series(release="r"), baseline + slow, SETTINGS, "slower", None)
+    fell_back = took([3.0] * LATEST, kind=F, start=20)
+    on_staging = took([3.0] * LATEST, "staging", start=20)
+    for others in (fell_back, on_staging):
+        assert found(Series(release="r"), baseline + others, SETTINGS, "slower", None) is None
+
+
+def test_each_measure_is_told_by_itself_in_its_own_unit() -> None:
+    slow = [each.model_copy(update={"tokens_per_s": 20.0}) for each in took([1.0] * LATEST, start=20)]
+    alert = found(Series(release="r"), took(BASE, "staging") + slow, SETTINGS, "slower", None)
+    assert alert and alert.summary == "generation 20.0 tokens/s, its baseline 50.0 tokens/s"
+
+
+def test_it_is_as_fast_again_when_the_latest_are_half_way_back() -> None:
+    known, began = took(BASE, "staging") + took([3.0] * LATEST, start=20), hour(30)
+    for seconds, ended in ((1.1, True), (1.4, False)):
+        later = took([seconds] * GOOD_AGAIN, start=31)
+        assert over(Series(release="r"), known + later, SETTINGS, "slower", began) is ended
+        assert not over(Series(release="r"), known + later[1:], SETTINGS, "slower", began)
