@@ -34,7 +34,7 @@ from tasks.process import die_with_parent
 from tasks.release import ToolingError
 from tasks.report import console
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 300.0
 POLL_S = 0.5
 
 
