@@ -218,7 +218,10 @@ def _attend(told: list[UUID], stop: threading.Event, name: str | None) -> None:
     while not stop.wait(POLL_S):
         if told and _paused(told[-1]):
             if answer := _unattended(name) if name else _prompt(told[-1], stop):
-                held.answer(told[-1], answer)
+                try:
+                    held.answer(told[-1], answer)
+                except ToolingError as error:  # somebody in the Prefect page was first
+                    console.print(f"  {error}", markup=False)
             while not stop.wait(POLL_S) and _paused(told[-1]):
                 pass
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -19,7 +18,7 @@ from flows.server import prefect_server
 from tasks.release import Request
 from tasks.store import Store
 from tests.approval.asking import SCRIPT
-from tests.flows.conftest import REPOSITORY
+from tests.flows.conftest import PATIENCE_S, REPOSITORY
 
 
 @pytest.fixture(scope="package")
@@ -50,7 +49,7 @@ class Deployed:
         """Run a run to where its process ends; the run as it is then."""
         subprocess.run(
             [sys.executable, "-m", "prefect", "flow-run", "execute", str(run)],
-            cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, timeout=180, check=True,
+            cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, timeout=PATIENCE_S, check=True,
             stdin=subprocess.DEVNULL, capture_output=True,
         )  # fmt: skip
         return self.read(run)
@@ -80,6 +79,5 @@ class Deployed:
 
 @pytest.fixture
 def deployed(page: str, store: Store) -> Deployed:
-    (path := Path(store.root)).mkdir(exist_ok=True)
-    deployment = RunnerDeployment.from_entrypoint(SCRIPT, name=f"asking-{path.parent.name}")
-    return Deployed(deployment.apply(), store)  # type: ignore[arg-type]
+    name = f"of {store.root.parent.name}"
+    return Deployed(RunnerDeployment.from_entrypoint(SCRIPT, name=name).apply(), store)  # type: ignore[arg-type]

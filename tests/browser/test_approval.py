@@ -17,7 +17,7 @@ from tests.platforms.stand import until
 pytestmark = pytest.mark.browser
 
 OLDER, NEWER = "b11401", "b11434"
-PATIENCE_MS = 60_000.0
+PATIENCE_MS = 180_000.0
 
 
 def waiting_upgrade(machine: Machine) -> tuple[subprocess.Popen[str], str]:
