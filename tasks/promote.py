@@ -218,7 +218,7 @@ def _finish(platform: Platform, intent: Intent) -> str:
         _serve(platform, intent.after, intent.generation)
         check_serving(platform.endpoint("production"), release)
     except Problem as error:
-        _go_back(platform, intent, error)
+        _go_back(platform, intent.model_copy(update={"failed": str(error)}))
         raise ReleaseFailed(
             f"{release.label} did not verify in production: production is back on {intent.before or 'nothing'}",
             evidence=error.evidence or error.what,
@@ -293,11 +293,14 @@ def _undo(platform: Platform, intent: Intent) -> None:
     store.close_intent("production")
 
 
-def _go_back(platform: Platform, intent: Intent, error: Problem) -> None:
+def _go_back(platform: Platform, intent: Intent) -> None:
+    """What was put into production did not verify there: back to what was before, a hold, and proof of that."""
     store = platform.store
+    store.open_intent(intent)
     pointer = store.pointer("production")
     retained = tuple(r for r in pointer.retained if r != intent.before)
-    hold = Hold(reason=f"{intent.after} did not verify after the move: {error.what}", by=AUTOMATIC)
+    why = intent.failed.splitlines()[0]
+    hold = Hold(reason=f"{intent.after} did not verify after the move: {why}", by=AUTOMATIC)
     back = (
         _pointing(pointer, intent.before, intent.generation_before, retained)
         if intent.before
@@ -313,7 +316,7 @@ def _go_back(platform: Platform, intent: Intent, error: Problem) -> None:
             release=intent.before,
             stage="production",
             summary=f"{intent.after} did not verify in production; back on {intent.before or 'nothing'}, hold set",
-            detail={"error": str(error)},
+            detail={"error": intent.failed},
         ),
     )
     if intent.before:
@@ -374,6 +377,9 @@ def recover(platform: Platform) -> str:
         intent = store.intent("production")
         if intent is None:
             return ""
+        if intent.failed:
+            _go_back(platform, intent)
+            return f"went back from {intent.after}, which did not verify, to {intent.before or 'nothing'}"
         pointer = store.pointer("production")
         before, after = (intent.before, intent.generation_before), (intent.after, intent.generation)
         if (pointer.release, pointer.generation(pointer.release)) == after != before:

@@ -344,6 +344,7 @@ class Intent(Model):
     after: str
     generation_before: str = ""
     generation: str = Field(default="", description="of `after`: see StagePointer.generations")
+    failed: str = Field(default="", description="why `after` did not verify: from then on production goes back")
     dossier: str | None
     by: str
     note: str = ""

@@ -189,6 +189,21 @@ def test_production_that_does_not_verify_after_the_move_goes_back_by_itself_and_
     assert store.ledger()[-1].detail["verdict"] == "passed"
 
 
+def test_killed_on_the_way_back_the_next_run_goes_the_rest_of_it(platform: LocalPlatform, one: Release) -> None:
+    promote(platform, one, None)
+    platform.store.open_intent(
+        Intent(
+            stage="production", action="promote", before=one.id, after="f" * 12, dossier=None, by="alice",
+            failed="it does not answer\n  evidence: none",
+        )
+    )  # fmt: skip
+    assert "went back from ffffffffffff" in recover(platform)
+    assert [event.kind for event in platform.store.ledger()[-2:]] == ["rolled_back", "rollback_proof"]
+    hold = platform.store.pointer("production").hold
+    assert hold and hold.reason == "ffffffffffff did not verify after the move: it does not answer"
+    assert (served(platform), platform.store.intent("production")) == ("one", None)
+
+
 def test_an_intent_left_before_the_pointer_moved_is_undone(platform: LocalPlatform, one: Release, two: Release) -> None:
     promote(platform, one, None)
     platform.store.open_intent(
@@ -258,13 +273,12 @@ def test_after_a_stop_the_pointer_is_served_again_at_the_same_address(platform: 
 
 
 class Damaging(LocalPlatform):
-    """Cuts the snapshots of a stage in half while it is idle."""
+    """Damages the snapshots of a stage while it is idle."""
 
     def idle(self, stage: StageName) -> int:
         left = super().idle(stage)
-        for images in snapshots_folder(self.store.root, stage).glob("[!.]*/images"):
-            largest = max(images.iterdir(), key=lambda path: path.stat().st_size)
-            os.truncate(largest, largest.stat().st_size // 2)
+        for manifest in snapshots_folder(self.store.root, stage).glob("[!.]*/manifest.json"):
+            manifest.write_text("")
         return left
 
 

@@ -369,3 +369,18 @@ def test_another_key_is_another_snapshot(frozen: Frozen, monkeypatch: pytest.Mon
         assert frozen.folder != mine and not mine.exists()
     (created,) = frozen.boots(lambda: frozen.stand.serve(frozen.stand.first))
     assert created.kind is BootKind.CREATED and frozen.folder == mine
+
+
+def test_another_generation_is_another_snapshot_which_outlives_the_activator(frozen: Frozen) -> None:
+    stand, mine = frozen.stand, frozen.folder
+    (created,) = frozen.boots(
+        lambda: stand.platform.deploy("staging", stand.first, lambda endpoint: None, generation="2")
+    )
+    assert (created.kind, created.generation) == (BootKind.CREATED, "2")
+    assert frozen.folder != mine and not mine.exists()
+    stand.platform.shut_down("staging")
+    stand.platform.ensure("staging")
+    (restored,) = frozen.asked()
+    assert (restored.kind, restored.snapshot) == (BootKind.RESTORED, created.snapshot)
+    (created,) = frozen.boots(lambda: stand.serve(stand.first))
+    assert (created.kind, created.generation) == (BootKind.CREATED, "") and frozen.folder == mine
