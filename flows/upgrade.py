@@ -36,6 +36,7 @@ def upgrade(to: str | None = None, again: bool = False) -> State[Outcome]:
     store = platform.store
     with one_at_a_time(store), notify.following(store, settings.notify):
         promote.recover(platform)
+        store.prune_builds(settings.keep_builds)
         production = store.pointer("production")
         promote.refuse_on_hold(production)
 

@@ -146,10 +146,10 @@ def _with_a_memory() -> list[str]:
 
 
 def complaint(log: Path, ending: str) -> str:
-    """What CRIU has to say of a failure in one line, or how it ended."""
+    """What CRIU has to say of a failure, and how it ended: its words may be of what followed when it was killed."""
     text = log.read_text(errors="replace") if log.exists() else ""
     errors = [line for line in _ERROR.findall(text) if not _HARMLESS.search(line)]
-    return "; ".join(errors[:2]) or ending
+    return f"{'; '.join(errors[:2])} ({ending})" if errors else ending
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -142,6 +142,7 @@ class Settings(BaseSettings):
     )
     patches: Path = Field(default=Path("patches"), description="the folder of the patch series")
     retain: int = Field(default=2, ge=1, description="earlier releases kept ready for rollback")
+    keep_builds: int = Field(default=20, ge=0, description="latest builds kept besides those that a stage needs")
     server: ServerSettings = ServerSettings()
     upstream: UpstreamSettings = UpstreamSettings()
     recipe: Recipe = Recipe()

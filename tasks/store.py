@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args
 
 from modal_app.redaction import harmless, redact
 from tasks.process import Output, run
@@ -225,6 +225,26 @@ class Store:
             raise BadInput(f"there is no build {digest}", evidence=f"known: {known}", todo="take one of them")
         self.files.remove(f"builds/{digest}/manifest.json")
         return found
+
+    def prune_builds(self, keep: int) -> list[Build]:
+        """Remove the oldest builds, so that `keep` are left besides those that a stage needs; what was removed.
+
+        Needed are the builds of what a stage serves or retains, and of a move that was left open. Everything else
+        that is known of their releases stays; an upgrade to one of them compiles it again.
+        """
+        if len(self.files.names("builds/*/manifest.json")) <= keep:
+            return []
+        wanted = set()
+        for stage in get_args(StageName):
+            pointer, intent = self.pointer(stage), self.intent(stage)
+            wanted |= {pointer.release, *pointer.retained} | ({intent.before, intent.after} if intent else set())
+        needed = {release.build for release in map(self.release, filter(None, wanted)) if release}
+        by_age = sorted(self.builds(), key=lambda build: build.built_at, reverse=True)
+        gone = [build for build in by_age if build.digest not in needed][keep:]
+        for build in gone:
+            self.files.remove(f"builds/{build.digest}/manifest.json")
+            self.files.remove(f"builds/{build.digest}")
+        return gone
 
     def damaged(self, build: Build) -> list[str]:
         """Files of a build that are gone or not what the manifest says."""

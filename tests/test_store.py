@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tasks.release import (
     Event,
     Intent,
     Recipe,
+    Release,
     SourceTree,
     StagePointer,
     ToolingError,
@@ -192,3 +194,25 @@ def test_a_forgotten_build_is_no_build_any_more_and_an_unknown_one_is_refused(st
     with pytest.raises(BadInput, match="there is no build d1") as caught:
         store.forget_build("d1")
     assert "d2" in caught.value.evidence
+
+
+def test_old_builds_go_but_what_a_stage_serves_retains_or_moves_to_stays(store: Store) -> None:
+    releases = []
+    for age in range(8):
+        build = a_build(f"d{age}").model_copy(update={"built_at": now() - timedelta(days=age)})
+        store.build_dir(build.digest).mkdir(parents=True)
+        store.save_build(build)
+        source = build.source
+        release = Release(upstream=source.upstream, tree=source.tree, build=build.digest, argv=(), files={}, alias="m")
+        store.save_release(release)
+        releases.append(release.id)
+    store.save_pointer(StagePointer(stage="production", release=releases[4], retained=(releases[6],)))
+    store.save_pointer(StagePointer(stage="staging", release=releases[0]))
+    store.open_intent(
+        Intent(stage="production", action="promote", before=None, after=releases[7], dossier=None, by="me")
+    )
+    assert store.prune_builds(8) == []
+    assert [build.digest for build in store.prune_builds(2)] == ["d3", "d5"]
+    assert sorted(folder.name for folder in (store.root / "builds").iterdir()) == ["d0", "d1", "d2", "d4", "d6", "d7"]
+    assert store.prune_builds(2) == []
+    assert store.release(releases[3])

@@ -101,7 +101,7 @@ def test_a_server_that_comes_up_on_the_first_request_is_waited_for(stand: Stand,
 def test_an_endpoint_that_is_gone_is_asked_until_it_is_back(stand: Stand) -> None:
     endpoint = stand.serve(stand.first)
     os.kill(stand.status().pid, signal.SIGKILL)
-    assert until(lambda: stand.platform.status("staging") is None, 5.0)
+    assert until(lambda: stand.platform.status("staging") is None, 20.0)
     seen: list[str] = []
 
     class Reviver(logging.Handler):

@@ -54,7 +54,7 @@ def _network_order(host: bytes) -> bytes:
     return b"".join(struct.pack("!I", word) for (word,) in struct.iter_unpack("=I", host))
 
 
-def until(true: Callable[[], bool], limit_s: float = 15.0, every_s: float = 0.05) -> bool:
+def until(true: Callable[[], bool], limit_s: float = 60.0, every_s: float = 0.05) -> bool:
     """Whether it became true in time."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:

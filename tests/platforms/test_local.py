@@ -76,7 +76,7 @@ def test_a_trial_dies_with_a_killed_parent(stand: Stand) -> None:
         assert parent.stdout is not None and parent.stdout.readline() == "up\n"
         assert len(stand.servers()) == 1
         os.kill(parent.pid, signal.SIGKILL)
-    assert until(lambda: stand.servers() == [], 5.0)
+    assert until(lambda: stand.servers() == [], 20.0)
 
 
 @real
