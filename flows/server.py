@@ -30,6 +30,7 @@ from prefect.settings import (
 )
 from prefect.states import Crashed
 
+from modal_app.redaction import redact
 from tasks.process import die_with_parent
 from tasks.release import ToolingError
 from tasks.report import console
@@ -48,7 +49,7 @@ def prefect_server(store: Path) -> Iterator[str]:
     Yields the address of its page. Raises ToolingError when it doesn't come up.
     """
     if given := os.environ.get("PREFECT_API_URL"):
-        yield given.removesuffix("/api")
+        yield redact(given.removesuffix("/api"))
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -175,6 +175,12 @@ def test_no_artifact_log_line_or_state_of_a_run_holds_a_secret(story: Story, mon
     assert holding({kind: "".join(found).encode() for kind, found in told.items()}) == []
 
 
+def test_the_page_of_a_server_that_is_given_with_a_password_is_named_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"https://ada:{URL_PASSWORD}@prefect.invalid/api")
+    with prefect_server(Path("unused")) as page:
+        assert page == "https://[hidden]@prefect.invalid"
+
+
 def test_no_message_holds_a_secret(story: Story) -> None:
     assert any("stopped at upstream" in title for title in story.slack.titles())
     assert holding({"slack": json.dumps(story.slack.messages).encode()}) == []
