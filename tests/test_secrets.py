@@ -30,7 +30,7 @@ pytestmark = pytest.mark.real
 
 REPOSITORY = Path(__file__).parent.parent
 OLDER, NEWER = "b11401", "b11434"
-PATIENCE_S = 420.0
+PATIENCE_S = 1500.0
 KEY = "planted-api-key-4711"
 URL_PASSWORD = "planted-url-password-4711"
 PLANTED = {
