@@ -37,6 +37,7 @@ from prefect.settings import (
 )
 from prefect.states import Crashed
 
+from modal_app.redaction import redact
 from tasks.approval import held
 from tasks.platforms.local.proc import free_port, holder
 from tasks.process import die_with_parent
@@ -64,7 +65,7 @@ def prefect_server(store: Path, port: int | None = None) -> Iterator[str]:
     home = store.absolute() / "prefect"
     serving = home / SERVING
     if given := os.environ.get("PREFECT_API_URL"):
-        yield given.removesuffix("/api")
+        yield redact(given.removesuffix("/api"))
     elif page := _answering(serving):
         if port is not None:
             raise BadInput(

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.real
 
 REPOSITORY = Path(__file__).parent.parent
 OLDER, NEWER = "b11401", "b11434"
-PATIENCE_S = 420.0
+PATIENCE_S = 1500.0
 KEY = "planted-api-key-4711"
 URL_PASSWORD = "planted-url-password-4711"
 PLANTED = {
@@ -173,6 +173,12 @@ def test_no_artifact_log_line_or_state_of_a_run_holds_a_secret(story: Story, mon
     assert all(len(found) >= 3 for found in told.values())
     assert "http://[hidden]@127.0.0.1:9" in "".join(told["artifacts"]), "the failed row is an artifact too"
     assert holding({kind: "".join(found).encode() for kind, found in told.items()}) == []
+
+
+def test_the_page_of_a_server_that_is_given_with_a_password_is_named_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"https://ada:{URL_PASSWORD}@prefect.invalid/api")
+    with prefect_server(Path("unused")) as page:
+        assert page == "https://[hidden]@prefect.invalid"
 
 
 def test_no_message_holds_a_secret(story: Story) -> None:
