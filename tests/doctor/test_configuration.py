@@ -204,6 +204,23 @@ def test_the_settings_can_be_said_to_every_build(old: Binary, new: Binary, gemma
 
 
 @pytest.mark.real
+def test_settings_with_a_chat_template_can_be_said_too_though_a_binary_opens_it_at_once(
+    old: Binary, new: Binary, gemma4: Path
+) -> None:
+    server = ServerSettings(model=gemma4, chat_template=TEMPLATE)
+    for binary in (old, new):
+        assert "takes" in str(rendered(server, [binary]))
+
+
+@pytest.mark.real
+def test_a_secret_in_a_refused_flag_is_not_told(new: Binary) -> None:
+    with pytest.raises(BadInput) as caught:
+        given(f"llama-server --api-key={SECRET} --no-mmap", [new])
+    assert "--api-key=***" in caught.value.evidence
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.real
 def test_the_binaries_asked_are_those_that_the_stages_serve(
     store_with: Store, build: Build, older_build: Build, gemma4: Path
 ) -> None:

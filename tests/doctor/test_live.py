@@ -6,18 +6,22 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tasks.contracts.promises import Server
+from tasks.contracts.scripted import build as build_model
+from tasks.contracts.scripted import thinks_then_answers
 from tasks.contracts.trials import trial_release
 from tasks.doctor import Seen, Severity
 from tasks.doctor.live import checks
 from tasks.platforms.local import LocalPlatform
 from tasks.release import BadInput, Build, Endpoint, Problem, Release, ReleaseFailed, ToolingError
+from tasks.settings import Settings
+from tests.conftest import build_of
 from tests.contracts.breaking_proxy import Ask, Breakage, Reply, broken
 from tests.contracts.conftest import platform, release_of
+from tests.platforms.conftest import platform_at, stand_of
 
 pytestmark = pytest.mark.real
 __all__ = ["platform"]  # the fixture
@@ -94,9 +98,7 @@ def test_a_budget_without_effect_is_found_by_asking_twice_and_the_patch_mends_it
 
 
 @pytest.fixture(scope="module")
-def unpatched_old(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    from tests.conftest import build_of
-
+def unpatched_old(base: Settings, tmp_path_factory: pytest.TempPathFactory) -> Build:
     none = tmp_path_factory.mktemp("patches")
     (none / "series").touch()
     return build_of(base.model_copy(update={"patches": none}), "b8672")
@@ -198,3 +200,14 @@ def test_where_nothing_listens_one_check_says_so(calling: Endpoint) -> None:
     found = asked(gone)
     assert list(found) == ["health"]
     assert isinstance(found["health"], ToolingError)
+
+
+def test_a_server_that_sleeps_is_woken_and_waited_for(base: Settings, build: Build, tmp_path: Path) -> None:
+    model = build_model(thinks_then_answers(), tmp_path / "m.gguf")
+    with stand_of(platform_at(tmp_path / "store", idle_s=600), base, build, model) as stand:
+        endpoint = stand.serve(stand.first)
+        stand.platform.idle("staging")
+        assert stand.servers() == []
+        found = asked(endpoint)
+    assert str(found["health"]).startswith(endpoint.base_url)
+    assert "60 words of thought" in str(found["thoughts"])
