@@ -23,7 +23,18 @@ from rich.table import Table
 from tasks.platforms import Platform
 from tasks.release import Dossier, Event, Problem, Verdict, Verification, now, settle
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
+
+class Lines(Console):
+    """What is written for whoever looks on. A run goes on when nobody does any more, as when its worker was killed."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+console = Lines(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
 LINE_EVERY_S = 5.0
 ARTIFACT_EVERY_S = 2.0
 NAME_WIDTH = 11
