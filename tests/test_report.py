@@ -13,19 +13,19 @@ from tasks.report import patiently
 
 def test_a_run_goes_on_when_whoever_read_its_lines_is_gone() -> None:
     script = (
-        "import sys; from tasks.report import console\n"
-        "console.print('one'); sys.stdin.readline(); console.print('two'); console.print('three')\n"
-        "print('went on', file=sys.stderr)"
+        "import logging, sys; from prefect.logging.handlers import PrefectConsoleHandler\n"
+        "from tasks.report import console\n"
+        "console.print('one'); logger = logging.getLogger('a'); logger.addHandler(PrefectConsoleHandler())\n"
+        "sys.stdin.readline(); logger.error('two'); console.print('three'); logger.error('four'); sys.exit(7)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as run:
-        assert run.stdin and run.stdout and run.stderr
+        assert run.stdin and run.stdout
         assert run.stdout.readline() == b"one\n"
         run.stdout.close()
         run.stdin.close()
-        assert run.stderr.read() == b"went on\n"
-        assert run.wait() == 0
+        assert run.wait() == 7
 
 
 def test_what_prefect_is_told_waits_until_its_server_is_there_again() -> None:
