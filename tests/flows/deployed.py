@@ -147,9 +147,12 @@ class Deployed:
 
     def hours_later(self) -> None:
         """Runs that are pending or running have been so for long: their state's times in the database are changed."""
-        earlier = "datetime(timestamp, '-3 hours')"
+        statement = (
+            "update flow_run_state set timestamp = strftime('%Y-%m-%d %H:%M:%f000', timestamp, '-3 hours') "
+            "where id in (select state_id from flow_run where state_type in ('PENDING', 'RUNNING'))"
+        )
         with closing(sqlite3.connect(self.home / "prefect.db", timeout=60)) as database, database:
-            database.execute(f"update flow_run_state set timestamp = {earlier} where type in ('PENDING', 'RUNNING')")
+            database.execute(statement)
 
     def state(self, run: str) -> dict[str, Any]:
         return dict(self.api("GET", f"flow_runs/{run}")["state"])
