@@ -24,6 +24,17 @@ from modal_app.redaction import redact
 from tasks.platforms import Platform
 from tasks.release import Dossier, Event, Problem, Verdict, Verification, now, settle
 
+
+def _nobody_reads(lines: Console) -> None:
+    """A run goes on when nobody reads its lines any more, as when its worker was killed; rich would end it."""
+    lines.quiet = True
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, lines.file.fileno())
+    os.close(nowhere)
+
+
+# Prefect's own lines are written by one, too
+Console.on_broken_pipe = _nobody_reads  # type: ignore[method-assign, assignment]
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
 LINE_EVERY_S = 5.0
 ARTIFACT_EVERY_S = 2.0

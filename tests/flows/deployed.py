@@ -22,7 +22,7 @@ from tasks.process import die_with_parent
 from tests.platforms.stand import until
 
 REPOSITORY = Path(__file__).parent.parent.parent
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 POOL = "machines"
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -147,9 +147,12 @@ class Deployed:
 
     def hours_later(self) -> None:
         """Runs that are pending or running have been so for long: their state's times in the database are changed."""
-        earlier = "datetime(timestamp, '-3 hours')"
+        statement = (
+            "update flow_run_state set timestamp = strftime('%Y-%m-%d %H:%M:%f000', timestamp, '-3 hours') "
+            "where id in (select state_id from flow_run where state_type in ('PENDING', 'RUNNING'))"
+        )
         with closing(sqlite3.connect(self.home / "prefect.db", timeout=60)) as database, database:
-            database.execute(f"update flow_run_state set timestamp = {earlier} where type in ('PENDING', 'RUNNING')")
+            database.execute(statement)
 
     def state(self, run: str) -> dict[str, Any]:
         return dict(self.api("GET", f"flow_runs/{run}")["state"])
@@ -158,10 +161,16 @@ class Deployed:
         """Run -> type of its state."""
         return {run["id"]: run["state_type"] for run in self.api("POST", "flow_runs/filter", limit=200)}
 
+    def supervise(self) -> None:
+        """Start the worker again when it has ended by itself: it does when the server is away for a while."""
+        if (worker := self.parts.get("worker")) and worker.poll() is not None:
+            self.start("worker")
+
     def wait(self, run: str, done: Callable[[], object], limit_s: float = PATIENCE_S) -> None:
         """Until that is so. Fails when the run ends first, or time does."""
         deadline = time.monotonic() + limit_s
         while not done():
+            self.supervise()
             state = self.state(run) if self.parts.get("server") else {"type": "?"}
             ended = state["type"] in FINAL
             assert not (ended and not done()), f"the run ended first: {state}\n{self.said()}"

@@ -133,6 +133,12 @@ def below(root: int) -> list[int]:
     return found + [pid for child in found for pid in below(child)]
 
 
+def slow_script() -> scripted.Script:
+    """Says little, and knows so many words that each takes a moment: a stream is one on a busy machine, too."""
+    (said,) = scripted.thinks_then_answers(3).chains
+    return scripted.Script((said, " ".join(f"unsaid{n}" for n in range(900))))
+
+
 @pytest.fixture(scope="module")
 def scene(
     base: Settings, build: Build, older_build: Build, tmp_path_factory: pytest.TempPathFactory
@@ -140,7 +146,7 @@ def scene(
     """Production serves the older release, somebody uses it, and the newer one has been built."""
     home = tmp_path_factory.mktemp("killed")
     shutil.copytree(base.store / "builds", home / "store" / "builds", copy_function=os.link)
-    model = scripted.build(scripted.thinks_then_answers(3), home / "scripted.gguf")
+    model = scripted.build(slow_script(), home / "scripted.gguf")
     settings = {
         "STORE": home / "store",
         "CACHE": base.cache,

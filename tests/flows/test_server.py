@@ -73,7 +73,7 @@ def asking(store: Store, dossier: Dossier = DOSSIER, timeout_s: int = 120) -> ob
     return one_question
 
 
-def wait_for(condition: object, seconds: float = 60) -> object:
+def wait_for(condition: object, seconds: float = 240) -> object:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():  # type: ignore[operator]
