@@ -422,6 +422,21 @@ RUNBOOK: tuple[Row, ...] = (
         checks=("stage restore", "modal_app/server.py"),
     ),
     Row(
+        id="crashed",
+        area="deployment",
+        symptom="the server crashes",
+        patterns=(
+            r"Segmentation fault|core dumped",
+            r"GGML_ASSERT\(.*\) failed",
+            r"llama-server ended with -?\d+",
+            r"terminate called after throwing",
+        ),
+        cause="a bug of this build, or no memory: b8672 crashes when it gets none, with its last words unsaid",
+        fix='read the lines before it; `llama-release rollback --reason "..."` when it came with a release',
+        source="measured on b8672",
+        checks=("stage contracts", "stage restore"),
+    ),
+    Row(
         id="cuda-driver",
         area="upgrade",
         symptom="CUDA and the driver do not fit, or no GPU is found",
@@ -697,6 +712,17 @@ RUNBOOK: tuple[Row, ...] = (
     ),
     # -- signals that need watching -----------------------------------------------------------------------------
     Row(
+        id="queue",
+        area="monitoring",
+        symptom="requests wait for a slot",
+        patterns=(r"^llamacpp:requests_deferred [1-9]", r"no slot (is )?available"),
+        cause="more requests at once than server.slots",
+        fix="raise server.slots (each takes its context's memory), or modal.max_containers; watch "
+        "llamacpp:requests_deferred and llamacpp:predicted_tokens_seconds on /metrics",
+        source="guide 05: scrape /metrics for queue depth; llama.cpp tools/server/README.md /metrics",
+        checks=("contracts metrics.names",),
+    ),
+    Row(
         id="errors-after-idle",
         area="monitoring",
         symptom="5xx answers, above all after idle windows",
@@ -732,6 +758,7 @@ COLLECT = (
 )
 """What to collect when no row is known: without these nobody can say more."""
 
+_SECRET = re.compile(r"(?i)(bearer\s+|api[_-]?key[\"']?\s*[ :=]\s*[\"']?)[^\s\"',]{6,}")
 _COMPILED = [(row, [re.compile(pattern, re.IGNORECASE) for pattern in row.patterns]) for row in RUNBOOK]
 
 
@@ -747,7 +774,7 @@ def explain(lines: Iterable[str]) -> list[Match]:
         found[row.id] = (
             known.model_copy(update={"count": known.count + 1})
             if known
-            else Match(row=row, line=line.strip(), at=at, count=1)
+            else Match(row=row, line=_SECRET.sub(r"\1***", line.strip()), at=at, count=1)
         )
     return list(found.values())
 

@@ -15,8 +15,9 @@ from typing import get_args
 
 from dotenv import dotenv_values
 
+from modal_app.argv import redacted
 from tasks.doctor import Check, Seen, gguf_header, note, warning
-from tasks.preflight.argv import Argv, render, spelled
+from tasks.preflight.argv import Argv, refusal, render, spelled
 from tasks.preflight.surface import Flag, flags_of_help
 from tasks.process import Output, run
 from tasks.release import BadInput, Build, ReleaseFailed, StageName, ToolingError
@@ -158,7 +159,7 @@ def rendered(server: ServerSettings, found: Sequence[Binary]) -> str | Seen:
         return note("there is no build to ask yet")
     told = []
     for binary in found:
-        argv, notes = render(server, lambda words: _complaint(binary, words))  # noqa: B023
+        argv, notes = render(server, lambda words: refusal(binary.ask, words))  # noqa: B023
         told.append(f"{binary.name} takes {sum(word.startswith('--') for word in argv)} flags")
         told += notes
     return "; ".join(told)
@@ -182,10 +183,12 @@ def refused(binary: Binary, words: Sequence[str]) -> list[str]:
     there = [flag for flag in flags if not flag.removed]
     lines = []
     for group in _groups(words):
-        if not (said := _complaint(binary, group)):
+        if not (said := refusal(binary.ask, group)):
             continue
         said = next((line for line in said.splitlines() if line.strip()), said)
-        lines.append(f"`{' '.join(group)}`: {said}{_instead(binary, group[0], there)}")
+        if (shown := redacted(group)) != " ".join(group):
+            said = "it is refused"  # the binary's words could repeat the secret
+        lines.append(f"`{shown}`: {said}{_instead(binary, group[0], there)}")
     return lines
 
 
@@ -204,7 +207,7 @@ def _instead(binary: Binary, flag: str, there: Sequence[Flag]) -> str:
     """What a refused flag is called here: as our settings spell it, by its name, or where the help speaks of it."""
     want = spelled(ServerSettings()).get(flag)
     for spelling in want.spellings if want else ():
-        if spelling and not _complaint(binary, spelling):
+        if spelling and not refusal(binary.ask, spelling):
             return f"; here it is `{' '.join(spelling)}`"
     names = [name for each in there for name in each.names]
     if flag in names:
@@ -214,12 +217,6 @@ def _instead(binary: Binary, flag: str, there: Sequence[Flag]) -> str:
     word = re.compile(rf"\b{re.escape(flag.lstrip('-').removeprefix('no-'))}\b")
     told = [each.main for each in there if word.search(each.text)]
     return f"; see `{told[0]}`" if told else ""
-
-
-def _complaint(binary: Binary, words: Argv) -> str:
-    """As preflight's: a binary reads its whole argv before --version ends it."""
-    output = binary.ask(*words, "--version")
-    return "" if output.code == 0 else output.text[:600] or f"exit status {output.code}"
 
 
 # -- thinking -------------------------------------------------------------------------------------------------------

@@ -67,7 +67,8 @@ def _blocking() -> frozenset[str]:
     import modal  # takes a second to load
 
     kinds = [kind for name in modal.__all__ if isinstance(kind := getattr(modal, name), type)]
-    waits, not_all = set(), set()
+    waits: set[str] = set()
+    not_all: set[str] = set()
     for kind in kinds:
         for name in filter(lambda name: not name.startswith("_"), dir(kind)):
             (waits if hasattr(getattr(kind, name, None), "aio") else not_all).add(name)

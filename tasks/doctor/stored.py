@@ -113,7 +113,7 @@ def intents(store: Store) -> str | Seen:
 
 def locks(store: Store) -> str | Seen:
     """Who holds a lock just now. The kernel is asked: to try a lock, even for a moment, could refuse it to others."""
-    held = {line.split()[5].rpartition(":")[2] for line in _LOCKS.read_text().splitlines() if " FLOCK " in line}
+    held = {line.split()[5].rpartition(":")[2] for line in _LOCKS.read_text().splitlines()}
     holders = []
     for path in sorted((store.root / "locks").glob("*.lock")):
         if str(path.stat().st_ino) in held:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tasks.process import Output
 from tasks.release import BadInput, Build, Release, ReleaseFailed
 from tasks.settings import ServerSettings
 from tasks.store import Store
@@ -68,13 +69,19 @@ def spelled(server: ServerSettings) -> dict[str, Want]:
     return {word: want for want in wants(server) for s in want.spellings for word in s if word.startswith("-")}
 
 
-def complaint(store: Store, build: Build, argv: Argv) -> str:
-    """What the binary says against an argv, in its own words; '' when it takes it.
+def refusal(ask: Callable[..., Output], argv: Argv) -> str:
+    """What a binary says against an argv, in its own words; '' when it takes it.
 
-    llama-server reads its whole argv before `--version` ends it: the surest flag check there is.
+    llama-server reads its whole argv before `--version` ends it: the surest flag check there is. A chat template is
+    the one file that it opens while it reads, so an empty one stands for ours, which need not be where it runs.
     """
-    output = store.ask(build, *argv, "--version")
-    return "" if output.code == 0 else output.text[-600:] or f"exit status {output.code}"
+    output = ask(*("/dev/null" if word == "{chat_template}" else word for word in argv), "--version")
+    return "" if output.code == 0 else output.text[:600] or f"exit status {output.code}"
+
+
+def complaint(store: Store, build: Build, argv: Argv) -> str:
+    """What a build's binary says against an argv: see `refusal`."""
+    return refusal(lambda *words: store.ask(build, *words), argv)
 
 
 def render(server: ServerSettings, refuses: Accepts) -> tuple[Argv, list[str]]:

@@ -1,7 +1,9 @@
-"""`doctor` on a fake Modal: what is well, what is not, and that it changes nothing."""
+"""`doctor` on a fake Modal and as a command: what is well, what is not, how it ends; and `explain`."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.doctor import Finding, examine
+from flows.doctor import ONLY_WARNINGS, Finding, examine, exit_code
+from tasks.doctor import Severity
 from tasks.platforms.modal import Deployed, ModalPlatform
 from tasks.platforms.modal.account import COMMAND_LIMIT_S, command
 from tasks.release import StagePointer
@@ -91,14 +94,77 @@ def test_a_trial_that_a_killed_flow_left_is_named(platform: ModalPlatform) -> No
     assert "modal app stop llama-release-trial-dead --yes" in seen.todo
 
 
-def test_the_command_prints_a_line_a_check_and_its_exit_code_is_that_of_the_first_fault(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "flows", "doctor", "--platform", "modal"], cwd=tmp_path, text=True,
+def command_line(*words: str, cwd: Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_RELEASE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *words], cwd=cwd, text=True, input=stdin, env=clean | env,
         capture_output=True, timeout=120,
     )  # fmt: skip
+
+
+def test_the_command_prints_a_line_a_check_and_its_exit_code_is_that_of_the_first_fault(tmp_path: Path) -> None:
+    done = command_line("doctor", "--platform", "modal", cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "fix  secret" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def finding(severity: Severity, code: int = 0) -> Finding:
+    return Finding(section="machine", check="disk", severity=severity, evidence="", exit_code=code)
+
+
+def test_the_exit_code_follows_the_severity() -> None:
+    note, warned, first, second = (
+        finding(Severity.NOTE), finding(Severity.WARNING), finding(Severity.ERROR, 3), finding(Severity.ERROR, 1),
+    )  # fmt: skip
+    assert exit_code([finding(Severity.OK), note]) == 0
+    assert exit_code([note, warned]) == ONLY_WARNINGS
+    assert exit_code([warned, first, second]) == 3
+
+
+def test_json_has_every_finding_with_its_severity_and_its_rows_of_the_runbook(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("LLAMA_RELEASE_API_KEY=nobody-may-see-this\n")
+    done = command_line("doctor", "--json", cwd=tmp_path)
+    found = {each["check"]: each for each in json.loads(done.stdout)}
+    assert found["toolchain"]["severity"] == "ok"
+    assert (found["API key"]["severity"], found["API key"]["runbook"]) == ("warning", ["api-key"])
+    assert done.returncode == ONLY_WARNINGS, done.stdout + done.stderr
+    assert "nobody-may-see-this" not in done.stdout + done.stderr
+
+
+def test_settings_that_are_wrong_are_a_finding_and_no_traceback(tmp_path: Path) -> None:
+    done = command_line("doctor", "--json", cwd=tmp_path, LLAMA_RELEASE_RETAIN="none")
+    (only,) = json.loads(done.stdout)
+    assert (only["check"], only["severity"], done.returncode) == ("settings", "error", 2)
+    assert "retain" in only["evidence"]
+
+
+def test_a_platform_that_cannot_be_opened_is_a_finding(tmp_path: Path) -> None:
+    settings = Settings(store=tmp_path / "store", local=LocalSettings(host="0.0.0.0"))
+    last = list(examine(settings))[-1]
+    assert (last.check, last.severity) == ("platform", Severity.ERROR)
+    assert "reachable from other machines" in last.evidence
+
+
+def test_explain_tells_symptom_cause_and_fix_of_a_message_and_of_a_log(tmp_path: Path) -> None:
+    message = command_line("explain", "error: invalid argument: --no-mmap", cwd=tmp_path)
+    assert message.returncode == 0
+    for word in ("does not know a flag", "b10884", "--load-mode", "guide 01 row 4"):
+        assert word in message.stdout
+    refused = "Unauthorized: Invalid API Key\n"
+    log = f"all well\n{refused}{refused}request exceeds the available context size\n"
+    several = command_line("explain", "--json", cwd=tmp_path, stdin=log)
+    assert [(m["row"]["id"], m["at"], m["count"]) for m in json.loads(several.stdout)] == [
+        ("api-key", 2, 2),
+        ("context-overflow", 4, 1),
+    ]
+
+
+def test_explain_says_what_to_collect_when_it_knows_nothing(tmp_path: Path) -> None:
+    unknown = command_line("explain", "the moon is in the wrong phase", cwd=tmp_path)
+    assert unknown.returncode == 1
+    for word in ("No known symptom", "llama-release doctor --json", "llama-server --version"):
+        assert word in unknown.stdout
 
 
 def test_on_this_machine_it_tells_the_toolchain_and_what_an_idle_server_comes_back_from(tmp_path: Path) -> None:
