@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tasks.doctor import Check, Seen, Severity, configuration, live, machine, modal_calls, stored
 from tasks.platforms import open_platform
-from tasks.release import Endpoint, Model, Problem
+from tasks.release import Endpoint, Model, Problem, ToolingError
 from tasks.runbook import rows_of
 from tasks.settings import Settings, load
 
@@ -69,6 +69,10 @@ def examine(settings: Settings, asked: Asked = Asked()) -> Iterator[Finding]:
             said = look()
         except Problem as problem:
             yield _error(section, name, problem)
+            continue
+        except Exception as error:  # one check that breaks says nothing of the others
+            what = f"the check itself broke: {type(error).__name__}: {error}"
+            yield _error(section, name, ToolingError(what, todo="report it, with the words above"))
             continue
         seen = said if isinstance(said, Seen) else Seen(severity=Severity.OK, evidence=said)
         well = seen.severity in (Severity.OK, Severity.NOTE)

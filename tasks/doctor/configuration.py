@@ -144,7 +144,7 @@ def unknown_to(binary: Binary, name: str) -> str:
     """
     with tempfile.TemporaryDirectory(prefix="llama-release-") as folder:
         bare = gguf_header.write_bare(Path(folder, "header.gguf"), name)
-        said = binary.ask("--model", str(bare), "--host", "127.0.0.1", "--port", "0", "--no-warmup")
+        said = binary.ask("--model", str(bare), "--host", "127.0.0.1", "--port", "0")
     if not (words := _UNKNOWN.search(said.text)) and name not in said.text:
         raise ToolingError(f"{binary.name} does not say whether it knows {name}", evidence=said.text[-600:])
     return words[0] if words else ""

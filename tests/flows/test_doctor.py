@@ -16,7 +16,7 @@ from tasks.doctor import Severity
 from tasks.platforms.modal import Deployed, ModalPlatform
 from tasks.platforms.modal.account import COMMAND_LIMIT_S, command
 from tasks.release import StagePointer
-from tasks.settings import LocalSettings, Settings
+from tasks.settings import LocalSettings, ServerSettings, Settings
 from tests.fakes.modal import FakeModal
 from tests.modal_app.test_deployed import deployment
 from tests.platforms.modal_stand import create_secret, fake_modal, platform_on_modal
@@ -144,6 +144,15 @@ def test_a_platform_that_cannot_be_opened_is_a_finding(tmp_path: Path) -> None:
     last = list(examine(settings))[-1]
     assert (last.check, last.severity) == ("platform", Severity.ERROR)
     assert "reachable from other machines" in last.evidence
+
+
+def test_a_check_that_breaks_is_a_finding_and_the_others_are_made(tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_bytes(b"\xff\xfe")
+    settings = Settings(store=tmp_path / "store", server=ServerSettings(chat_template=template))
+    seen = {finding.check: finding for finding in examine(settings)}
+    assert seen["thinking"].evidence.startswith("the check itself broke: UnicodeDecodeError")
+    assert (seen["thinking"].exit_code, seen["locks"].severity) == (3, Severity.OK)
 
 
 def test_explain_tells_symptom_cause_and_fix_of_a_message_and_of_a_log(tmp_path: Path) -> None:
