@@ -15,7 +15,7 @@ from typing import get_args
 
 from dotenv import dotenv_values
 
-from modal_app.argv import redacted
+from modal_app.redaction import redacted
 from tasks.doctor import Check, Seen, gguf_header, note, warning
 from tasks.preflight.argv import Argv, refusal, render, spelled
 from tasks.preflight.surface import Flag, flags_of_help

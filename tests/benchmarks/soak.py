@@ -35,7 +35,7 @@ from tasks.contracts.trials import with_model
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.snapshot import snapshots_folder
 from tasks.process import die_with_parent
-from tasks.promote import back_to, lift_hold, recover, swap, to_stage
+from tasks.promote import back_to, lift_hold, recover, swap, to_staging
 from tasks.release import Approval, Dossier, Problem, Release, ToolingError, Verdict, Verification
 from tasks.settings import LocalSettings, ServerSettings, Settings, load
 from tasks.store import Store
@@ -89,7 +89,7 @@ def move(platform: LocalPlatform, release: Release, back: bool) -> None:
     recover(platform)
     if store.pointer("production").hold:
         lift_hold(store, "soak")
-    to_stage(platform, "staging", release)
+    to_staging(platform, release)
     current = store.pointer("production").release
     if current != release.id:
         seen = Verification(name="soak", release=release.id, verdict=Verdict.PASSED, summary="verified")

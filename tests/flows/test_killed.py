@@ -20,8 +20,8 @@ from tasks.contracts import scripted
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.proc import children
 from tasks.preflight import bundle
-from tasks.promote import check_serving, to_stage
-from tasks.release import Build, Event, Release, StageName
+from tasks.promote import check_serving
+from tasks.release import Build, Event, Release, StageName, StagePointer
 from tasks.settings import Settings
 from tests.flows.conftest import KEY, Traffic
 from tests.flows.deployed import FINAL, Deployed, Kill, prefect_on
@@ -173,7 +173,8 @@ def scene(
         platform = LocalPlatform(Settings())
         older, _ = bundle(platform.store, older_build, platform.settings.server)
         try:
-            to_stage(platform, "production", older)
+            platform.deploy("production", older, lambda endpoint: check_serving(endpoint, older))
+            platform.store.save_pointer(StagePointer(stage="production", release=older.id))
             with (
                 prefect_on(home / "prefect", env | ours) as prefect,
                 Traffic(platform.endpoint("production").base_url) as seen,

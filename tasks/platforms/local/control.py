@@ -44,9 +44,9 @@ class Status(Model):
     server_pid: int | None
     server_url: str | None
     in_flight: int
-    answered: int
+    answered: int = 0
     """Requests of users that were answered since the activator began."""
-    errors: int
+    errors: int = 0
     """Those of them that were answered with 5xx."""
     prepared: str | None
     servers: int
