@@ -116,8 +116,16 @@ def restore_argv(criu: str, images: Path, log: Path, output_was: Path) -> list[s
 
 def waits(pid: int) -> bool:
     """Whether a restored process is complete: CRIU has let go of it, stopped."""
-    states = [_state(task) for task in Path(f"/proc/{pid}/task").glob("*/status")]
+    states = [_state(task / "status") for task in threads(pid)]
     return bool(states) and all(state == ("T", "0") for state in states)
+
+
+def threads(pid: int) -> list[Path]:
+    """The folders of a process's threads; none when it is gone, also when it goes just now."""
+    try:
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return []
 
 
 def _state(status: Path) -> tuple[str, str]:

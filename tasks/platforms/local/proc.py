@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from tasks.criu import threads
 from tasks.process import run
 from tasks.release import ToolingError
 
@@ -67,8 +68,8 @@ def descendants(pid: int, comm: str) -> list[int]:
 def children(pid: int) -> list[int]:
     """Pids of a process's children."""
     found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(word) for word in _read(str(task)).split()]
+    for task in threads(pid):
+        found += [int(word) for word in _read(str(task / "children")).split()]
     return found
 
 
