@@ -13,6 +13,7 @@ from tasks.platforms import open_platform
 from tasks.report import show_dossier
 from tasks.upstream import stage as upstream
 
+SAME_BUILD = "changed settings or patches go out on production's own build with `llama-release upgrade --to bN`"
 RESUMED_S = 15 * 60
 """Seconds that a run which a person has just answered waits for another to let go of the release lock."""
 
@@ -50,7 +51,7 @@ def upgrade(to: Tag | None = None, again: bool = False) -> State[Outcome]:
 
         target, notes = upstream.read(platform, settings, to)
         if target is None:
-            return ended("nothing_newer")
+            return ended("nothing_newer", note=SAME_BUILD)
         source = patches.apply(platform, settings, target)
         built = build.make(platform, source, settings.recipe)
         source, built = proof.check(platform, settings, source, built)
