@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from modal_app.warmup import ask_again
-from tasks.endpoint import Client
 from tasks.platforms.modal import apps
 from tasks.platforms.modal.account import command
 from tasks.promote import check_serving, swap, to_staging
@@ -19,7 +18,6 @@ from tasks.release import (
     Endpoint,
     Release,
     ReleaseFailed,
-    StageName,
     StagePointer,
     Verdict,
 )
@@ -190,37 +188,15 @@ def test_without_the_api_key_nothing_is_deployed_but_the_store_can_be_read(
         serves(modal_stand, modal_stand.first)
 
 
-def promoted(stand: ModalStand, generation: str = "") -> None:
+def promoted(stand: ModalStand) -> None:
     """`first` goes to staging and then to production, as flows have it."""
     platform, dossier = stand.platform, Dossier(release=stand.first, required=(), verifications=())
-    to_staging(platform, stand.first, generation)
+    to_staging(platform, stand.first)
     approval = Approval(
         release=stand.first.id, dossier=dossier.digest, expected=platform.store.pointer("production").release,
         decision="approve", approver="carol",
     )  # fmt: skip
-    swap(platform, dossier, approval, 2, "redeploy" if generation else "promote")
-
-
-def test_a_redeploy_is_a_new_version_of_both_apps_with_a_new_snapshot_and_the_new_key(
-    modal_stand: ModalStand, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    promoted(modal_stand)
-    platform, new = modal_stand.platform, "key-of-after-the-rotation"
-    stages: tuple[StageName, ...] = ("staging", "production")
-    before = [versions(modal_stand, stage) or 0 for stage in stages]
-    known = {stage: len(platform.boots(stage)) for stage in stages}
-    create_secret(new)
-    monkeypatch.setenv(KEY_ENV, new)
-    promoted(modal_stand, "2")
-    assert [versions(modal_stand, stage) for stage in stages] == [version + 1 for version in before]
-    for stage in stages:
-        boots = platform.boots(stage)[known[stage] :]
-        assert [(boot.kind, boot.generation) for boot in boots] == [(BootKind.CREATED, "2")], stage
-        assert platform.serving(stage) == (modal_stand.first.id, "2")
-    endpoint = platform.endpoint("production")
-    with Client(endpoint) as client:
-        assert [client.get("/slots", key=key).status for key in (new, modal_stand.key)] == [200, 401]
-    create_secret()
+    swap(platform, dossier, approval, 2)
 
 
 def test_production_is_proved_by_an_idle_window_in_which_no_container_is_stopped(modal_stand: ModalStand) -> None:
