@@ -112,11 +112,14 @@ def intents(store: Store) -> str | Seen:
 
 
 def locks(store: Store) -> str | Seen:
-    """Who holds a lock just now. The kernel is asked: to try a lock, even for a moment, could refuse it to others."""
+    """Who holds a lock just now, but for the activators, which hold theirs as long as a stage is served.
+
+    The kernel is asked: to try a lock, even for a moment, could refuse it to others.
+    """
     held = {line.split()[5].rpartition(":")[2] for line in _LOCKS.read_text().splitlines()}
     holders = []
     for path in sorted((store.root / "locks").glob("*.lock")):
-        if str(path.stat().st_ino) in held:
+        if str(path.stat().st_ino) in held and not path.stem.startswith("activator-"):
             holders.append(f"{path.stem}: {path.read_text().strip() or 'it has not said who it is'}")
     return note(f"held by {'; '.join(holders)}", "wait for it") if holders else "none held"
 

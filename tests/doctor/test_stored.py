@@ -105,6 +105,11 @@ def test_a_lock_is_told_while_its_holder_lives_and_not_when_it_was_killed(store:
     assert locks(store) == "none held"
 
 
+def test_the_lock_of_an_activator_is_nothing_to_wait_for(store: Store) -> None:
+    with store.lock("activator-staging", holder={"stage": "staging"}):
+        assert locks(store) == "none held"
+
+
 def test_people_who_could_not_be_told_are_a_warning(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = Settings(store=store.root)
     assert severity(outbox(store, quiet)) is Severity.OK
