@@ -104,6 +104,8 @@ def test_the_installed_versions_are_the_pinned_ones_and_fit_our_bounds() -> None
     pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     for text in importlib.metadata.requires("llama-release") or []:
         requirement = Requirement(text)
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": of}) for of in ("", "test", "docs")):
+            continue  # for another Python
         installed = importlib.metadata.version(requirement.name)
         assert requirement.specifier.contains(installed, prereleases=True)
         assert pinned[canonicalize_name(requirement.name)] == installed
