@@ -103,8 +103,16 @@ class Api:
     password: str = ""
 
     def call(self, method: str, path: str, body: object = None) -> httpx.Response:
+        """Asked again while its SQLite database is locked, which the server says by 503, as its own clients do."""
         auth = tuple(self.password.split(":", 1)) if self.password else None
-        return httpx.request(method, f"{self.url}{path}", json=body, auth=auth, timeout=60, trust_env=False)  # type: ignore[arg-type]
+
+        def ask() -> httpx.Response:
+            return httpx.request(method, f"{self.url}{path}", json=body, auth=auth, timeout=60, trust_env=False)  # type: ignore[arg-type]
+
+        deadline = time.monotonic() + PATIENCE_S
+        while (answer := ask()).status_code == 503 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return answer
 
     def deployment(self, name: str) -> dict[str, Any]:
         return dict(self.call("GET", f"/deployments/name/{name}").raise_for_status().json())

@@ -139,7 +139,14 @@ def reject_in_the_page(page: subprocess.Popen[str]) -> None:
         found = re.search(r"(http://\S+)/v2/runs/flow-run/(\S+)", line)
     url = f"{found[1]}/api/flow_runs/{found[2]}/resume"
     form = {"run_input": {"decision": "reject", "approver": "bob", "note": "not on a Friday"}}
-    answer = httpx.post(url, json=form, timeout=30, trust_env=False)
+    answers: list[httpx.Response] = []
+
+    def taken() -> bool:
+        answers.append(httpx.post(url, json=form, timeout=30, trust_env=False))
+        return answers[-1].status_code != 503  # its SQLite database is locked just now
+
+    until(taken)
+    answer = answers[-1]
     assert answer.status_code in (200, 201), answer.text
     assert answer.json()["status"] == "ACCEPT", answer.text
 
