@@ -42,6 +42,8 @@ def restore_watch() -> State[Outcome]:
             watch.judged(platform, release, settings.watch)
             watch.drill(platform, settings.watch, busy)
             with if_free(store) as busy:
+                if not busy:
+                    watch.revive(platform)
                 remedy = watch.remedy(store, settings.watch, busy)
         if remedy:
             _start(remedy)

@@ -190,7 +190,9 @@ def notice_of(event: Event, thread: str, before: Callable[[], Sequence[Event]]) 
         again = "llama-release redeploy --reason 'did not come back from an idle window'"
         command = again if event.kind == "rollback_proof" else f"llama-release upgrade --to {thread}"
         return Notice(thread=thread, title=title, text=event.summary, command=command)
-    if event.kind in ("approved", "rejected", "promoted", "redeployed", "move_undone", "hold_lifted", "watch_acts"):
+    if event.kind in (
+        "approved", "rejected", "promoted", "redeployed", "move_undone", "hold_lifted", "watch_acts", "revived"
+    ):  # fmt: skip
         return Notice(thread=thread, title=f"{thread}: {event.kind.replace('_', ' ')}", text=event.summary)
     return None
 
@@ -214,6 +216,7 @@ def _restore_alert(event: Event, thread: str, before: Sequence[Event]) -> Notice
 
 
 _WATCHED = {
+    "down": "nobody is answered by production",
     "restores_fail": "production does not come back well from idle",
     "errors_after_idle": "production answers with errors after idle",
     "slower": "production has become slower",

@@ -33,6 +33,8 @@ class Sight(Model):
     """Where the server that is up can be asked without that counting as use; None where every request counts."""
     stays: bool = False
     """Whether an idle server is the same process when it comes back, with what users asked of it in its cache."""
+    down: str = ""
+    """Why nothing would answer a request; '' when something would, be it after bringing a server up."""
     gpu_used_mb: int | None = None
     gpu_total_mb: int | None = None
 
@@ -87,6 +89,10 @@ class Platform(Protocol):
 
     def sight(self, stage: StageName) -> Sight:
         """The stage as it is seen without waking its server or keeping it awake."""
+
+    def revive(self, stage: StageName) -> str:
+        """Bring back what should run for the stage and was killed, not what somebody stopped; what was done, '' when
+        there was nothing to do. Raises what keeps it from coming back."""
 
     def golden(self, stage: StageName) -> Golden | None:
         """What the stage's server answered before its snapshot was taken; None when there is no snapshot."""

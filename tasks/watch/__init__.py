@@ -50,7 +50,7 @@ def observe(row: Row, platform: Platform, release: Release) -> None:
 
 
 def _state(look: Look) -> str:
-    told = [f"{look.servers} up" if look.servers else "idle"]
+    told = [look.down or (f"{look.servers} up" if look.servers else "idle")]
     if look.in_flight is not None:
         told.append(f"{look.in_flight} requests under way")
     if look.answered is not None:
@@ -100,6 +100,16 @@ def judged(row: Row, platform: Platform, release: Release, settings: WatchSettin
     return open_now
 
 
+@stage("revive", "bring production back if it was killed", ledger=False)
+def revive(row: Row, platform: Platform) -> None:
+    """What should run for production runs; what somebody stopped is left alone. Raises what keeps it from coming."""
+    done = platform.revive("production")
+    if done:
+        release = platform.store.pointer("production").release
+        platform.store.log(Event(kind="revived", release=release, stage="production", summary=done))
+    row.done(done or "nothing was killed")
+
+
 def drill(platform: Platform, settings: WatchSettings, busy: str) -> None:
     """Try the retained release when that is due and nothing else (`busy`) goes on. It holds no lock: a rollback that is
     asked for meanwhile need not wait."""
@@ -122,10 +132,11 @@ class Remedy(Model):
 def remedy(store: Store, settings: WatchSettings, busy: str) -> Remedy | None:
     """What is to be started by the settings because of the open incidents, once an incident; or None.
 
+    Not because nothing answers: what was killed is brought back (`revive`), what was stopped a person stopped.
     Nothing while production is on hold or being moved, another run is at work (`busy`), or a rollback has no target.
     """
     pointer, state = store.pointer("production"), alerts.load(store)
-    fresh = [each for each in state.incidents if not each.acted]
+    fresh = [each for each in state.incidents if not each.acted and each.finding.kind != "down"]
     if settings.act == "suggest" or not fresh or busy or pointer.hold or store.intent("production") or store.redeploy():
         return None
     if settings.act == "rollback" and not pointer.retained:

@@ -18,6 +18,7 @@ from tasks.watch.judge import Finding, Kind
 
 ALERT, OVER = "watch_alert", "watch_over"
 COMMANDS: dict[Kind, str] = {
+    "down": "llama-release start",
     "restores_fail": "llama-release redeploy --reason 'it does not come back from idle'",
     "errors_after_idle": "llama-release rollback --reason 'errors after idle'",
     "slower": "llama-release redeploy --reason 'it has become slower'",

@@ -12,7 +12,7 @@ from tasks.release import BootKind, Latency, Model
 from tasks.settings import WatchSettings
 from tasks.watch.series import Series
 
-Kind = Literal["restores_fail", "errors_after_idle", "slower"]
+Kind = Literal["down", "restores_fail", "errors_after_idle", "slower"]
 GOOD_AGAIN = 3
 """So many good ones in a row end what so many bad ones began."""
 BASELINE, LATEST = 10, 7
@@ -75,6 +75,18 @@ def returns(series: Series) -> list[Case]:
 def first_answers(series: Series) -> list[Case]:
     """The answers to the first requests after idle windows, oldest first: our own and users'."""
     return [Case(wake.at, wake.status >= 500, f"HTTP {wake.status}") for wake in series.wakes]
+
+
+def looks(series: Series) -> list[Case]:
+    """Whether there was something that would answer, oldest first."""
+    return [Case(look.at, bool(look.down), look.down) for look in series.looks]
+
+
+CASES: dict[Kind, tuple[Callable[[Series], list[Case]], str]] = {
+    "down": (looks, "looks found that nothing answers"),
+    "restores_fail": (returns, "returns from idle failed"),
+    "errors_after_idle": (first_answers, "first requests after idle got an error"),
+}
 
 
 def failing(kind: Kind, what: str, events: Sequence[Case], k: int, n: int) -> Finding | None:
@@ -149,16 +161,14 @@ def found(
     """What is wrong of this kind, by what was seen after `since`."""
     if kind == "slower":
         return slower(latencies, since, settings.slower)
-    if kind == "restores_fail":
-        events, what, k = returns(series), "returns from idle failed", settings.failed_restores
-    else:
-        events, what, k = first_answers(series), "first requests after idle got an error", 1
-    return failing(kind, what, [event for event in events if not since or event.at > since], k, settings.restores)
+    cases, what = CASES[kind]
+    k = settings.failed_restores if kind == "restores_fail" else 1
+    n = 1 if kind == "down" else settings.restores
+    return failing(kind, what, [each for each in cases(series) if not since or each.at > since], k, n)
 
 
 def over(series: Series, latencies: Sequence[Latency], settings: WatchSettings, kind: Kind, began: datetime) -> bool:
     """Whether what began then is over."""
     if kind == "slower":
         return as_fast_again(latencies, began, settings.slower)
-    events = returns(series) if kind == "restores_fail" else first_answers(series)
-    return recovered([event for event in events if event.at > began])
+    return recovered([each for each in CASES[kind][0](series) if each.at > began])

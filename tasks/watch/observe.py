@@ -41,7 +41,9 @@ def came_back(platform: Platform, release: Release, since: datetime | None) -> S
 
 def look(sight: Sight, at: Endpoint | None) -> Look:
     """What was seen, with the numbers of the server that may be asked `at` an address."""
-    seen = sight.model_dump(include={"servers", "in_flight", "answered", "errors", "gpu_used_mb", "gpu_total_mb"})
+    seen = sight.model_dump(
+        include={"servers", "in_flight", "answered", "errors", "down", "gpu_used_mb", "gpu_total_mb"}
+    )
     return Look(**seen, metrics=metrics(at) if at else {})
 
 

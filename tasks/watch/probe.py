@@ -22,6 +22,8 @@ def not_now(platform: Platform, sight: Sight, probed_at: datetime | None, settin
     """Why production is not to be woken; '' when it may be."""
     if settings.probes_per_day == 0:
         return "watch.probes_per_day is 0"
+    if sight.down:
+        return f"nothing would answer: {sight.down}"
     if sight.servers or sight.in_flight:
         return "production is up, and is left alone"
     if platform.store.intent("production"):

@@ -24,6 +24,7 @@ class Look(Model):
     in_flight: int | None = None
     answered: int | None = None
     errors: int | None = None
+    down: str = Field(default="", description="why nothing would answer a request; '' when something would")
     metrics: dict[str, float] = Field(default_factory=dict, description="of /metrics; empty where it was not asked")
     gpu_used_mb: int | None = None
     gpu_total_mb: int | None = None

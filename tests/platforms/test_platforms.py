@@ -130,3 +130,16 @@ def test_a_stopped_stage_serves_nothing(stand_of: Stand | ModalStand) -> None:
     stand_of.platform.stop("staging")
     with pytest.raises(BadInput, match="staging serves nothing"):
         stand_of.platform.endpoint("staging")
+
+
+def test_it_is_seen_whether_anything_would_answer_and_what_was_stopped_is_not_brought_back(
+    stand_of: Stand | ModalStand,
+) -> None:
+    platform = stand_of.platform
+    serves(platform, stand_of.first)
+    assert (platform.sight("staging").down, platform.revive("staging")) == ("", "")
+    platform.stop("staging")
+    assert platform.sight("staging").down
+    assert platform.revive("staging") == ""
+    with pytest.raises(BadInput, match="staging serves nothing"):
+        platform.endpoint("staging")

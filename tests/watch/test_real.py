@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import pytest
 from tasks.contracts.scripted import build as build_model
 from tasks.endpoint import chat_body
 from tasks.platforms.local import LocalPlatform
+from tasks.platforms.local.proc import is_alive
 from tasks.release import BootKind, Build, Endpoint, Latency, StageName
 from tasks.settings import RestoreSettings, Settings, WatchSettings
 from tasks.watch import series
@@ -142,6 +145,38 @@ def test_a_users_error_after_idle_is_an_alert_and_starts_a_rollback_once(
     assert len(production.events("rolled_back")) == len(production.events("watch_acts")) == 1
     (over,) = production.events("watch_over")
     assert "production is" in over.summary
+
+
+def test_a_production_that_was_killed_is_told_of_and_brought_back(production: Production) -> None:
+    killed = production.status().pid
+    os.kill(killed, signal.SIGKILL)
+    assert until(lambda: not is_alive(killed))
+    production.watch(due=True)
+    (alert,) = production.events("watch_alert")
+    assert (alert.detail["about"], alert.detail["command"]) == ("down", "llama-release start")
+    assert "its activator does not run" in alert.summary
+    (revived,) = production.events("revived")
+    assert revived.release == production.release.id
+    assert production.series().probes == ()  # a dead one says nothing of how it comes back from idle
+    assert production.ask() == 200
+    for _ in range(3):
+        assert production.events("watch_over") == []
+        production.watch()
+    assert production.events("watch_over")[0].detail["incident"] == alert.detail["incident"]
+    assert len(production.events("revived")) == len(production.events("watch_alert")) == 1
+
+
+def test_a_production_that_somebody_stopped_is_told_of_and_stays_so(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_RELEASE_WATCH__ACT", "rollback")
+    production.platform.stop("production")
+    for _ in range(2):
+        production.watch(due=True)
+    (alert,) = production.events("watch_alert")
+    assert "it was stopped" in alert.summary
+    assert production.platform.status("production") is None
+    assert [production.events(kind) for kind in ("revived", "watch_acts", "rolled_back")] == [[], [], []]
 
 
 class Slow(Breakage):

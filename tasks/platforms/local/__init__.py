@@ -145,8 +145,7 @@ class LocalPlatform:
 
     def endpoint(self, stage: StageName) -> Endpoint:
         """Where the stage answers. Raises BadInput when it serves nothing."""
-        deployment = load_deployment(self.store.root, stage)
-        if deployment is None or deployment.release is None:
+        if not self._serves(stage):
             raise BadInput(
                 f"{stage} serves nothing",
                 evidence=f"no release in {deployment_path(self.store.root, stage)}",
@@ -180,7 +179,8 @@ class LocalPlatform:
         """The stage as its activator knows it. Past the activator, its server can be asked without being kept up."""
         wakes, status = load_wakes(self.store.root, stage), self.status(stage)
         if status is None:
-            return Sight(servers=0, wakes=wakes)
+            down = "its activator does not run" if self._serves(stage) else "it was stopped"
+            return Sight(servers=0, wakes=wakes, down=down)
         gpu = gpu_memory_mb() if self.settings.recipe.backend == "cuda" else None
         return Sight(
             servers=status.servers,
@@ -193,6 +193,16 @@ class LocalPlatform:
             gpu_used_mb=gpu[0] if gpu else None,
             gpu_total_mb=gpu[1] if gpu else None,
         )
+
+    def revive(self, stage: StageName) -> str:
+        """Start the activator of a stage that serves a release, if it was killed, or the machine was started anew.
+
+        Raises BadInput when its port is taken, ToolingError when it doesn't start.
+        """
+        if not self._serves(stage) or self.status(stage) is not None:
+            return ""
+        self._start_activator(stage)
+        return f"the activator of {stage} was gone, and was started again"
 
     def golden(self, stage: StageName) -> Golden | None:
         """What the stage's server answered before its snapshot; None when there is no snapshot."""
@@ -223,6 +233,11 @@ class LocalPlatform:
         """End the activator of a stage, or of both, once what is in flight is answered; `ensure` brings it back."""
         for each in (stage,) if stage else get_args(StageName):
             self._stop_activator(each)
+
+    def _serves(self, stage: StageName) -> str | None:
+        """The release that the stage's activator serves, or would if it ran."""
+        deployment = load_deployment(self.store.root, stage)
+        return deployment.release if deployment is not None else None
 
     def _address(self, stage: StageName) -> Endpoint:
         deployment = load_deployment(self.store.root, stage)

@@ -192,7 +192,13 @@ class ModalPlatform:
 
     def sight(self, stage: StageName) -> Sight:
         """How many containers are up. Modal tells nothing of their requests, and any request to one counts as use."""
-        return Sight(servers=len(apps.containers(self._modal, self._modal.stage_app(stage))))
+        app = self._modal.stage_app(stage)
+        down = "" if apps.version(self._modal, app) is not None else f"the app {app} is not deployed"
+        return Sight(servers=len(apps.containers(self._modal, app)), down=down)
+
+    def revive(self, stage: StageName) -> str:
+        """Nothing: Modal keeps what is deployed, and what is not was stopped by somebody."""
+        return ""
 
     def golden(self, stage: StageName) -> Golden | None:
         """What the stage's server answered before its snapshot was taken, told by the container that came up last."""
