@@ -239,7 +239,7 @@ def resume(booted: Booted) -> Booted:
     os.kill(server.pid, signal.SIGCONT)
     cuda_checkpoint.resume(server.pid, timeout_s=CUDA_LIMIT_S)
     if not servers.answers(server.endpoint):
-        raise NoSnapshot("the resumed server does not answer /health")
+        raise NoSnapshot(f"the resumed server does not answer /health ({server.ending})")
     return replace(
         booted, kind=BootKind.RESTORED, reason="memory: the process stayed", health_s=time.monotonic() - began
     )
