@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,11 +22,12 @@ from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_then_answers
 from tasks.endpoint import Client
 from tasks.platforms.local.proc import is_alive
+from tasks.platforms.local.server import end_namespace
 from tasks.platforms.local.snapshot import Manifest, Wanted, snapshots_folder, snapshots_here
 from tasks.release import BootKind, BootRecord, Build, StagePointer
 from tasks.settings import Settings
 from tests.platforms.conftest import platform_at, stand_of
-from tests.platforms.stand import KEY_ENV, Stand, until
+from tests.platforms.stand import KEY_ENV, Stand, command_lines, until
 
 pytestmark = pytest.mark.real
 
@@ -250,6 +252,21 @@ def test_a_restore_that_fails_is_a_cold_boot_with_the_reason(frozen: Frozen, scr
         (fell_back,) = frozen.asked()
     assert fell_back.kind is BootKind.FELL_BACK and reason in fell_back.reason
     assert frozen.stand.servers() == [fell_back.pid]
+
+
+def test_a_restore_given_up_in_its_first_moment_leaves_nothing_behind(frozen: Frozen) -> None:
+    for n in range(1500):
+        process = subprocess.Popen(
+            [*criu._NAMESPACE, "sleep", "4711.5"], start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        due = time.perf_counter() + n % 100 * 2e-5  # `unshare` forks somewhere in the first two milliseconds
+        while time.perf_counter() < due:
+            pass
+        end_namespace(process)
+    left = [pid for pid, words in command_lines().items() if words[:2] == ["sleep", "4711.5"]]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
 
 
 def test_criu_killed_half_way_through_a_dump_is_a_cold_boot_without_a_snapshot(frozen: Frozen) -> None:

@@ -183,12 +183,18 @@ def restore(
 
 
 def end_namespace(process: subprocess.Popen[bytes]) -> None:
-    """Kill an `unshare` and everything in its pid namespace. All of it is gone on return."""
+    """Kill an `unshare`, which leads its process group, and everything in its pid namespace.
+
+    All of it is gone on return.
+    """
     while process.poll() is None:
-        # the kernel lets the init of a namespace go only after all others in it
-        for pid in children(process.pid) or [process.pid]:
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):
+            # the kernel lets the init of a namespace go only after all others in it
+            for pid in (inits := children(process.pid)):
                 os.kill(pid, signal.SIGKILL)
+            if not inits:
+                # together with one that it forks just now, which is not yet told to die with it
+                os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.5)
 
