@@ -19,6 +19,7 @@ import httpx
 
 from tasks.platforms.local.proc import free_port
 from tasks.process import die_with_parent
+from tests.flows.operations import Api
 from tests.platforms.stand import until
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -103,16 +104,9 @@ class Deployed:
     # -- the API ------------------------------------------------------------------------------------
 
     def api(self, method: str, path: str, **body: Any) -> Any:
-        url = f"{self.env['PREFECT_API_URL']}/{path}"
-        answers: list[httpx.Response] = []
-
-        def answered() -> bool:
-            answers.append(httpx.request(method, url, json=body or None, timeout=60, trust_env=False))
-            return answers[-1].status_code != 503  # its database is locked just now
-
-        until(answered, PATIENCE_S, 0.5)
-        assert answers[-1].is_success, f"{method} {path}: {answers[-1].status_code} {answers[-1].text}"
-        return answers[-1].json() if answers[-1].content else None
+        answer = Api(self.env["PREFECT_API_URL"]).call(method, f"/{path}", body or None)
+        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
+        return answer.json() if answer.content else None
 
     def deploy(self) -> None:
         """The deployment of the upgrade, for the worker, which must have made its pool."""

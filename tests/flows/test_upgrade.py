@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from tests.flows.conftest import KEY, PATIENCE_S, REPOSITORY, Machine, Traffic
+from tests.flows.operations import Api
 from tests.platforms.stand import command_lines, until
 
 pytestmark = pytest.mark.real
@@ -137,16 +138,8 @@ def reject_in_the_page(page: subprocess.Popen[str]) -> None:
         line = page.stdout.readline()
         assert line, "the page's address was never printed"
         found = re.search(r"(http://\S+)/v2/runs/flow-run/(\S+)", line)
-    url = f"{found[1]}/api/flow_runs/{found[2]}/resume"
     form = {"run_input": {"decision": "reject", "approver": "bob", "note": "not on a Friday"}}
-    answers: list[httpx.Response] = []
-
-    def taken() -> bool:
-        answers.append(httpx.post(url, json=form, timeout=30, trust_env=False))
-        return answers[-1].status_code != 503  # its SQLite database is locked just now
-
-    until(taken)
-    answer = answers[-1]
+    answer = Api(f"{found[1]}/api").call("POST", f"/flow_runs/{found[2]}/resume", form)
     assert answer.status_code in (200, 201), answer.text
     assert answer.json()["status"] == "ACCEPT", answer.text
 
