@@ -3,6 +3,7 @@
 A process is restored into a pid namespace of its own, where its pid is free. CRIU stays as the init of that
 namespace: the kernel ends everything in it when CRIU dies, CRIU dies with `unshare`, and `unshare` is told to die
 with whoever started it (a restored process has lost what it was told itself: PR_SET_PDEATHSIG is not restored).
+Between the fork and that word CRIU outlives an `unshare` that is killed alone: whoever gives one up kills its group.
 """
 
 from __future__ import annotations
