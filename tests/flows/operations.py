@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,26 @@ class Api:
         answer = self.create(name, parameters)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
+
+    def scheduled(self, name: str, schedule: str = "") -> dict[str, datetime]:
+        """When each run starts that the server made for a deployment's schedules, or for this one of them."""
+        body = {"flow_runs": {"deployment_id": {"any_": [self.deployment(name)["id"]]}}}
+        runs = self.call("POST", "/flow_runs/filter", body).raise_for_status().json()
+        return {
+            r["id"]: datetime.fromisoformat(r["expected_start_time"])
+            for r in runs
+            if r["auto_scheduled"] and schedule in r["idempotency_key"]
+        }
+
+    @contextlib.contextmanager
+    def every(self, seconds: int, name: str) -> Iterator[str]:
+        """A schedule of this interval for a deployment, beside those that it has; its id."""
+        schedules = f"/deployments/{self.deployment(name)['id']}/schedules"
+        (made,) = self.call("POST", schedules, [{"schedule": {"interval": seconds}}]).raise_for_status().json()
+        try:
+            yield str(made["id"])
+        finally:
+            self.call("DELETE", f"{schedules}/{made['id']}").raise_for_status()
 
     def state(self, run: str) -> tuple[str, str]:
         """(name, message) of a run's state."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 from prefect.client.schemas.schedules import CronSchedule
@@ -17,6 +19,8 @@ from tests.flows.operations import COMMAND_S, Api, Shell, environment, serving, 
 
 pytestmark = pytest.mark.wire
 
+SCHEDULED_S = 150.0
+"""Prefect looks for what to schedule every minute, and at what was just deployed every five seconds."""
 FLOWS = ("upgrade", "redeploy", "rollback", "restore-watch")
 
 
@@ -24,7 +28,9 @@ FLOWS = ("upgrade", "redeploy", "rollback", "restore-watch")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """Somebody's folder with settings in it, and a shell without the API key."""
     folder = tmp_path_factory.mktemp("served")
-    (folder / "llama-release.toml").write_text(f'store = "{folder}/store"\n')
+    (folder / "llama-release.toml").write_text(
+        f'store = "{folder}/store"\n[local]\nstaging_port = 0\nproduction_port = 0\n'
+    )
     found = Shell(folder, environment(folder / "prefect"))
     yield found
     found.end()
@@ -53,6 +59,17 @@ def test_upgrade_and_watch_are_scheduled_in_a_named_time_zone_and_the_others_are
     for found in (*schedules["upgrade"], *schedules["restore-watch"]):
         assert found["active"]
         assert CronSchedule.model_validate(found["schedule"]).timezone == "Etc/UTC"
+
+
+def test_the_server_makes_the_runs_of_what_is_scheduled_and_no_others(api: Api) -> None:
+    def made() -> dict[str, dict[str, datetime]]:
+        return {flow: runs for flow in FLOWS if (runs := api.scheduled(f"{flow}/production"))}
+
+    wait_for(lambda: len(made()) >= 2, SCHEDULED_S)
+    runs = made()
+    assert set(runs) == {"upgrade", "restore-watch"}
+    assert {at.minute % 15 for at in runs["restore-watch"].values()} == {0}
+    assert {(at.hour, at.minute) for at in runs["upgrade"].values()} == {(6, 0)}
 
 
 @pytest.mark.parametrize(
@@ -121,6 +138,16 @@ def test_other_commands_of_the_store_use_its_server_and_its_port_is_taken_for_ot
         pass
     with pytest.raises(BadInput, match=f"port {port} is taken"), prefect_server(shell.folder / "other", port):
         pass
+
+
+def test_a_schedule_with_an_interval_gets_its_runs_and_they_start(api: Api) -> None:
+    """With Prefect 3.8 and SQLAlchemy 2.1 the server answered, and no run was ever made."""
+    watch = "restore-watch/production"
+    with api.every(20, watch) as schedule:
+        wait_for(lambda: len(api.scheduled(watch, schedule)) >= 2, SCHEDULED_S)
+        runs = sorted(api.scheduled(watch, schedule).items(), key=lambda run: run[1])
+        assert {(later - at).total_seconds() % 20 for (_, at), (_, later) in itertools.pairwise(runs)} == {0}
+        wait_for(lambda: api.state(runs[0][0])[0] not in ("Scheduled", "Late", "Pending"), SCHEDULED_S)
 
 
 def test_told_to_stop_it_ends_with_all_that_it_started(shell: Shell, api: Api) -> None:
