@@ -20,6 +20,7 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 import typer
 from prefect import Flow
 from prefect.exceptions import ParameterTypeError
+from rich.markup import escape
 
 from flows import demo as demonstration
 from flows import serve as serving
@@ -34,14 +35,14 @@ from flows.server import approver_at_the_terminal, prefect_server
 from flows.upgrade import upgrade as upgrade_flow
 from tasks import release_page
 from tasks.approval import terminal
-from tasks.doctor import live
+from tasks.doctor import live, needs
 from tasks.platforms import open_platform
 from tasks.promote import lift_hold, serve_pointer
 from tasks.release import BadInput, Problem, StageName, StagePointer, now
 from tasks.report import console, show_table
 from tasks.runbook import COLLECT
 from tasks.runbook import explain as explain_lines
-from tasks.settings import load
+from tasks.settings import Settings, load
 from tasks.store import Store
 
 INTERRUPTED = 130
@@ -65,7 +66,8 @@ def upgrade(
     as_json: Json = False,
 ) -> None:
     """Bring production to a newer upstream release, when every proof holds and a person agrees."""
-    with prefect_page(as_json) as page:
+    check_parameters(upgrade_flow, to=to, again=again)
+    with prefect_page(as_json, needed=needs.UPGRADE) as page:
         outcome = run_flow(upgrade_flow, page, approver, to=to, again=again)
     _end(outcome, as_json)
 
@@ -109,7 +111,8 @@ def redeploy(
     as_json: Json = False,
 ) -> None:
     """Send production's release through staging, idle windows and promotion again: for a new key, image or runtime."""
-    with prefect_page(as_json) as page:
+    check_parameters(redeploy_flow, by=by, reason=reason, release=release)
+    with prefect_page(as_json, needed=needs.REDEPLOY) as page:
         outcome = run_flow(redeploy_flow, page, None, by=by, reason=reason, release=release)
     _end(outcome, as_json)
 
@@ -314,7 +317,7 @@ def serve(
     With PREFECT_API_URL set it works for that server instead of starting its own.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with prefect_page(False, port) as page:
+    with prefect_page(False, port, needed=needs.MACHINE) as page:
         serving.deploy()
         with serving.worker() as worker:
             console.print(f"  Prefect page {page}/deployments", soft_wrap=True)
@@ -327,7 +330,8 @@ def demo(
     approver: Annotated[str | None, typer.Option(envvar="DEMO_APPROVER", help="approve as this person")] = None,
 ) -> None:
     """Upgrade a real llama.cpp server on this machine, from upstream's source to promotion."""
-    with prefect_page(False) as page:
+    demonstration.configure(os.environ, keep)
+    with prefect_page(False, needed=demonstration.NEEDED) as page:
 
         def runs(flow: Flow[..., Any]) -> demonstration.Flow:
             return lambda who, **parameters: run_flow(flow, page, who, **parameters)
@@ -354,13 +358,38 @@ def _what_next(page: str, keep: bool) -> None:
 
 
 @contextmanager
-def prefect_page(as_json: bool, port: int | None = None) -> Iterator[str]:
-    """A Prefect server for this command; yields its page's address. With JSON, rows go to standard error."""
+def prefect_page(as_json: bool, port: int | None = None, needed: needs.Needs = ()) -> Iterator[str]:
+    """A Prefect server for this command; yields its page's address. With JSON, rows go to standard error.
+
+    Raises one Problem for all that this machine lacks of what is needed, before any server is started.
+    """
     console.stderr = as_json
     settings = load()
+    doubtful = _look(settings, needed)
     console.print(f"[bold]llama-release[/]  {open_platform(settings).name} platform, store {settings.store.absolute()}")
+    for line in doubtful:
+        console.print(f"  [yellow]warn[/] {escape(line)}", soft_wrap=True)
     with prefect_server(settings.store, port) as page:
         yield page
+
+
+def _look(settings: Settings, needed: needs.Needs) -> list[str]:
+    """What is doubtful; what is missing is raised, unless a move of production was left open: the flow finishes or
+    undoes that before it looks, whatever this machine lacks."""
+    try:
+        return needs.require(settings, needed)
+    except Problem:
+        if settings.store.is_dir() and open_platform(settings).store.intent("production"):
+            return []
+        raise
+
+
+def check_parameters(flow: Flow[..., Any], **parameters: Any) -> None:
+    """Raises BadInput for what the flow does not take, as Prefect would once a server runs."""
+    try:
+        flow.validate_parameters(parameters)
+    except ParameterTypeError as error:
+        raise BadInput(f"{flow.name} does not take this", evidence=str(error), todo="see --help") from error
 
 
 def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters: Any) -> Outcome:
@@ -374,10 +403,8 @@ def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters
                 console.print(f"  Prefect page {page}/v2/runs/flow-run/{flow_run.id}", soft_wrap=True)
                 tell(flow_run.id)
 
-        try:
-            outcome = flow.with_options(on_running=[started])(**parameters)
-        except ParameterTypeError as error:
-            raise BadInput(f"{flow.name} does not take this", evidence=str(error), todo="see --help") from error
+        check_parameters(flow, **parameters)
+        outcome = flow.with_options(on_running=[started])(**parameters)
     return Outcome.model_validate(outcome)
 
 

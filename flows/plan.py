@@ -7,8 +7,20 @@ from rich.markup import escape
 
 from flows.upgrade import required
 from tasks import patches, preflight, upstream
+from tasks.doctor import needs
+from tasks.faults import Fault
 from tasks.platforms import Platform, open_platform
-from tasks.release import Hold, Model, PatchResult, Release, ReleaseFailed, SourceTree, UpstreamRelease, Verdict
+from tasks.release import (
+    Hold,
+    Model,
+    PatchResult,
+    Problem,
+    Release,
+    ReleaseFailed,
+    SourceTree,
+    UpstreamRelease,
+    Verdict,
+)
 from tasks.settings import Settings
 from tasks.sources import Sources
 from tasks.upstream import stage
@@ -21,11 +33,13 @@ class Plan(Model):
     production: str | None
     hold: Hold | None
     newer: tuple[str, ...]
+    machine: str = Field(default="", description="what this machine lacks for it; empty where servers are elsewhere")
     target: UpstreamRelease | None
     notes: Assessment | None = None
     patches: tuple[PatchResult, ...] = ()
     problem: str = ""
     build: str | None = None
+    avoids: tuple[Fault, ...] = Field(default=(), description="known faults that would strike a build here")
     release: str | None = None
     recorded: dict[str, Verdict] = Field(default_factory=dict)
     to_verify: tuple[str, ...] = ()
@@ -37,6 +51,8 @@ class Plan(Model):
             ("production", (self.production or "empty") + (f", on hold: {self.hold.reason}" if self.hold else "")),
             ("upstream", f"{len(self.newer)} newer; target {self.target or 'none'}"),
         ]
+        if self.machine:
+            found.append(("machine", escape(self.machine)))
         if self.target is None:
             return found
         if self.notes:
@@ -46,10 +62,18 @@ class Plan(Model):
         if self.problem:
             return [*found, ("stops", self.problem)]
         found.append(("build", f"{self.build} is there" if self.build else "to be compiled"))
+        found += [("", _told(fault)) for fault in self.avoids]
         done = ", ".join(f"{n} {v}" for v in Verdict if (n := list(self.recorded.values()).count(v)))
         found.append(("verify", f"{len(self.to_verify)} to do" + (f"; recorded: {done}" if done else "")))
         found.append(("approval", "a person is asked before production moves"))
         return found
+
+
+def _told(fault: Fault) -> str:
+    how = " ".join((*fault.avoid.cpu_flags, *(f"{name}={value}" for name, value in fault.avoid.cmake.items())))
+    if not fault.is_avoided:
+        return f"a known fault that is not avoided: {fault.title}; {fault.avoid.advice}"
+    return f"kept from a known fault: {fault.title}; {how}" + (f"; it costs: {fault.costs}" if fault.costs else "")
 
 
 def plan(settings: Settings, to: str | None) -> Plan:
@@ -67,6 +91,7 @@ def plan(settings: Settings, to: str | None) -> Plan:
     known = Plan(
         production=current.label if current else None,
         hold=pointer.hold,
+        machine=needs.summary(settings) if settings.platform == "local" else "",
         newer=tuple(r.tag for r in upstream.newer(source_of.releases(), build)),
         target=target,
         notes=stage.changed(source_of, settings, build, target) if target else None,
@@ -76,15 +101,19 @@ def plan(settings: Settings, to: str | None) -> Plan:
     try:
         archive = source_of.fetch(target)
         source = patches.apply_series(Sources(settings.cache), target, archive, settings.patches, source_of)
-        release = _release(platform, source, settings)
     except ReleaseFailed as error:
         return known.model_copy(update={"problem": str(error)})
+    try:
+        release, avoids = _release(platform, source, settings), platform.avoids(settings.recipe)
+    except Problem as error:  # a binary that refuses our argv; a compiler that is not here
+        return known.model_copy(update={"patches": source.patches, "problem": str(error)})
     names = required()
     found = {name: v for name in names if release and (v := store.verification(release.id, name))}
     return known.model_copy(
         update={
             "patches": source.patches,
             "build": release.build if release else None,
+            "avoids": avoids,
             "release": release.id if release else None,
             "recorded": {name: v.verdict for name, v in found.items()},
             "to_verify": tuple(name for name in names if name not in found),

@@ -10,6 +10,7 @@ from flows.parameters import ReleaseId, Words
 from flows.upgrade import required
 from tasks import contracts, notify, promote, restore
 from tasks import redeploy as redeploying
+from tasks.doctor import needs
 from tasks.platforms import open_platform
 from tasks.release import ReleaseFailed
 from tasks.report import show_dossier
@@ -35,6 +36,7 @@ def redeploy(by: Words, reason: Words, release: ReleaseId | None = None) -> Stat
         promote.recover(platform)
         if left and store.redeploy() is None:  # all that was left of it was to finish
             return ended("redeployed", store.get_release(left.release))
+        needs.require(settings, needs.REDEPLOY)
         begun = redeploying.begin(platform, release, by, reason)
         chosen, production = store.get_release(begun.release), store.pointer("production")
         try:

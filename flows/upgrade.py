@@ -9,6 +9,7 @@ from flows.deployed import load
 from flows.outcome import Outcome, ended, one_at_a_time
 from flows.parameters import Tag
 from tasks import approval, build, contracts, evals, notify, patches, preflight, promote, proof, restore
+from tasks.doctor import needs
 from tasks.platforms import open_platform
 from tasks.report import show_dossier
 from tasks.upstream import stage as upstream
@@ -44,6 +45,8 @@ def upgrade(to: Tag | None = None, again: bool = False) -> State[Outcome]:
         to, again = asked.tag, False
     with one_at_a_time(store, patience_s=RESUMED_S if asked else 0), notify.following(store, settings.notify):
         promote.recover(platform)
+        if not asked:  # what a person has approved needs little of it, and goes on with what there is
+            needs.require(settings, needs.UPGRADE)
         store.prune_builds(settings.keep_builds)
         production = store.pointer("production")
         promote.refuse_on_hold(production)

@@ -9,8 +9,9 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,10 @@ Progress = Callable[[int, int, str], None]
 BeforeExec = Callable[[], None] | None
 """Runs in a child before exec; how a child is tied to its parent's life is the caller's business."""
 
-_OURS = ("No space left on device", "Killed signal", "Cannot allocate memory", "No CMAKE_CXX_COMPILER")
+_OURS = (
+    "No space left on device", "Killed signal", "Cannot allocate memory", "unrecognized command-line option",
+    "unrecognized command line option", "unknown argument:", "No CMAKE_CXX_COMPILER",
+)  # fmt: skip
 
 
 class CompileFailed(Exception):
@@ -60,14 +64,39 @@ def compile_target(
     log: Path,
     cache: Path,
     progress: Progress,
+    cpu_flags: Sequence[str] = (),
     before_exec: BeforeExec = None,
 ) -> Compiled:
-    """Compile one target of a source tree; what is built lies in `out`/bin. Raises CompileFailed."""
-    with CompilerCache(cache, out.with_name("sccache.sock"), before_exec) as compiler:
+    """Compile one target of a source tree; what is built lies in `out`/bin. Raises CompileFailed.
+
+    `cpu_flags` are further compiler flags of the code that is compiled for this very CPU, and of no other: so the
+    compiler cache knows all else again when they change. An `out` that is there already is brought up to date.
+    """
+    # The path of a Unix socket is 107 bytes at most (unix(7)), which a cache's folder may be by itself.
+    with (
+        tempfile.TemporaryDirectory(prefix="llama-release-") as short,
+        CompilerCache(cache, Path(short, "sccache.sock"), before_exec) as compiler,
+    ):
         progress(0, 1, "configuring")
-        _configure(source, out, definitions, log, compiler)
+        hook = out.with_name("cpu_flags.cmake")
+        hook.write_text(_HOOK.replace("@FLAGS@", " ".join(f'"{flag}"' for flag in cpu_flags)))
+        _configure(source, out, {**definitions, "CMAKE_PROJECT_TOP_LEVEL_INCLUDES": str(hook)}, log, compiler)
         objects = _ninja(out, target, log, compiler, progress, before_exec)
         return Compiled(objects, compiler.hits())
+
+
+# Included by upstream's first project(). Its own hook for flags would be CMAKE_CXX_FLAGS, which all 195 objects have;
+# GGML_NATIVE has -march=native for the target ggml-cpu alone, and so have these, behind it (gcc and clang: the last
+# word on a feature counts). The target is there in every tree since b4200; where it is not, no code is native.
+_HOOK = """\
+set(LLAMA_RELEASE_CPU_FLAGS @FLAGS@)
+function(llama_release_cpu_flags)
+  if(TARGET ggml-cpu AND LLAMA_RELEASE_CPU_FLAGS)
+    target_compile_options(ggml-cpu PRIVATE ${LLAMA_RELEASE_CPU_FLAGS})
+  endif()
+endfunction()
+cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL llama_release_cpu_flags)
+"""
 
 
 def _configure(source: Path, out: Path, definitions: Mapping[str, str], log: Path, compiler: CompilerCache) -> None:

@@ -1,6 +1,6 @@
-"""The app with everything that is done with the store inside Modal: build, inspect, ask, fetch weights.
+"""The app with everything that is done with the store inside Modal: build, inspect, try, ask, fetch weights.
 
-It is deployed by itself whenever a release needs one of them. Nothing here needs a GPU.
+It is deployed by itself whenever a release needs one of them. Only `try_build_on_gpu` needs a GPU.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from modal_app.archives import unpack
 from modal_app.compile import Compiled, CompileFailed, collect, compile_target, tree_hash
 from modal_app.deployment import STORE, store_volume
 from modal_app.redaction import harmless
+from modal_app.selftest import runs_of, selftest
 from modal_app.settings import MINUTES, ModalSettings
 
 CACHE = "/llama-release-cache"
 REPORT_EVERY_S = 1.0
+CPUS = 2  # of what tries a build: os.cpu_count() tells the host's, and threads that wait for a CPU spin
 
 settings = ModalSettings.load()
 app = modal.App(settings.tools_app)
@@ -56,7 +59,8 @@ def build(order: dict[str, Any]) -> dict[str, Any]:
     The folder has no manifest yet, so nobody takes it for a build: whoever ordered it has it inspected first.
 
     Args:
-        order: `digest`, `tree` (git tree hash of the source), `target`, `definitions` (CMake's).
+        order: `digest`, `tree` (git tree hash of the source), `target`, `definitions` (CMake's), `cpu_flags` (further
+            compiler flags of the code that computes on the CPU).
 
     Returns:
         `files` (name -> sha256), `objects`, `cache_hits` and `seconds`; or `failed` with the compiler's own words and
@@ -79,7 +83,7 @@ def build(order: dict[str, Any]) -> dict[str, Any]:
     try:
         made = compile_target(
             source, work / "out", order["target"], order["definitions"], log=work / "log",
-            cache=Path(CACHE, "sccache"), progress=_reporter(order["digest"]),
+            cache=Path(CACHE, "sccache"), progress=_reporter(order["digest"]), cpu_flags=order["cpu_flags"],
         )  # fmt: skip
     except CompileFailed as error:
         print(error.words, flush=True)
@@ -128,6 +132,26 @@ def inspect(digest: str, target: str) -> dict[str, Any]:
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != "manifest.json"}
     missing = [f"{name}: {lost}" for name in files for lost in _not_found(folder, name)]
     return {"files": files, "missing": missing, "version": _run(folder, target, ["--version"])}
+
+
+def _try(digest: str, target: str, case: str, backend: str) -> dict[str, Any]:
+    store.reload()
+    folder = Path(STORE, "builds", digest)
+    return asdict(selftest(folder / target, Path(STORE, "selftest", case), runs_of(backend, CPUS), _env(folder)))
+
+
+@app.function(image=serve_image, cpu=float(CPUS), timeout=10 * MINUTES, volumes={STORE: store.read_only()})
+def try_build(digest: str, target: str, case: str) -> dict[str, Any]:
+    """What the self-test selftest/<case> says of a build: a `modal_app.selftest.Result`. On the CPU."""
+    return _try(digest, target, case, "cpu")
+
+
+@app.function(
+    image=serve_image, gpu=settings.gpu, cpu=float(CPUS), timeout=10 * MINUTES, volumes={STORE: store.read_only()}
+)
+def try_build_on_gpu(digest: str, target: str, case: str) -> dict[str, Any]:
+    """As `try_build`, on the GPU that serves: some ten seconds of it, before anything is built upon this binary."""
+    return _try(digest, target, case, "cuda")
 
 
 def _not_found(folder: Path, name: str) -> list[str]:

@@ -13,6 +13,7 @@ proof: the nonce is the last thing planted before the snapshot, and the first th
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Iterator
@@ -35,6 +36,10 @@ TAIL_WORDS = 8
 REQUEST_S = 300.0
 """How long one answer may take."""
 RETRY_S = 0.5
+TOLERANCE = 1e-3
+"""By how much (nats) a log-probability may always differ."""
+LOUD = 0.5
+"""A server whose answers differ by more than this (nats) with nothing in between can't be compared with itself."""
 AGENT = "llama-release-probe"
 """The User-Agent of what we ask to measure: a proxy can tell it from users' requests."""
 MEDIA_MARKER = "<__media__>"
@@ -164,7 +169,58 @@ def ask_again(base_url: str, api_key: str | None, golden: Golden, *, patience_s:
         nonce = _ask(http, golden.nonce, golden.tail, patience_s)
         warm = _ask(http, _plant(http), golden.tail)
         control = _ask(http, _random_tokens(http, NONCE_WORDS), golden.tail)
-        return Seen(nonce, warm, control, tuple(_answer(http, a.prompt, a.image) for a in golden.first))
+        return Seen(nonce, warm, control, _answers(http, golden))
+
+
+def answer_again(
+    base_url: str, api_key: str | None, golden: Golden, *, patience_s: float = REQUEST_S
+) -> tuple[Answer, ...]:
+    """A server's answers to the golden prompts, and nothing of its nonce. Raises NoAnswer."""
+    with _asking(base_url, api_key, patience_s) as http:
+        return _answers(http, golden)
+
+
+def _answers(http: httpx.Client, golden: Golden) -> tuple[Answer, ...]:
+    return tuple(_answer(http, each.prompt, each.image) for each in golden.first)
+
+
+def tolerance(golden: Golden) -> float:
+    """By how much (nats) log-probabilities may differ: twice what they did between two askings."""
+    return max(TOLERANCE, 2 * max(map(_apart, golden.first, golden.second)))
+
+
+def differences(golden: Golden, answers: tuple[Answer, ...], allowed: float | None = None) -> Iterator[str]:
+    """One line for each answer that is not the golden one, within the tolerance (or `allowed`, nats)."""
+    allowed = tolerance(golden) if allowed is None else allowed
+    for before, after in zip(golden.first, answers, strict=True):
+        if (apart := _apart(before, after)) > allowed:
+            tokens = [[token.id for token in answer.tokens] for answer in (before, after)]
+            said = "the same tokens" if tokens[0] == tokens[1] else f"tokens {tokens[1]}, golden {tokens[0]}"
+            yield f"{before.prompt[:40]!r}: log-probabilities {apart:.2g} apart, tolerance {allowed:.2g}; {said}"
+
+
+def _apart(a: Answer, b: Answer) -> float:
+    """The largest difference of two answers' log-probabilities, as far as they say the same.
+
+    Where they part, how much less likely the other's token was: at a tie, nothing. Infinite when one just ends.
+    """
+    largest = 0.0
+    for mine, other in zip(a.tokens, b.tokens, strict=False):
+        largest = max(largest, *(_gap(mine, other, token) for token, _ in (*mine.top, *other.top)))
+        if mine.id != other.id:
+            return max(largest, *(abs(_log(t, mine.id) - _log(t, other.id)) for t in (mine, other)))
+    return largest if len(a.tokens) == len(b.tokens) else math.inf
+
+
+def _gap(a: Token, b: Token, token: int) -> float:
+    return abs(_log(a, token) - _log(b, token))
+
+
+def _log(place: Token, token: int) -> float:
+    """The log-probability of a token in a place; of one that is not among the most likely, that of the last of them.
+    Below -50 (e^-50) there is nothing to tell apart: a server writes the logarithm of nothing as -3e38."""
+    top = dict(place.top)
+    return max(-50.0, top.get(token, min(top.values())))
 
 
 def _use_every_path(http: httpx.Client, vision: bool) -> None:

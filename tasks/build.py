@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tasks.faults import Fault, known
 from tasks.platforms import Platform
 from tasks.release import Build, Recipe, SourceTree
 from tasks.report import Row, markdown_table, stage
@@ -22,6 +23,8 @@ def make(row: Row, platform: Platform, source: SourceTree, recipe: Recipe) -> Bu
                 ("--version", built.version),
                 ("objects", f"{built.objects}, {built.cache_hits} from the compiler cache"),
                 ("compiled in", f"{built.seconds} s at {built.built_at:%Y-%m-%d %H:%M} UTC"),
+                ("self-test", built.selftest or "none: it was made before there was one"),
+                *(("kept from", f"{fault.title} ({fault.source})") for fault in avoided(built)),
                 *built.toolchain.items(),
                 *((f"sha256 of {name}", sha) for name, sha in built.files.items()),
             ],
@@ -31,6 +34,12 @@ def make(row: Row, platform: Platform, source: SourceTree, recipe: Recipe) -> Bu
     return built
 
 
+def avoided(built: Build) -> list[Fault]:
+    """The known faults that a build was kept from."""
+    return [fault for fault in known() if fault.id in built.avoids]
+
+
 def _made(built: Build) -> str:
     share = f"{100 * built.cache_hits / built.objects:.0f}% from cache" if built.objects else "nothing to compile"
-    return f"{built.digest} made of {built.objects} objects, {share}"
+    without = f", kept from {', '.join(built.avoids)}" if built.avoids else ""
+    return f"{built.digest} made of {built.objects} objects, {share}; self-test passed{without}"

@@ -17,6 +17,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from tasks.linux import NO_SNAPSHOTS, has_proc
+
 NEW_KERNEL, NEEDED_THERE = (6, 16), (4, 2)
 """Linux 6.16 no longer answers what older versions of CRIU ask of its sockets."""
 CHECK_LIMIT_S = 20.0
@@ -41,6 +43,8 @@ def find(wanted: str, cache: Path) -> str:
 
 def version(criu: str) -> str:
     """The version of a CRIU that works on this machine. Raises CriuFailed."""
+    if not has_proc():  # before all else: no Mac has `unshare`, and no root helps there
+        raise CriuFailed(NO_SNAPSHOTS)
     if os.geteuid() != 0:
         raise CriuFailed("CRIU needs root")
     if shutil.which("unshare") is None or shutil.which("setpriv") is None:

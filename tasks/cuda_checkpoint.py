@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from tasks.linux import NO_SNAPSHOTS, has_proc
+
 LIBRARY = "libcuda.so.1"
 NEEDED = 12080
 """CUDA 12.8, as cuDriverGetVersion counts: the first that has the calls."""
@@ -32,6 +34,8 @@ class CudaFailed(Exception):
 
 def why_not() -> str:
     """Why no process can be checkpointed here; '' when one can."""
+    if not has_proc():
+        return NO_SNAPSHOTS
     if not _GPUS.is_dir() or not any(_GPUS.iterdir()):
         return "there is no NVIDIA GPU"
     try:

@@ -48,6 +48,8 @@ def run(
         )  # fmt: skip
     except FileNotFoundError as error:
         raise ToolingError(f"{words[0]} is not on this machine", evidence=str(error), todo="install it") from error
+    except OSError as error:  # a file that may not be run, or lies where nothing may (noexec)
+        raise ToolingError(f"{words[0]} can't be started", evidence=str(error), todo="mend that") from error
     except subprocess.TimeoutExpired as error:
         raise ToolingError(
             f"{words[0]} ran past {timeout_s:.0f} s", evidence=" ".join(words)[:300], todo="try again"
@@ -61,10 +63,19 @@ def run(
     return output
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
+# Linux alone has it: in glibc and musl, not in the C library of macOS or the BSDs, where the look-up of a name that is
+# not there raises AttributeError (dlsym(3)). Asked once: in a child before exec an exception could not be told.
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)
 _PR_SET_PDEATHSIG = 1
+
+ENDS_WITH_PARENT = _prctl is not None
+"""Whether a child that called `die_with_parent` ends when its parent is killed."""
 
 
 def die_with_parent() -> None:
-    """In a child before exec: the kernel kills it when the thread that started it dies (Linux, prctl(2))."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """In a child before exec: the kernel kills it when the thread that started it dies (Linux, prctl(2)).
+
+    Elsewhere nothing happens, and a child outlives a parent that is killed; one that ends in order ends its children.
+    """
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

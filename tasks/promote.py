@@ -7,6 +7,7 @@ or the new one, and `recover` brings the servers, the pointer and the ledger in 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -34,6 +35,7 @@ from tasks.release import (
 )
 from tasks.report import Row, markdown_table, stage
 from tasks.restore.comeback import comes_back
+from tasks.restore.deaths import naming_deaths
 from tasks.store import Store
 
 STAGING = "staging"
@@ -196,9 +198,7 @@ def _move(platform: Platform, intent: Intent, release: Release, moved: StagePoin
     store = platform.store
     store.open_intent(intent)
     try:
-        platform.deploy(
-            "production", release, lambda endpoint: check_serving(endpoint, release), generation=intent.generation
-        )
+        _deploy(platform, "production", release, generation=intent.generation)
     except Problem:
         _undo(platform, intent)
         raise
@@ -216,7 +216,7 @@ def _finish(platform: Platform, intent: Intent) -> str:
     release = store.get_release(intent.after)
     try:
         _serve(platform, intent.after, intent.generation)
-        check_serving(platform.endpoint("production"), release)
+        _prove_serving(platform, "production", release)
     except Problem as error:
         _go_back(platform, intent.model_copy(update={"failed": str(error)}))
         raise ReleaseFailed(
@@ -330,7 +330,7 @@ def _serve(platform: Platform, release_id: str | None, generation: str) -> None:
         platform.stop("production")
         return
     release = platform.store.get_release(release_id)
-    platform.deploy("production", release, lambda endpoint: check_serving(endpoint, release), generation=generation)
+    _deploy(platform, "production", release, generation=generation)
 
 
 def serve_pointer(platform: Platform, stage_name: StageName) -> Endpoint | None:
@@ -343,12 +343,30 @@ def serve_pointer(platform: Platform, stage_name: StageName) -> Endpoint | None:
         return None
     release = platform.store.get_release(pointer.release)
     whole(platform.store, release)
-    return platform.deploy(
-        stage_name,
-        release,
-        lambda endpoint: check_serving(endpoint, release),
-        generation=pointer.generation(release.id),
-    )
+    return _deploy(platform, stage_name, release, generation=pointer.generation(release.id))
+
+
+def _deploy(
+    platform: Platform,
+    stage_name: StageName,
+    release: Release,
+    check: Callable[[Endpoint], object] | None = None,
+    *,
+    generation: str,
+) -> Endpoint:
+    """As `platform.deploy`, by default with `check_serving`. A server that dies of its check is told as dead."""
+
+    def check_it(endpoint: Endpoint) -> object:
+        return check(endpoint) if check else check_serving(endpoint, release)
+
+    with naming_deaths(platform, stage_name, release):
+        return platform.deploy(stage_name, release, check_it, generation=generation)
+
+
+def _prove_serving(platform: Platform, stage_name: StageName, release: Release) -> dict[str, object]:
+    """As `check_serving` through the stage's own address; a server that dies of it is told as dead."""
+    with naming_deaths(platform, stage_name, release):
+        return check_serving(platform.endpoint(stage_name), release)
 
 
 def _replacing(store: Store, intent: Intent) -> str:
@@ -461,8 +479,8 @@ def to_staging(
             store.forget_verification(release.id, name)
         check_serving(at, release)
 
-    endpoint = platform.deploy("staging", release, check, generation=generation)
-    evidence = check_serving(endpoint, release)
+    endpoint = _deploy(platform, "staging", release, check, generation=generation)
+    evidence = _prove_serving(platform, "staging", release)
     if (pointer.release, pointer.generation(release.id)) != (release.id, generation):
         store.save_pointer(_pointing(pointer, release.id, generation, ()))
     return endpoint, evidence

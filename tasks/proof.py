@@ -9,6 +9,7 @@ from tasks.contracts.probes import probes_of, run_probes, shows_fault
 from tasks.platforms import Platform, Progress
 from tasks.preflight import bundle
 from tasks.release import (
+    NOT_ASKED,
     Build,
     Model,
     PatchResult,
@@ -37,6 +38,8 @@ class Proof(Model):
     fault: dict[str, bool]
     """Probe -> whether the server without the patch ran and broke the promise."""
     evidence: dict[str, str]
+    unasked: tuple[str, ...] = ()
+    """The probes that no server was there for, as they are called in `evidence`."""
 
     @property
     def errored(self) -> list[str]:
@@ -65,13 +68,22 @@ def judge(result: PatchResult, proof: Proof) -> PatchResult:
     if broken := proof.errored:
         raise ToolingError(
             f"the probes of {result.file} could not be run",
-            evidence="\n".join(f"{name}: {proof.evidence.get(name, '')}" for name in broken),
+            evidence=_by_words(proof, broken),
             todo="mend it and run the upgrade again",
+        )
+    if lost := [name for name in proof.present if name in proof.unasked]:
+        alike = any(f"{name} without" in proof.unasked for name in proof.without)
+        raise (ToolingError if alike else ReleaseFailed)(
+            f"the server with {result.file} could not be asked, nor the one without it"
+            if alike
+            else f"the server with {result.file} could not be asked",
+            evidence=_by_words(proof, lost),
+            todo="nothing is known of the patch: `llama-release explain` knows what its signal can mean",
         )
     if failed := [name for name, v in proof.present.items() if v is not Verdict.PASSED]:
         raise ReleaseFailed(
             f"{result.file} is {result.status}, and its effect is not there",
-            evidence="\n".join(f"{name}: {proof.evidence[name]}" for name in failed),
+            evidence=_by_words(proof, failed),
             todo=f"`llama-release patches edit {result.file}` and mend the patch, or its status's evidence",
         )
     told = f"{result.evidence}\n{proof.told}"
@@ -80,6 +92,14 @@ def judge(result: PatchResult, proof: Proof) -> PatchResult:
             raise ToolingError(f"the server without {result.file} did not come up", evidence=proof.told)
         return result.model_copy(update={"status": PatchStatus.OBSOLETE, "evidence": told})
     return result.model_copy(update={"evidence": told})
+
+
+def _by_words(proof: Proof, names: Sequence[str]) -> str:
+    """What these probes came to, one line for all that came to the same."""
+    said: dict[str, list[str]] = {}
+    for name in names:
+        said.setdefault(proof.evidence.get(name, ""), []).append(name)
+    return "\n".join(f"{', '.join(same)}: {words}" for words, same in said.items())
 
 
 def prove(
@@ -133,6 +153,8 @@ def _proof(
         fault={name: shows_fault(v) for name, v in without.items()},
         evidence={name: v.summary for name, v in with_patch.items()}
         | {f"{name} without": v.summary for name, v in without.items()},
+        unasked=tuple(name for name, v in with_patch.items() if NOT_ASKED in v.evidence)
+        + tuple(f"{name} without" for name, v in without.items() if NOT_ASKED in v.evidence),
     )
     if not proof.errored:
         platform.store.save_proof(key, proof)

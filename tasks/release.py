@@ -30,7 +30,7 @@ class Problem(Exception):
         if self.evidence:
             lines += ["  evidence: " + self.evidence.replace("\n", "\n            ")]
         if self.todo:
-            lines += ["  next:     " + self.todo]
+            lines += ["  next:     " + self.todo.replace("\n", "\n            ")]
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[Any, ...]:  # Prefect pickles what a task raises
@@ -176,6 +176,9 @@ class Recipe(Model):
     build_type: str = Field(default="Release", description="CMAKE_BUILD_TYPE")
     target: str = Field(default="llama-server", description="the CMake target that is built and served")
     cmake: dict[str, str] = Field(default_factory=dict, description="further CMake definitions, NAME -> value")
+    cpu_flags: tuple[str, ...] = Field(
+        default=(), description="further compiler flags of the code made for this very CPU, such as -mno-avx512f"
+    )
 
 
 class Build(Model):
@@ -191,6 +194,10 @@ class Build(Model):
     objects: int = Field(description="object files compiled or taken from the compiler cache")
     cache_hits: int
     built_at: datetime
+    avoids: tuple[str, ...] = Field(
+        default=(), description="ids of the known faults (tasks/faults.toml) it was kept from"
+    )
+    selftest: str = Field(default="", description="what its self-test said before it was published")
 
     @property
     def tag(self) -> str:
@@ -255,16 +262,72 @@ class Verification(Model):
     at: datetime = Field(default_factory=now)
 
 
+NOT_ASKED = "not_asked"
+"""In a verification's evidence: why it could not be asked at all, in words that are the same for all that share it."""
+SERVER_SAID = "server_said"
+"""In a verification's evidence: the last words of the server that died of it, or kept it from being asked."""
+
+
+def by_cause(verifications: Sequence[Verification]) -> list[list[Verification]]:
+    """The verifications, those together that one server's death, or one way of dying, decided; by the first of each.
+
+    One cause is one line to a person, however many promises it takes along. All of a group have one verdict, and
+    either were being asked or could not be asked.
+    """
+    groups: dict[tuple[object, ...], list[Verification]] = {}
+    for each in verifications:
+        same = (each.verdict, each.summary, NOT_ASKED in each.evidence)
+        groups.setdefault(same if SERVER_SAID in each.evidence else (each.name,), []).append(each)
+    return list(groups.values())
+
+
+def headlines(groups: Sequence[Sequence[Verification]]) -> list[str]:
+    """What each group of `by_cause` came to, a line each: `30 contracts could not be asked: ...`, `evals: 3 items ...`.
+
+    What a line before has told is not told again.
+    """
+    lines, known = [], ""
+    for group in groups:
+        first, died = group[0], SERVER_SAID in group[0].evidence
+        why = " for that reason" if died and first.summary == known else f": {first.summary}"
+        lines.append(f"{_who(group)}{why}")
+        known = first.summary if died else known
+    return lines
+
+
+def _who(group: Sequence[Verification]) -> str:
+    names = [v.name for v in group]
+    if NOT_ASKED in group[0].evidence:
+        subjects = {name.partition(".")[0] for name in names}
+        many = f"{len(names)} {subjects.pop() if len(subjects) == 1 else 'verifications'}"
+        return f"{many if len(names) > 1 else names[0]} could not be asked"
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
 def settle(verifications: Sequence[Verification]) -> None:
     """Nothing when a person may decide. Raises ReleaseFailed for a failed one, ToolingError for an errored one."""
     for verdict, kind, todo in (
         (Verdict.FAILED, ReleaseFailed, "read the evidence; `llama-release upgrade --again` verifies anew"),
         (Verdict.ERRORED, ToolingError, "nothing is known about the release: mend it and run the upgrade again"),
     ):
-        if found := [v for v in verifications if v.verdict is verdict]:
-            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            evidence = "\n".join(f"{v.name}: {v.summary}" for v in found)
-            raise kind(f"{found[0].name} {verdict}{more}", evidence=evidence, todo=todo)
+        if groups := by_cause([v for v in verifications if v.verdict is verdict]):
+            # what a server was asked when it died first: the rest may come of it
+            groups.sort(key=lambda group: (SERVER_SAID not in group[0].evidence, NOT_ASKED in group[0].evidence))
+            more = sum(map(len, groups[1:]))
+            what = headlines(groups)[0] if SERVER_SAID in groups[0][0].evidence else f"{groups[0][0].name} {verdict}"
+            raise kind(f"{what}{f', and {more} more' if more else ''}", evidence=_evidence(groups), todo=todo)
+
+
+def _evidence(groups: Sequence[Sequence[Verification]]) -> str:
+    """One line a cause, and under the first of those that a server's death brought about what that server said last."""
+    lines = headlines(groups)
+    words = {group[0].summary: str(group[0].evidence.get(SERVER_SAID, "")) for group in reversed(groups)}
+    told: list[str] = []
+    for line, group in zip(lines, groups, strict=True):
+        told += [line, *(f"  {said}" for said in words.pop(group[0].summary, "").splitlines())]
+    if len(groups) == 1 and SERVER_SAID in groups[0][0].evidence:
+        return "\n".join(line.removeprefix("  ") for line in told[1:])  # the error says the rest
+    return "\n".join(told)
 
 
 class Dossier(Model):

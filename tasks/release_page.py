@@ -11,11 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tasks import restore
+from tasks.contracts.judge import named, promised
 from tasks.evals import shown
 from tasks.preflight import SURFACE
 from tasks.preflight.compare import Difference
 from tasks.proof import NAME as PATCHES
-from tasks.release import BadInput, Event, PatchResult, Release, Verdict, Verification, now
+from tasks.release import BadInput, Event, PatchResult, Release, Verdict, Verification, by_cause, now
 from tasks.store import Store, write_atomic
 from tasks.upstream.notes import Assessment
 
@@ -39,6 +40,15 @@ class StageRow(NamedTuple):
     verdict: str
     seconds: float
     runs: int
+
+
+class OpenPromise(NamedTuple):
+    """A promise that is not kept, or all that could not be asked for one reason."""
+
+    name: str
+    verdict: Verdict
+    summary: str
+    promise: str
 
 
 class Subject(NamedTuple):
@@ -122,6 +132,13 @@ def subjects(verifications: Sequence[Verification]) -> list[Subject]:
     ]
 
 
+def open_promises(verifications: Sequence[Verification]) -> list[OpenPromise]:
+    """What is not kept or could not be asked, one row a cause, by verdict."""
+    left = [v for v in verifications if v.name.startswith(CONTRACTS) and v.verdict is not Verdict.PASSED]
+    rows = [OpenPromise(named(g), g[0].verdict, g[0].summary, promised(g)) for g in by_cause(left)]
+    return sorted(rows, key=lambda row: row.verdict)
+
+
 def notes(events: Sequence[Event]) -> tuple[str, Assessment | None]:
     """(what the latest look at upstream said in one line, what it found that is risky)."""
     looks = [event for event in events if event.kind == FIRST_STAGE]
@@ -156,6 +173,7 @@ def page(store: Store, release: Release, costs: Sequence[Cost] = (), at: datetim
         surface=surface,
         differences=[Difference.model_validate(each) for each in surface.evidence["differences"]] if surface else [],
         subjects=subjects(verifications),
+        open=open_promises(verifications),
         probe=probe,
         cycles=(restore.COLUMNS, restore.rows(probe)) if probe else None,
         latency=Markup(restore.drawn(store)),

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from modal_app.redaction import redact
 from tasks.platforms import Platform
-from tasks.release import Dossier, Event, Problem, Verdict, Verification, now, settle
+from tasks.release import SERVER_SAID, Dossier, Event, Problem, Verdict, Verification, by_cause, headlines, now, settle
 
 
 def _nobody_reads(lines: Console) -> None:
@@ -247,18 +247,21 @@ def show_dossier(dossier: Dossier) -> None:
 
 
 def _grouped(verifications: Sequence[Verification]) -> list[tuple[str, list[Verification]]]:
-    """Verifications that passed, by subject (`contracts.chat`); every other one by itself."""
+    """Verifications that passed, by subject (`contracts.chat`); of the others those of one cause (see `by_cause`)."""
     groups: dict[str, list[Verification]] = {}
-    for found in verifications:
-        passed = found.verdict is Verdict.PASSED
-        groups.setdefault(found.name.rpartition(".")[0] or found.name if passed else found.name, []).append(found)
+    for same in by_cause(verifications):
+        first = same[0]
+        name = first.name if len(same) == 1 else f"{first.name} and {len(same) - 1} more"
+        if first.verdict is Verdict.PASSED:
+            name = first.name.rpartition(".")[0] or first.name
+        groups.setdefault(name, []).extend(same)
     return list(groups.items())
 
 
 def _together(found: list[Verification]) -> str:
-    if len(found) == 1 and "." not in found[0].name:
-        return found[0].summary
-    if len(found) == 1 and found[0].verdict is not Verdict.PASSED:
+    if SERVER_SAID in found[0].evidence:
+        return headlines([found])[0]
+    if len(found) == 1 and ("." not in found[0].name or found[0].verdict is not Verdict.PASSED):
         return found[0].summary
     return f"{len(found)} kept: {', '.join(v.name.rpartition('.')[2].replace('_', ' ') for v in found)}"
 

@@ -42,7 +42,138 @@ def _status(code: str) -> str:
     return rf"(?:{said})\W{{1,4}}(?:{code})\b"
 
 
+def _exit(code: str) -> str:
+    """A pattern for how a process ended, as shells, Docker, Modal, Prefect and Python's returncode write it."""
+    said = r"\b(?:exit(?:ed|s)?|ended|returncode)(?:\s+(?:with|code|status|exit))*\s*[:=(]?\s*"
+    return rf"{said}(?:{code})(?!\.?\d|\s*m?s\b)"
+
+
+_KERNEL = r"llama-server\[\d+\]:? "
+_WHEN = "A message does not always tell when: the lines before it, and the boot records (`llama-release history`), do"
+
 RUNBOOK: tuple[Row, ...] = (
+    # -- a build that is not right on this machine: says more than the signal that it may name ---------------------
+    Row(
+        id="self-test",
+        area="machine",
+        symptom="a finished build fails its self-test: it dies, or its log-probabilities are not the reference's",
+        patterns=(
+            r"as it was built here (is killed by|fails its self-test)",
+            r"passed its self-test when it was built, and fails it now",
+        ),
+        cause="the code that computes is wrong on this machine: by upstream's change, or by a fault of the compiler, "
+        "the CPU or the driver. The error says which of them was seen: production's build, other flags and other "
+        "compilers were tried on the same machine",
+        fix="what the error names as the way round (`recipe.cpu_flags`, another compiler); when production's build is "
+        "right here, take another upstream build. `llama-release doctor` shows the known faults that strike here",
+        source="tasks/faults.toml: each fault with its own source; llama.cpp issues 26954, 28581, 22011",
+        checks=("doctor self test", "doctor known faults", "stage build"),
+    ),
+    Row(
+        id="other-cpu",
+        area="machine",
+        symptom="a build was made for another CPU than this one",
+        patterns=(r"was made for another CPU than this one",),
+        cause="native code of a store that was copied, or is mounted by another kind of machine: it may use "
+        "instructions that this CPU does not have, and would die of SIGILL",
+        fix="`llama-release upgrade --to bN` of the same build makes one for this CPU; recipe.cmake "
+        '= { GGML_NATIVE = "OFF" } makes builds that run on any',
+        source="unsloth issues 4683 and 4535",
+        checks=("doctor self test", "stage staging"),
+    ),
+    # -- a server that dies by a signal: a line that names one says more than what else stands in it ------------
+    Row(
+        id="killed-sigsegv",
+        area="machine",
+        symptom="the server dies with SIGSEGV: segmentation fault, exit code 139 or -11",
+        patterns=(
+            r"\bSIGSEGV\b",
+            r"Segmentation fault",
+            _KERNEL + r"(segfault at|general protection fault)",
+            _exit("139|-11"),
+        ),
+        cause="it touched memory that is not its own: by a fault of this build, or of the compiler that made it. While "
+        "loading, warming up or at the first token, on a CPU with AMX, it may be gcc before 13.2.1, which drops half "
+        "of the tile configuration (llama.cpp issue 26954); when it gets no memory, older builds (b8672) die of it "
+        f"without a word; after a restore, what was mapped or unified may not have come back. {_WHEN}",
+        fix="read the kernel's line (`dmesg | grep llama-server` as root): it names the library, and a general "
+        "protection fault at `ldtilecfg` is AMX. `llama-release doctor` looks at compiler and CPU; build with "
+        "another compiler (gcc 13.2.1 or newer). When production's build dies here too it is the machine, not the "
+        "release; when only after a restore, `llama-release redeploy`",
+        source="llama.cpp issues 26954 and 20824; measured with gcc 12.2 on b11434, and on b8672; Modal: a container "
+        "that ends with 139 may be a failed restore",
+        checks=("doctor toolchain", "doctor crashes", "stage contracts", "stage restore"),
+    ),
+    Row(
+        id="killed-sigill",
+        area="machine",
+        symptom="the server dies with SIGILL: illegal instruction, exit code 132 or -4",
+        patterns=(
+            r"\bSIGILL\b",
+            r"Illegal instruction",
+            _KERNEL + r"(trap )?(invalid opcode|undefined instruction)",
+            _exit("132|-4"),
+        ),
+        cause="an instruction that this CPU does not have, or may not run now. While loading or at the first token: "
+        "the binary was made for another CPU (GGML_NATIVE on a machine with AVX-512 or AMX; unsloth issue 4683). "
+        "After a restore: CRIU does not bring AMX's tile configuration back (criu issue 1448), or the snapshot was "
+        f"taken on another CPU. {_WHEN}",
+        fix="compare the CPU with the one it was built on (`llama-release doctor`; `lscpu`) and build it here, or with "
+        "GGML_NATIVE off; when it died after a restore, build without AMX (-mno-amx-tile) or set "
+        '`local.snapshots = "off"`. The kernel\'s line (`dmesg | grep llama-server` as root) names the library',
+        source="unsloth issues 4683 and 4535; criu issue 1448; measured with CRIU 4.2.1 and gcc 12 and 14",
+        checks=("doctor toolchain", "doctor crashes", "stage contracts", "stage restore"),
+    ),
+    Row(
+        id="killed-sigbus",
+        area="machine",
+        symptom="the server dies with SIGBUS: bus error, exit code 135 or -7",
+        patterns=(r"\bSIGBUS\b", r"\bBus error\b", r"hardware memory corruption", _exit("135|-7")),
+        cause="a page of a mapped file could not be had: the model file was cut off or written anew under the server, "
+        f"or the disk or tmpfs below it is full; seldom the memory itself. {_WHEN}",
+        fix="`llama-release doctor` compares the files with their sha256; look at `df` and at the kernel's log "
+        "(`dmesg`: hardware memory corruption). Publish a model as a new file, never over the old one; "
+        "`server.memory_map = false` reads it instead of mapping it",
+        source="mmap(2): SIGBUS; mm/memory-failure.c; seen with a file that was cut off while it was mapped",
+        checks=("doctor stages", "doctor disk", "doctor crashes"),
+    ),
+    Row(
+        id="killed-sigabrt",
+        area="deployment",
+        symptom="the server dies with SIGABRT: it gave up by itself, exit code 134 or -6",
+        patterns=(
+            r"\bSIGABRT\b",
+            r"GGML_(ASSERT|ABORT)\(.*\)",
+            r"terminate called (after throwing|without an active)",
+            r"^\s*Aborted( \(core dumped\))?\s*$|: +\d+ Aborted\b",
+            _exit("134|-6"),
+        ),
+        cause="a GGML_ASSERT or GGML_ABORT met what may not be (a shape or type that a kernel does not know, a request "
+        "that nobody checked), or a C++ exception was caught by nobody (std::terminate; out of memory is one: "
+        f"std::bad_alloc): its own words just before say which. {_WHEN}",
+        fix="read the server's log just before its end: file and line of the assertion, or `what():`; look them up in "
+        "llama.cpp's issues; try a newer or the former build, and ask again what was asked last. "
+        '`llama-release rollback --reason "..."` when it came with a release',
+        source="ggml/src/ggml.c: ggml_abort; measured on b8672 and b11434",
+        checks=("doctor crashes", "stage contracts", "stage restore"),
+    ),
+    Row(
+        id="killed-sigkill",
+        area="machine",
+        symptom="a process was killed with SIGKILL: out of memory, or by somebody; exit code 137 or -9",
+        patterns=(
+            r"\bSIGKILL\b",
+            r"Out of memory: Killed process|out of memory: Killed process|OOMKilled|oom-kill:",
+            r"was killed before it could",
+            _exit("137|-9"),
+        ),
+        cause="no program does that to itself: the kernel when memory is short (of the machine, or of the container's "
+        "limit), a supervisor or somebody by hand, or a run that was cancelled. It is no fault of the release",
+        fix="the kernel's log tells the first (`dmesg | grep -i 'killed process'` as root; in a container the host's): "
+        "then lower server.ctx_per_slot or server.slots, or give it more memory, and run it again",
+        source="mm/oom_kill.c; signal(7); Prefect 3.8: its runner's words",
+        checks=("doctor crashes", "stage contracts", "stage restore"),
+    ),
     # -- the guide's nine production issues ---------------------------------------------------------------------
     Row(
         id="unknown-architecture",
@@ -354,6 +485,16 @@ RUNBOOK: tuple[Row, ...] = (
         source="guide 05; measured",
         checks=("doctor health",),
     ),
+    Row(
+        id="quantized-v-cache",
+        area="deployment",
+        symptom="a quantized V cache without flash attention: the context does not come up",
+        patterns=(r"quantized V cache was requested, but this requires Flash Attention",),
+        cause="llama.cpp keeps V in q8_0 or q4_0 for flash attention only",
+        fix='serve with flash attention on (`server.flash_attention = "on"`), or server.kv_cache_type f16',
+        source="llama.cpp src/llama-context.cpp",
+        checks=("stage contracts",),
+    ),
     # -- the server does not come up ----------------------------------------------------------------------------
     Row(
         id="model-incomplete",
@@ -414,7 +555,6 @@ RUNBOOK: tuple[Row, ...] = (
             r"failed to allocate (\S+ )?buffer",
             r"insufficient memory \(attempted to allocate",
             r"no snapshot: \d+ of \d+ MB of GPU memory",
-            r"Out of memory: Killed process|OOMKilled",
         ),
         cause="weights and context do not fit, or other processes hold the memory; a snapshot needs headroom besides",
         fix="lower server.ctx_per_slot or server.slots, take server.kv_cache_type q8_0, or a larger modal.gpu",
@@ -426,15 +566,15 @@ RUNBOOK: tuple[Row, ...] = (
         area="deployment",
         symptom="the server crashes",
         patterns=(
-            r"Segmentation fault|core dumped",
-            r"GGML_ASSERT\(.*\) failed",
+            r"core dumped",
             r"llama-server ended with -?\d+",
-            r"terminate called after throwing",
+            r"llama-server of \S+ \(\w+\) died while it was asked|the server died",
         ),
-        cause="a bug of this build, or no memory: b8672 crashes when it gets none, with its last words unsaid",
-        fix='read the lines before it; `llama-release rollback --reason "..."` when it came with a release',
+        cause="the line does not say of what: a signal, or an exit of its own",
+        fix="read the lines before it and after it, and the kernel's log (`dmesg` as root): a signal has a row of its "
+        'own; `llama-release rollback --reason "..."` when it came with a release',
         source="measured on b8672",
-        checks=("stage contracts", "stage restore"),
+        checks=("doctor crashes", "stage contracts", "stage restore"),
     ),
     Row(
         id="cuda-driver",
@@ -658,12 +798,13 @@ RUNBOOK: tuple[Row, ...] = (
         symptom="the Prefect server does not start",
         patterns=(
             r"Body\(\) got an unexpected keyword argument 'min_items'",
+            r"No module named 'sqlalchemy\.dialects\.postgresql\.operators'",
             r"the Prefect server did not start",
             r"Failed to reach API at",
         ),
-        cause="Prefect 3.8 with a newer fastapi or SQLAlchemy than it bears; or PREFECT_API_URL names a dead server",
+        cause="a FastAPI or SQLAlchemy that this Prefect does not bear; or PREFECT_API_URL names a dead server",
         fix="install with `pip install -c constraints.txt .`; unset PREFECT_API_URL to have one started",
-        source="measured: Prefect 3.8 with fastapi 0.151",
+        source="measured: Prefect 3.8 with FastAPI 0.151; Prefect 3.9 with SQLAlchemy 2.0.15",
         checks=("stage upstream",),
     ),
     Row(
@@ -681,7 +822,8 @@ RUNBOOK: tuple[Row, ...] = (
         area="machine",
         symptom="no C++ compiler",
         patterns=(
-            r"(c\+\+|g\+\+|cmake|nvcc) is not on this machine",
+            r"(c\+\+|g\+\+|cmake|nvcc|git) is not on this machine",
+            r"no compiler that works",
             r"No CMAKE_CXX_COMPILER could be found",
             r"CMAKE_CUDA_COMPILER",
         ),
@@ -729,7 +871,7 @@ RUNBOOK: tuple[Row, ...] = (
         patterns=(
             r"\b50[024] (Internal Server Error|Bad Gateway|Gateway Time)",
             _status("50[024]"),
-            r"\"kind\": ?\"crashed\"|the server died",
+            r"\"kind\": ?\"crashed\"",
         ),
         cause="a restore that failed, a server that died of memory, or a request that an older build blames itself for",
         fix='`llama-release history`, then the log of the stage; `llama-release rollback --reason "..."` if need be',

@@ -78,6 +78,11 @@ class LocalSettings(Section):
     snapshot_depth: Literal["memory", "disk"] = Field(
         default="disk", description="of a server on a GPU while idle: memory empties the GPU only, disk the RAM too"
     )
+    amx: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Intel's matrix units, which read prompts about three times as fast, in code for this CPU. CRIU "
+        "can't put them back: auto does without where servers of a CPU are snapshotted; on gives snapshots up",
+    )
     criu: str = Field(default="criu", description="path or name; a name is looked for in the cache, then on PATH")
 
 

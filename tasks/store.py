@@ -35,7 +35,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args
@@ -79,7 +79,8 @@ def write_atomic(path: Path, text: str) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a parent that is a file
+            temporary.unlink(missing_ok=True)
         raise ToolingError(
             f"could not write {path}", evidence=str(error), todo="free space or mend permissions, then run it again"
         ) from error
@@ -169,8 +170,14 @@ class Store:
     """Typed access to the documents, and to the big things under one root folder of this machine."""
 
     def __init__(self, root: Path, files: Files | None = None) -> None:
+        """Raises BadInput when there can't be such a folder."""
         self.root = root.absolute()
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                f"the store {self.root} can't be made", evidence=str(error), todo="set `store` to a folder of yours"
+            ) from error
         self.files: Files = files or LocalFiles(self.root)
 
     # -- models as JSON files ---------------------------------------------------------------

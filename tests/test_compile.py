@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from modal_app.compile import first_error
 from tasks.platforms.local.compile import build as compile_build
 from tasks.platforms.local.compile import check_version
 from tasks.process import run
-from tasks.release import Build, Recipe, ReleaseFailed, SourceTree, ToolingError, UpstreamRelease
+from tasks.release import Build, Recipe, ReleaseFailed, SourceTree, ToolingError
 from tasks.settings import Settings
-from tasks.sources import Sources
 from tasks.store import Store
 from tests.platforms.stand import command_lines
+from tests.tiny import CMAKE, MAIN, tiny
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -36,32 +35,6 @@ b.cpp:3:5: error: 'nope' was not declared in this scope
 c.cpp:9:1: error: a later one
 ninja: build stopped: subcommand failed.
 """
-
-CMAKE = """\
-cmake_minimum_required(VERSION 3.14)
-project(tiny C CXX)
-add_executable(llama-server main.cpp)
-target_compile_definitions(llama-server PRIVATE N=${LLAMA_BUILD_NUMBER} COMMIT="${LLAMA_BUILD_COMMIT}")
-set_target_properties(llama-server PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
-"""
-MAIN = """\
-#include <cstdio>
-int main() { std::printf("version: %d (%s)\\n", N, COMMIT); return 0; }
-"""
-
-
-def tiny(settings: Settings, tmp_path: Path, main: str, cmake: str = CMAKE) -> SourceTree:
-    """A source tree that builds in a second and calls itself llama-server."""
-    root = tmp_path / "pack" / "p" / "llama.cpp"
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "CMakeLists.txt").write_text(cmake)
-    (root / "main.cpp").write_text(main)
-    path = tmp_path / "tiny.tar.gz"
-    with tarfile.open(path, "w:gz") as tar:
-        tar.add(tmp_path / "pack" / "p", "p")
-    release = UpstreamRelease(build=9999)
-    sha, tree = Sources(settings.cache).add(release, path)
-    return SourceTree(upstream=release, archive_sha256=sha, upstream_tree=tree, tree=tree)
 
 
 @pytest.fixture

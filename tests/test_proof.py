@@ -66,6 +66,26 @@ def test_a_server_that_does_not_come_up_without_the_patch_is_not_what_the_patch_
         judge(result(PatchStatus.CLEAN), proof(Verdict.PASSED, Verdict.FAILED, fault=False))
 
 
+def test_where_no_server_could_be_asked_nothing_is_said_of_the_patch_and_a_reason_is_told_once() -> None:
+    many = Proof(
+        file="0001-x.patch", probes=("s.p", "s.q"),
+        present=dict.fromkeys(("s.p", "s.q"), Verdict.FAILED), without=dict.fromkeys(("s.p", "s.q"), Verdict.FAILED),
+        fault=dict.fromkeys(("s.p", "s.q"), True),
+        evidence=dict.fromkeys(("s.p", "s.q", "s.p without", "s.q without"), "killed by SIGSEGV"),
+        unasked=("s.p", "s.q"),
+    )  # fmt: skip
+    with pytest.raises(ReleaseFailed, match="the server with 0001-x.patch could not be asked") as failed:
+        judge(result(PatchStatus.CLEAN), many)
+    assert failed.value.evidence == "s.p, s.q: killed by SIGSEGV"
+    alike = many.model_copy(update={"unasked": ("s.p", "s.q", "s.p without", "s.q without")})
+    with pytest.raises(ToolingError, match="nor the one without it"):
+        judge(result(PatchStatus.CLEAN), alike)
+    asked = many.model_copy(update={"unasked": ()})
+    with pytest.raises(ReleaseFailed, match="its effect is not there") as broken:
+        judge(result(PatchStatus.CLEAN), asked)
+    assert broken.value.evidence == "s.p, s.q: killed by SIGSEGV"
+
+
 @pytest.fixture
 def settings(base: Settings, smollm2: Path) -> Settings:
     server = ServerSettings(model=smollm2, alias="m", ctx_per_slot=1024, threads=1)

@@ -4,6 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.release import (
+    NOT_ASKED,
+    SERVER_SAID,
     BadInput,
     Build,
     Dossier,
@@ -18,6 +20,8 @@ from tasks.release import (
     UpstreamRelease,
     Verdict,
     Verification,
+    by_cause,
+    now,
     settle,
 )
 
@@ -31,6 +35,25 @@ def a_release(**changes: object) -> Release:
             "argv": ("--model", "{model}"),
             "files": {"model": FileRef(name="m.gguf", sha256="0" * 64, size_bytes=1)},
             "alias": "m",
+            **changes,
+        }
+    )
+
+
+def a_build(**changes: object) -> Build:
+    upstream = UpstreamRelease(build=11434)
+    return Build.model_validate(
+        {
+            "digest": "b1",
+            "source": SourceTree(upstream=upstream, archive_sha256="a", upstream_tree="u", tree="t" * 40),
+            "recipe": Recipe(),
+            "toolchain": {},
+            "version": "version: 11434",
+            "files": {},
+            "seconds": 1.0,
+            "objects": 1,
+            "cache_hits": 0,
+            "built_at": now(),
             **changes,
         }
     )
@@ -98,6 +121,36 @@ def test_settling_tells_a_bad_release_from_our_own_trouble() -> None:
         settle([seen("a", Verdict.ERRORED), seen("b", Verdict.FAILED)])
     with pytest.raises(ToolingError, match="a errored"):
         settle([seen("a", Verdict.ERRORED)])
+
+
+def lost(name: str, verdict: Verdict, summary: str = "killed by SIGSEGV", *, asked: bool = False) -> Verification:
+    evidence = {SERVER_SAID: f"the last words under {name}"} | ({} if asked else {NOT_ASKED: summary})
+    return seen(name, verdict, summary).model_copy(update={"evidence": evidence})
+
+
+def test_what_could_not_be_asked_for_one_reason_is_one_line_with_its_count_and_the_servers_words_once() -> None:
+    names = [f"contracts.s.p{n}" for n in range(30)]
+    with pytest.raises(ToolingError) as alone:
+        settle([lost(name, Verdict.ERRORED) for name in names])
+    assert alone.value.what == "30 contracts could not be asked: killed by SIGSEGV"
+    assert alone.value.evidence == "the last words under contracts.s.p0"
+    others = [seen("contracts.s.q", Verdict.FAILED, "newly broken"), lost("contracts.s.r", Verdict.FAILED, asked=True)]
+    with pytest.raises(ReleaseFailed) as mixed:
+        settle([*others, *(lost(name, Verdict.FAILED) for name in names), lost("evals", Verdict.FAILED, "no port")])
+    assert mixed.value.what == "contracts.s.r: killed by SIGSEGV, and 32 more"
+    assert mixed.value.evidence.splitlines() == [
+        "contracts.s.r: killed by SIGSEGV",
+        "  the last words under contracts.s.r",
+        "30 contracts could not be asked for that reason",
+        "evals could not be asked: no port",
+        "  the last words under evals",
+        "contracts.s.q: newly broken",
+    ]
+
+
+def test_verdicts_are_not_mixed_in_a_group() -> None:
+    found = [lost("a", Verdict.FAILED), lost("b", Verdict.ERRORED), lost("c", Verdict.FAILED), seen("d"), seen("e")]
+    assert [[v.name for v in group] for group in by_cause(found)] == [["a", "c"], ["b"], ["d"], ["e"]]
 
 
 @pytest.mark.parametrize("kind", [BadInput, ReleaseFailed, ToolingError])

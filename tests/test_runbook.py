@@ -13,10 +13,10 @@ import httpx
 import pytest
 from modal.exception import AuthError
 
+from tasks import gguf_header
 from tasks.contracts.promises import CONTRACTS
 from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_then_answers
-from tasks.doctor import gguf_header
 from tasks.endpoint import Client
 from tasks.release import Build, Endpoint, Problem
 from tasks.runbook import RUNBOOK, explain
@@ -34,7 +34,7 @@ STAGES = {
 }
 CHECKS = {"staging", "production"} | {
     name
-    for path in [*(REPOSITORY / "tasks/doctor").glob("*.py"), REPOSITORY / "tasks/platforms/modal/doctor.py"]
+    for path in [*(REPOSITORY / "tasks/doctor").glob("*.py"), *(REPOSITORY / "tasks/platforms").glob("*/doctor.py")]
     for name in re.findall(r'yield (?:basic\()?"([\w ]+)",|^ +\("(\w+)", \w+\),$', path.read_text(), re.MULTILINE)
     for name in name
     if name
@@ -107,6 +107,62 @@ def test_a_key_in_a_line_is_not_quoted() -> None:
 def test_a_queue_is_seen_in_the_metrics_and_an_empty_one_is_not() -> None:
     assert ids("llamacpp:requests_deferred 2") == ["queue"]
     assert ids("# HELP llamacpp:requests_deferred Number of requests deferred.\nllamacpp:requests_deferred 0") == []
+
+
+SIGNALS = {
+    "killed-sigsegv": (
+        "llama-server of b11434 (2c5f) ended before it could become healthy: killed by SIGSEGV",
+        "bash: line 1: 4711 Segmentation fault      (core dumped) ./llama-server",
+        "[ 6140.8] llama-server[7372]: segfault at 0 ip 000055fba4d631c1 sp 00007fff90d0b230 error 6 in libggml-cpu.so",
+        "[ 6140.8] traps: llama-server[7373] general protection fault ip:5565d41461f2 sp:7fffb4561c30 error:0",
+        "llama-server ended with -11",
+        "[process exits with code -11]",
+        "Runner failed with exit code: 139",
+    ),
+    "killed-sigill": (
+        "the server died before it answered: killed by SIGILL",
+        "Illegal instruction (core dumped)",
+        "[ 6140.8] traps: llama-server[7371] trap invalid opcode ip:55b963e41199 sp:7fffdc621f20 error:0 in libggml.so",
+        "Exited (132) 3 minutes ago",
+    ),
+    "killed-sigbus": ("staging crashed (killed by SIGBUS)", "Bus error (core dumped)", "returncode=-7"),
+    "killed-sigabrt": (
+        "ggml/src/ggml.c:1234: GGML_ASSERT(ctx->mem_buffer != NULL) failed",
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "Aborted (core dumped)",
+        "the container exited with status 134",
+    ),
+    "killed-sigkill": (
+        "llama-server of b11434 (2c5f) was killed before it could listen",
+        "[ 31.0] Memory cgroup out of memory: Killed process 91 (llama-server) total-vm:9000kB, anon-rss:8000kB",
+        "Process for flow run 'spry-otter' exited with status code: -9; Process exited due to a SIGKILL signal.",
+        "exited with code 137",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "line"), [(row, line) for row, lines in SIGNALS.items() for line in lines])
+def test_each_signal_has_a_row_of_its_own_whoever_tells_of_it(row: str, line: str) -> None:
+    assert ids(line) == [row]
+
+
+def test_a_row_of_a_signal_tells_load_first_token_and_restore_apart_and_does_not_claim_which_it_was() -> None:
+    rows = {row.id: row for row in RUNBOOK}
+    for name in ("killed-sigsegv", "killed-sigill"):
+        assert all(word in rows[name].cause for word in ("loading", "first token", "fter a restore", "does not always"))
+    for name in SIGNALS:
+        assert any(word in rows[name].fix for word in ("dmesg", "log"))
+        assert "doctor crashes" in rows[name].checks
+
+
+def test_a_death_without_a_signal_and_numbers_that_are_none_are_taken_for_no_signal() -> None:
+    assert ids("the server died before it answered: exit code 7") == ["crashed"]
+    assert ids("llama-server ended with 1") == ["crashed"]
+    for harmless in (
+        "exit code: 1", "exited after 139 ms", "the run ended at token 137", "exit code: 1394", "ended with 139 ms",
+        "srv  update_slots: sigmoid 134", "kernel: EXT4-fs (vda): mounted filesystem", "drop_caches: 3",
+    ):  # fmt: skip
+        assert ids(harmless) == [], harmless
 
 
 # -- messages of Modal, httpx and our own ---------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -35,11 +35,31 @@ from tasks.contracts import (
     tools,
     vision,
 )
-from tasks.contracts.judge import judge, kept, told
-from tasks.contracts.promises import CONTRACTS, Contract, Recorder, Server, clipped, verification, verify
+from tasks.contracts.judge import judge, kept, named, promised, told
+from tasks.contracts.promises import (
+    CONTRACTS,
+    DIED,
+    REFUSED,
+    Contract,
+    Recorder,
+    Server,
+    ended_by,
+    verification,
+    verify,
+)
 from tasks.contracts.trials import ORDER, trial_release
 from tasks.platforms import Platform, Progress
-from tasks.release import Endpoint, Problem, Release, ReleaseFailed, Verdict, Verification
+from tasks.release import (
+    NOT_ASKED,
+    SERVER_SAID,
+    Endpoint,
+    Problem,
+    Release,
+    ReleaseFailed,
+    ToolingError,
+    Verification,
+    by_cause,
+)
 from tasks.report import Row, markdown_table, stage
 
 SUBJECTS = (
@@ -65,8 +85,9 @@ def basis() -> str:
 def run_all(platform: Platform, release: Release, progress: Progress) -> list[Verification]:
     """Check every promise of a release; one verification for each, sorted by name: passed, or failed when not kept.
 
-    Starts the trial servers of ORDER one after the other. A server that does not come up fails its promises; one that
-    our tooling could not start leaves them errored. `progress` is told before each server and after each promise.
+    Starts the trial servers of ORDER one after the other. A server that does not come up, or dies, fails what it was
+    to be asked; one that our tooling could not start leaves it errored. `progress` is told before each server and
+    after each promise.
     """
     found: list[Verification] = []
     with tempfile.TemporaryDirectory(prefix="llama-release-") as folder:
@@ -95,23 +116,41 @@ def check_server(
 ) -> Iterator[Verification]:
     """Check the promises of one kind of server on one trial server, which runs `runs` on behalf of `subject`.
 
-    `only` are those to check, instead of all.
+    `only` are those to check, instead of all. When the server dies, that is told of the promise that it was asked just
+    then; the others were not asked, for that one reason (NOT_ASKED).
     """
     contracts = _of(server) if only is None else list(only)
-    checked: set[str] = set()
+    asked: list[str] = []
+    latest: Verification | None = None
     try:
         with trial as endpoint, Recorder(endpoint) as client:
             for contract in contracts:
                 done = verify(contract, client, runs, subject=subject, basis=basis())
-                checked.add(contract.name)
-                yield done
+                if done.evidence.get(DIED) == REFUSED:
+                    raise _gone(runs)  # the trial says how, where its platform can tell
+                # told one behind: what the server dies of after its answer is the promise that was asked last
+                if latest is not None:
+                    yield latest
+                asked.append(contract.name)
+                latest = done
+                if DIED in done.evidence:
+                    raise _gone(runs)
     except Problem as error:
-        verdict = Verdict.FAILED if isinstance(error, ReleaseFailed) else Verdict.ERRORED
-        summary = f"the {server} server did not come up: {error.what}".splitlines()[0]
-        evidence = {"server_said": clipped(error.evidence, None)}
+        if latest and len(asked) == len(contracts) and DIED not in latest.evidence and isinstance(error, ToolingError):
+            yield latest  # everything was answered, and then something of ours broke
+            return
         for contract in contracts:
-            if contract.name not in checked:
-                yield verification(contract, subject, verdict, summary, evidence=evidence, basis=basis())
+            if contract.name in asked[:-1]:
+                continue
+            died = latest if contract.name in asked else None
+            yield ended_by(contract, died, error, runs=runs, subject=subject, basis=basis())
+    else:
+        if latest is not None:
+            yield latest
+
+
+def _gone(runs: Release) -> ReleaseFailed:
+    return ReleaseFailed(f"llama-server of {runs.label} died while it was asked")
 
 
 def _of(server: Server) -> list[Contract]:
@@ -119,7 +158,7 @@ def _of(server: Server) -> list[Contract]:
 
 
 def _down(found: list[Verification]) -> Verification | None:
-    return next((v for v in found if "server_said" in v.evidence), None)
+    return next((v for v in found if NOT_ASKED in v.evidence), None)
 
 
 def _not_checked(server: Server, down: Verification, subject: Release) -> Iterator[Verification]:
@@ -128,6 +167,38 @@ def _not_checked(server: Server, down: Verification, subject: Release) -> Iterat
         yield verification(
             contract, subject, down.verdict, down.summary, evidence=down.evidence | {"server": server}, basis=basis()
         )
+
+
+def look_here(platform: Platform, production: Release, found: Sequence[Verification]) -> list[Verification]:
+    """What production's build could not be asked here and now either, of what the candidate's servers died of.
+
+    What is on record of production was seen on another day, perhaps by another compiler or on another machine: a
+    build that dies on this one tells of the machine as long as production's build does, too. A trial server of
+    production is started for each kind that the candidate's died on, and asked the promise that it died of; one that
+    came up and lives says nothing more, and is not recorded.
+    """
+    theirs: list[Verification] = []
+    with tempfile.TemporaryDirectory(prefix="llama-release-") as folder:
+        for server in ORDER:
+            lost = [v for v in found if v.evidence.get("server") == server and v.evidence.get("at_fault") == "failed"]
+            if not lost:
+                continue
+            if server == "starting" and (known := _down(theirs)):
+                theirs += _not_checked(server, known, production)
+                continue
+            only = [CONTRACTS[v.name] for v in lost if DIED in v.evidence] or [CONTRACTS[lost[0].name]]
+            runs = trial_release(platform.store, production, server, Path(folder))
+            trial = platform.trial(runs, wait=server != "starting")
+            asked = check_server(server, trial, runs, subject=production, only=only)
+            if down := next((v for v in asked if SERVER_SAID in v.evidence), None):
+                shown = {NOT_ASKED: down.summary, SERVER_SAID: down.evidence[SERVER_SAID]}
+                theirs += [
+                    verification(
+                        CONTRACTS[v.name], production, down.verdict, down.summary, evidence=shown, basis=basis()
+                    )
+                    for v in lost
+                ]
+    return theirs
 
 
 def weigh(
@@ -143,6 +214,9 @@ def weigh(
         theirs = judge(theirs, None, [])
         _record(platform, [v for v in theirs if kept(v) is not None])  # what could not be asked is asked again
     found, asked_now = _measured(platform, release, progress)
+    if production and asked_now and not asked:
+        here = {v.name: v for v in look_here(platform, production, found)}
+        theirs = [here.get(v.name, v) for v in theirs]
     found = judge(found, production, theirs)
     _record(platform, found)
     return found, theirs, not asked_now
@@ -169,7 +243,7 @@ def check(row: Row, platform: Platform, release: Release, production: str | None
     """
     serving = platform.store.get_release(production) if production else None
     found, theirs, again = weigh(platform, release, serving, row.progress)
-    rows = [(v.name, v.verdict, v.summary, v.promise) for v in found]
+    rows = [(named(group), group[0].verdict, group[0].summary, promised(group)) for group in by_cause(found)]
     row.judged(
         found,
         told(found, theirs),

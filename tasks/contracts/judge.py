@@ -3,6 +3,9 @@
 A promise that `must` be kept is failed when it is not. Any other one is failed when production keeps it: it is newly
 broken. What production does not keep either (or there is no production) is inconclusive: it was measured, and whether
 to live with it is for a person to decide. What is known of it upstream (Contract.known) is told with it.
+
+A server that does not come up, or dies, fails what it was to be asked. Unless production's build can't be asked the
+same here and now: then it is the machine, or the compiler that both were built by, and nothing is known of the release.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.contracts.promises import CONTRACTS
-from tasks.release import Release, Verdict, Verification
+from tasks.contracts.promises import CONTRACTS, DIED
+from tasks.release import NOT_ASKED, SERVER_SAID, Release, Verdict, Verification, by_cause, headlines
 
 
 def kept(verification: Verification) -> bool | None:
@@ -29,7 +32,24 @@ def judge(
     Judging again, against another production, starts from what was seen and not from the verdict of before.
     """
     by_name = {v.name: v for v in theirs}
-    return [_judged(v, production, by_name) if kept(v) is False else v for v in found]
+    return [_compared(v, production, by_name) for v in found]
+
+
+def _compared(found: Verification, production: Release | None, theirs: Mapping[str, Verification]) -> Verification:
+    if SERVER_SAID in found.evidence:
+        return _blamed(found, production, theirs.get(found.name))
+    return _judged(found, production, theirs) if kept(found) is False else found
+
+
+def _blamed(found: Verification, production: Release | None, before: Verification | None) -> Verification:
+    """Whose fault it is that the release's server is not there."""
+    verdict = Verdict(found.evidence.get("at_fault", found.verdict))
+    seen = str(found.evidence.get(NOT_ASKED) or found.evidence.get(DIED) or found.summary)
+    if verdict is not Verdict.FAILED or production is None or before is None or kept(before) is not None:
+        return _with(found, verdict, seen, {})
+    told = {"production": {"release": production.label, "kept": None, "saw": before.summary}}
+    same = f"{seen}; nor can production's build be asked here, so it is not this release: {before.summary}"
+    return _with(found, Verdict.ERRORED, same, told)
 
 
 def _judged(found: Verification, production: Release | None, theirs: Mapping[str, Verification]) -> Verification:
@@ -65,9 +85,12 @@ def newly_kept(found: Sequence[Verification], theirs: Sequence[Verification]) ->
 
 def told(found: Sequence[Verification], theirs: Sequence[Verification]) -> str:
     """One line for a person: `58 promises kept, 0 newly broken, 2 known upstream shortcomings`."""
-    left = [v for v in found if v.verdict is Verdict.INCONCLUSIVE]
+    lost = [group for group in by_cause(found) if SERVER_SAID in group[0].evidence]
+    lost.sort(key=lambda group: NOT_ASKED in group[0].evidence)
+    asked = [v for v in found if SERVER_SAID not in v.evidence]
+    left = [v for v in asked if v.verdict is Verdict.INCONCLUSIVE]
     known = [v for v in left if CONTRACTS[v.name].known]
-    broken = [v for v in found if v.verdict is Verdict.FAILED]
+    broken = [v for v in asked if v.verdict is Verdict.FAILED]
     must = sum(CONTRACTS[v.name].must for v in broken)
     parts = [
         f"{sum(v.verdict is Verdict.PASSED for v in found)} promises kept",
@@ -78,6 +101,18 @@ def told(found: Sequence[Verification], theirs: Sequence[Verification]) -> str:
         parts.insert(2, f"{must} broken that must hold")
     if others := len(left) - len(known):
         parts.append(f"{others} not kept for reasons unknown")
+    if errored := [v for v in asked if v.verdict is Verdict.ERRORED]:
+        parts.append(f"{len(errored)} errored")
     if newly := newly_kept(found, theirs):
         parts.append(f"{len(newly)} newly kept ({', '.join(name.removeprefix('contracts.') for name in newly)})")
-    return ", ".join(parts)
+    return "; ".join([", ".join(parts), *headlines(lost)])
+
+
+def named(group: Sequence[Verification]) -> str:
+    """What a group of `by_cause` is called in a table: a promise's name, or how many there are."""
+    return group[0].name if len(group) == 1 else f"{len(group)} promises"
+
+
+def promised(group: Sequence[Verification]) -> str:
+    """The promise of a group of `by_cause`, or the names of all of its promises."""
+    return group[0].promise if len(group) == 1 else ", ".join(v.name.removeprefix("contracts.") for v in group)

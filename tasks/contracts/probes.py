@@ -14,7 +14,7 @@ from tasks.contracts import check_server
 from tasks.contracts.promises import CONTRACTS, Contract
 from tasks.contracts.trials import ORDER, trial_release
 from tasks.platforms import Platform
-from tasks.release import BadInput, Release, Verdict, Verification
+from tasks.release import NOT_ASKED, BadInput, Release, Verdict, Verification
 
 
 def probes_of(trailer: str) -> tuple[str, ...]:
@@ -56,8 +56,11 @@ def run_probe(platform: Platform, release: Release, name: str) -> Verification:
 
 
 def shows_fault(verification: Verification) -> bool:
-    """Whether a running server broke the promise. One that did not come up says nothing of what a patch mends."""
-    return verification.verdict is Verdict.FAILED and "server_said" not in verification.evidence
+    """Whether a running server broke the promise, be it by dying of it.
+
+    One that did not come up, or died before, says nothing of what a patch mends.
+    """
+    return verification.verdict is Verdict.FAILED and NOT_ASKED not in verification.evidence
 
 
 def _contract(name: str) -> Contract:

@@ -11,7 +11,18 @@ from typing import Any, Literal
 
 from modal_app.redaction import redact
 from tasks.endpoint import Answer, Client, Stream, chat_body
-from tasks.release import Endpoint, Release, ToolingError, Verdict, Verification
+from tasks.endpoint.listening import nobody_listens
+from tasks.release import (
+    NOT_ASKED,
+    SERVER_SAID,
+    Endpoint,
+    Problem,
+    Release,
+    ReleaseFailed,
+    ToolingError,
+    Verdict,
+    Verification,
+)
 
 Server = Literal["starting", "model", "scripted", "calling", "counting", "seeing"]
 """Which trial server a promise is checked on: one just started, one with the release's model, or one with a scripted
@@ -20,6 +31,9 @@ model (trials.SCRIPTS): it thinks, calls tools, counts by chance, or thinks and 
 TIMEOUT_S = 60.0
 _CLIP = 2000  # characters of one string kept as evidence
 _REVIVE_S = 2.0
+DIED = "died"
+"""In the evidence of a verification: the server is gone since it was asked this, and how it ended."""
+REFUSED = "nobody listened when it was to be asked"
 
 
 class Unmet(Exception):
@@ -153,7 +167,7 @@ def verify(contract: Contract, client: Recorder, release: Release, *, subject: R
 
     `release` is what the server runs (perhaps with the scripted model), `subject` is the release that the
     verification is of. An exception of our own, or no HTTP answer two times over, is `errored` while the server lives
-    and `failed` when it died of it. That there was no answer at first is told.
+    and `failed` when it does no more; the evidence has DIED then. That there was no answer at first is told.
     """
     start, key = time.monotonic(), client.endpoint.api_key
     client.exchanges = []
@@ -173,6 +187,8 @@ def verify(contract: Contract, client: Recorder, release: Release, *, subject: R
         alive = _alive(client)
         verdict = Verdict.ERRORED if alive else Verdict.FAILED
         summary = f"{type(error).__name__}: {error}".splitlines()[0] if alive else "the server died"
+        if not alive:
+            context.notes[DIED] = REFUSED if _never_reached(client) else summary
         context.notes["exception"] = f"{type(error).__name__}: {error}"
     return verification(
         contract,
@@ -183,6 +199,23 @@ def verify(contract: Contract, client: Recorder, release: Release, *, subject: R
         basis=basis,
         seconds=time.monotonic() - start,
     )
+
+
+def ended_by(
+    contract: Contract, died: Verification | None, error: Problem, *, runs: Release, subject: Release, basis: str
+) -> Verification:
+    """The verification of a promise whose server is not there any more, or never was, as `error` tells.
+
+    `died`: what was seen of the promise that was being asked just then; None for one that was not asked.
+    """
+    # a trial with a scripted model is another release, and the cause is the same
+    what = error.what.replace(runs.label, subject.label).splitlines()[0]
+    verdict = Verdict.FAILED if isinstance(error, ReleaseFailed) else Verdict.ERRORED
+    evidence = {SERVER_SAID: clipped(error.evidence, None), "at_fault": verdict}
+    if died is None:
+        return verification(contract, subject, verdict, what, evidence=evidence | {NOT_ASKED: what}, basis=basis)
+    kept = {name: value for name, value in died.evidence.items() if name != "unmet"}
+    return died.model_copy(update={"verdict": verdict, "summary": what, "evidence": kept | evidence | {DIED: what}})
 
 
 def verification(
@@ -224,7 +257,12 @@ def _clipped(value: Any) -> Any:
 def _alive(client: Client) -> bool:
     deadline = time.monotonic() + _REVIVE_S
     while client.health() is None:
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or nobody_listens(client.endpoint):
             return False
         time.sleep(0.2)
     return True
+
+
+def _never_reached(client: Recorder) -> bool:
+    """Whether the server was gone before this promise was asked: it did not so much as take a connection."""
+    return bool(client.exchanges) and all("ConnectError" in str(each.get("error")) for each in client.exchanges)

@@ -1,6 +1,10 @@
 """What can be wrong, each thing found by one small function that changes nothing.
 
-machine.py         what this machine lacks
+machine.py         what this machine lacks, all of it
+needs.py           what a release needs from it: also asked before one begins
+tools.py           programs, each tried
+packages.py        what they are called on this system
+room.py            disk and memory
 configuration.py   settings, model and argv against the binary, before anything is loaded
 stored.py          what the store has, lacks, or left undone
 live.py            a running server, asked as its clients ask it

@@ -16,7 +16,8 @@ from typing import get_args
 from dotenv import dotenv_values
 
 from modal_app.redaction import redacted
-from tasks.doctor import Check, Seen, gguf_header, note, warning
+from tasks import gguf_header
+from tasks.doctor import Check, Seen, note, warning
 from tasks.preflight.argv import Argv, refusal, render, spelled
 from tasks.preflight.surface import Flag, flags_of_help
 from tasks.process import Output, run

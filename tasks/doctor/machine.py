@@ -3,51 +3,30 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from tasks.doctor import Check, Seen, note, warning
+from tasks.doctor import Check, Seen, needs, note, warning
+from tasks.doctor.room import disk
 from tasks.platforms.local import LocalPlatform
-from tasks.platforms.local.compile import toolchain
 from tasks.settings import Settings
 
 FAST = "HF_XET_HIGH_PERFORMANCE"
 _TRUE = {"1", "ON", "YES", "TRUE"}  # huggingface_hub/constants.py
-_WORK_BYTES = 2_000_000_000  # an estimate: a source tree, its objects, and what they are linked to
 
 
 def checks(settings: Settings) -> Iterator[Check]:
     if settings.platform == "local":
-        yield "toolchain", lambda: ", ".join(f"{k} {v}" for k, v in toolchain(settings.recipe).items())
+        yield from needs.checks(settings)
         yield "snapshots", lambda: _snapshots(settings)
-    yield "disk", lambda: disk(settings)
+    else:
+        yield "disk", lambda: disk(settings)
     yield "hf_xet", lambda: hf_xet(settings)
 
 
 def _snapshots(settings: Settings) -> str | Seen:
     ability = LocalPlatform(settings).snapshots()
     return note(str(ability)) if ability.kind == "cold" else str(ability)
-
-
-def disk(settings: Settings) -> str | Seen:
-    """The disk has room for the next build and, where servers are snapshotted, for one more snapshot."""
-    root = settings.store.absolute()
-    there = next(folder for folder in (root, *root.parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    builds = [_size(folder) for folder in (root / "builds").glob("*")]
-    model = settings.server.model
-    snapshot = model.stat().st_size if settings.platform == "local" and model and model.is_file() else 0
-    needed = _WORK_BYTES + max(builds, default=0) + snapshot
-    said = f"{free / 1e9:.1f} GB free at {there}, the next build and snapshot take about {needed / 1e9:.1f} GB"
-    return (
-        said if free > needed else warning(said, f"free some, or set store to a larger disk; {settings.cache} may go")
-    )
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def hf_xet(settings: Settings) -> str | Seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,9 @@ from tasks.doctor import Check, Seen, note, warning
 from tasks.notify import Outbox
 from tasks.platforms import Platform
 from tasks.platforms.local.compile import check_version
-from tasks.release import BadInput, Problem, ReleaseFailed, StageName, ToolingError
+from tasks.platforms.local.proc import is_alive
+from tasks.release import BadInput, BootKind, Problem, ReleaseFailed, StageName, ToolingError
+from tasks.runbook import explain
 from tasks.settings import Settings
 from tasks.store import Store
 
@@ -27,6 +30,8 @@ def checks(platform: Platform, settings: Settings) -> Iterator[Check]:
         yield "builds", lambda: builds(store)
         yield "binaries", lambda: binaries(store)
     yield "stages", lambda: stages(store, here)
+    if here:
+        yield "crashes", lambda: crashes(platform)
     yield "intents", lambda: intents(store)
     if here:
         yield "locks", lambda: locks(store)
@@ -90,6 +95,24 @@ def stages(store: Store, here: bool) -> str | Seen:
     return ", ".join(told)
 
 
+def crashes(platform: Platform) -> str | Seen:
+    """The server of no stage died since its release was put there, as far as the boot records tell."""
+    for stage in get_args(StageName):
+        pointer = platform.store.pointer(stage)
+        mine = [boot for boot in platform.boots(stage) if boot.release == pointer.release]
+        died = [
+            boot for boot in mine if boot.kind is BootKind.CRASHED and (not pointer.since or boot.at > pointer.since)
+        ]
+        if died:
+            known = explain([died[-1].reason])
+            return warning(
+                f"{stage}: {len(died)} of {len(mine)} boots crashed, the latest at {died[-1].at:%Y-%m-%d %H:%M} UTC: "
+                f"{died[-1].reason}" + (f". {known[0].row.cause}" if known else ""),
+                known[0].row.fix if known else f"read {platform.logs(stage)}",
+            )
+    return "none on record"
+
+
 def _lost(store: Store, release_id: str, here: bool) -> list[str]:
     release = store.release(release_id)
     if release is None:
@@ -112,16 +135,25 @@ def intents(store: Store) -> str | Seen:
 
 
 def locks(store: Store) -> str | Seen:
-    """Who holds a lock just now, but for the activators, which hold theirs as long as a stage is served.
-
-    The kernel is asked: to try a lock, even for a moment, could refuse it to others.
-    """
-    held = {line.split()[5].rpartition(":")[2] for line in _LOCKS.read_text().splitlines()}
-    holders = []
-    for path in sorted((store.root / "locks").glob("*.lock")):
-        if str(path.stat().st_ino) in held and not path.stem.startswith("activator-"):
-            holders.append(f"{path.stem}: {path.read_text().strip() or 'it has not said who it is'}")
+    """Who holds a lock just now, but for the activators, which hold theirs as long as a stage is served."""
+    paths = [p for p in sorted((store.root / "locks").glob("*.lock")) if not p.stem.startswith("activator-")]
+    held = _held_by_kernel if _LOCKS.exists() else _held_by_its_holder
+    holders = [f"{p.stem}: {p.read_text().strip() or 'it has not said who it is'}" for p in paths if held(p)]
     return note(f"held by {'; '.join(holders)}", "wait for it") if holders else "none held"
+
+
+def _held_by_kernel(path: Path) -> bool:
+    """Whether a lock file is locked. The kernel is asked: to try, even for a moment, could refuse it to others."""
+    held = {line.split()[5].rpartition(":")[2] for line in _LOCKS.read_text().splitlines()}
+    return str(path.stat().st_ino) in held
+
+
+def _held_by_its_holder(path: Path) -> bool:
+    """As far as it can be told without Linux's /proc/locks: its holder wrote its pid into it, and lives."""
+    try:
+        return is_alive(json.loads(path.read_text())["pid"])
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def outbox(store: Store, settings: Settings) -> str | Seen:

@@ -8,12 +8,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import tasks
 from tasks.endpoint import Client
+from tasks.endpoint.listening import nobody_listens
 from tasks.evals.ask import END, Request
 from tasks.evals.model import Item, ItemAnswer, ItemSet, Outcome
 from tasks.platforms import Progress
@@ -100,7 +101,8 @@ class Asking:
         """Ask these items and keep each answer as it comes.
 
         An item whose request failed is asked again, up to ATTEMPTS times while the server is healthy. Raises
-        Unanswered with what is still without an answer, ToolingError when the asking process itself breaks.
+        Unanswered with what is still without an answer, at once when the server has ended; ToolingError when the
+        asking process itself breaks.
         """
         left, last = list(items), time.monotonic()
         failed: list[ItemAnswer] = []
@@ -108,19 +110,23 @@ class Asking:
             if not left or (attempt and not _healthy(endpoint)):
                 break
             failed = []
-            for answer in self._answers(endpoint, model, left):
-                if answer.outcome is Outcome.ERRORED:
-                    failed.append(answer)
-                    continue
-                now = time.monotonic()
-                book.keep(answer.model_copy(update={"wall_s": round(now - last, 3)}))
-                last = now
-                progress(len(book), 0, answer.item)
+            with closing(self._answers(endpoint, model, left)) as answers:
+                for answer in answers:
+                    if answer.outcome is Outcome.ERRORED:
+                        failed.append(answer)
+                        if nobody_listens(endpoint):
+                            self._stop()  # the rest would be refused one by one, two seconds each in Inspect
+                            raise Unanswered(failed)
+                        continue
+                    now = time.monotonic()
+                    book.keep(answer.model_copy(update={"wall_s": round(now - last, 3)}))
+                    last = now
+                    progress(len(book), 0, answer.item)
             left = [item for item in left if item.id not in book]
         if left:
             raise Unanswered(failed)
 
-    def _answers(self, endpoint: Endpoint, model: str, items: Sequence[Item]) -> Iterator[ItemAnswer]:
+    def _answers(self, endpoint: Endpoint, model: str, items: Sequence[Item]) -> Generator[ItemAnswer, None, None]:
         request = Request(
             base_url=endpoint.base_url.rstrip("/"), api_key=endpoint.api_key or "none", model=model,
             items=tuple(items), seed=self._settings.seed, connections=self._settings.max_connections,
@@ -186,6 +192,8 @@ def others(settings: EvalSettings) -> ItemSet:
 
 
 def _healthy(endpoint: Endpoint) -> bool:
+    if nobody_listens(endpoint):  # it ended: its trial tells how
+        return False
     try:
         with Client(endpoint) as client:
             client.wait_healthy(RECOVERY_S, every_s=1.0)

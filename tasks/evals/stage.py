@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from tasks.evals.collect import Asking, Book, Unanswered, others
@@ -157,15 +157,15 @@ class Gate:
 
     @contextmanager
     def _trial_of(self, production: Release) -> Iterator[Endpoint]:
-        with ExitStack() as stack:
-            try:
-                endpoint = stack.enter_context(self._platform.trial(production))
-            except ReleaseFailed as error:
-                raise ToolingError(
-                    f"production's {production.label} could not be asked", evidence=str(error),
-                    todo="see why production's own binary does not come up in a trial; the candidate is not to blame",
-                ) from error  # fmt: skip
-            yield endpoint
+        """A trial of production. That it does not come up, or dies, is no fault of the candidate: ToolingError."""
+        try:
+            with self._platform.trial(production) as endpoint:
+                yield endpoint
+        except ReleaseFailed as error:
+            raise ToolingError(
+                f"production's {production.label} could not be asked", evidence=str(error),
+                todo="see why production's own binary does not serve in a trial; the candidate is not to blame",
+            ) from error  # fmt: skip
 
     def _ask(self, asking: Asking, endpoint: Endpoint, release: Release, items: Sequence[Item], book: Book) -> None:
         missing = list({item.id: item for item in items if item.id not in book}.values())

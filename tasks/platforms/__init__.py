@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from modal_app.warmup import Golden
+from tasks.faults import Fault
 from tasks.release import BootRecord, Build, Endpoint, Model, Recipe, Release, SourceTree, StageName, Wake
 from tasks.settings import Settings
 from tasks.store import Store
@@ -51,6 +52,9 @@ class Platform(Protocol):
 
     def built(self, source: SourceTree, recipe: Recipe) -> Build | None:
         """The finished build that `build` would reuse, if there is one."""
+
+    def avoids(self, recipe: Recipe) -> tuple[Fault, ...]:
+        """The known faults (tasks/faults.toml) that a build of this recipe would have here, and is kept from."""
 
     def trial(self, release: Release, *, wait: bool = True) -> AbstractContextManager[Endpoint]:
         """A throw-away server of this release with a key of its own, gone on exit.

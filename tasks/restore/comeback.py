@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tasks.platforms import Platform
 from tasks.release import BootKind, BootRecord, Problem, ReleaseFailed, StageName, Verdict
 from tasks.restore.cycle import worst
+from tasks.restore.deaths import death, since, verdict_of
 from tasks.restore.judge import Judgement
 from tasks.settings import RestoreSettings
 
@@ -32,6 +33,8 @@ def comes_back(
             left = platform.idle(stage)
             answers()
         except Problem as error:
+            if died := death(since(platform, stage, known)):
+                return Judgement(verdict_of(died), died)
             verdict = Verdict.FAILED if isinstance(error, ReleaseFailed) else Verdict.ERRORED
             return Judgement(verdict, "; ".join(filter(None, (error.what, error.evidence))))
         boots = _recorded(platform, stage, known, 0.0 if left else RECORD_LIMIT_S)

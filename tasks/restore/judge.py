@@ -7,8 +7,10 @@ from itertools import dropwhile
 from statistics import median
 from typing import NamedTuple
 
+from modal_app.warmup import LOUD
 from tasks.release import BootKind, Verdict
-from tasks.restore.cycle import LOUD, Cycle
+from tasks.restore.cycle import Cycle
+from tasks.restore.deaths import death, verdict_of
 from tasks.settings import RestoreSettings
 
 CONFIDENCE = 0.95
@@ -40,6 +42,9 @@ def fault(cycle: Cycle) -> Judgement | None:
     """What is wrong with a cycle whatever the others were: it crashed, it lied, or it answers differently."""
     if not cycle.boots and not cycle.error:
         return Judgement(Verdict.ERRORED, "a request was answered after the idle window, and no boot was recorded")
+    if died := death(cycle.boots):
+        came = ", then ".join(boot.kind for boot in cycle.boots)
+        return Judgement(verdict_of(died), f"{died} (boots: {came})")
     if cycle.kind is BootKind.CRASHED:
         return Judgement(Verdict.FAILED, f"crashed: {'; '.join(filter(None, (cycle.told, cycle.error)))}")
     assert cycle.nonce and cycle.warm and cycle.control, "there was an answer"

@@ -10,9 +10,10 @@ from pathlib import Path
 import gguf
 import pytest
 
+from tasks import gguf_header
 from tasks.contracts import projector
 from tasks.contracts.scripted import TEMPLATE, build, thinks_forever
-from tasks.doctor import Seen, Severity, gguf_header
+from tasks.doctor import Seen, Severity
 from tasks.doctor.configuration import (
     GUIDES_KEY,
     Binary,

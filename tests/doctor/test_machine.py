@@ -1,8 +1,7 @@
-"""What this machine lacks: hf_xet where weights must be downloaded, and disk."""
+"""What this machine lacks: hf_xet where weights must be downloaded."""
 
 from __future__ import annotations
 
-import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from modal_app.settings import ModalSettings
 from tasks.doctor import Seen, Severity
-from tasks.doctor.machine import FAST, disk, hf_xet
+from tasks.doctor.machine import FAST, hf_xet
 from tasks.settings import ServerSettings, Settings
 
 
@@ -67,15 +66,3 @@ def test_what_modal_fetches_is_fetched_with_it(tmp_path: Path) -> None:
     weight = {"repo": "unsloth/g", "revision": "0" * 40, "path": "g.gguf", "sha256": "0" * 64}
     settings = Settings(platform="modal", modal=ModalSettings.model_validate({"weights": {"g.gguf": weight}}))
     assert "hf_xet==" in str(hf_xet(settings))
-
-
-def test_a_disk_too_small_for_the_next_snapshot_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tmp_path / "m.gguf"
-    settings = Settings(store=tmp_path / "store", server=ServerSettings(model=model))
-    model.touch()
-    assert "GB free" in str(disk(settings))
-    with open(model, "wb") as file:  # a hole: it takes no room, and a snapshot of it would
-        file.truncate(shutil.disk_usage(tmp_path).free + 1)
-    seen = disk(settings)
-    assert isinstance(seen, Seen)
-    assert seen.severity is Severity.WARNING

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_forever
-from tasks.doctor import Seen, Severity
+from tasks.doctor import Seen, Severity, stored
 from tasks.doctor.stored import binaries, builds, intents, locks, outbox, stages
 from tasks.notify import Outbox
 from tasks.preflight import bundle
@@ -84,6 +84,14 @@ def test_an_open_intent_is_a_warning(store: Store) -> None:
     assert severity(intents(store)) is Severity.OK
 
 
+@pytest.fixture(params=["the kernel", "its holder"])
+def told_by(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who says that a lock is held: macOS has no /proc/locks."""
+    if request.param == "its holder":
+        monkeypatch.setattr(stored, "_LOCKS", tmp_path / "no-proc-locks")
+
+
+@pytest.mark.usefixtures("told_by")
 def test_a_lock_is_told_while_its_holder_lives_and_not_when_it_was_killed(store: Store) -> None:
     holds = (
         "import sys; from pathlib import Path; from tasks.store import Store\n"
@@ -103,8 +111,12 @@ def test_a_lock_is_told_while_its_holder_lives_and_not_when_it_was_killed(store:
         process.kill()
     assert "quick-fox" in (store.root / "locks" / "release.lock").read_text()
     assert locks(store) == "none held"
+    with store.lock("release", holder={"name": "slow-fox"}):
+        assert "slow-fox" in str(locks(store))
+    assert locks(store) == "none held"
 
 
+@pytest.mark.usefixtures("told_by")
 def test_the_lock_of_an_activator_is_nothing_to_wait_for(store: Store) -> None:
     with store.lock("activator-staging", holder={"stage": "staging"}):
         assert locks(store) == "none held"

@@ -126,7 +126,7 @@ def test_json_has_every_finding_with_its_severity_and_its_rows_of_the_runbook(tm
     (tmp_path / ".env").write_text("LLAMA_RELEASE_API_KEY=nobody-may-see-this\n")
     done = command_line("doctor", "--json", cwd=tmp_path)
     found = {each["check"]: each for each in json.loads(done.stdout)}
-    assert found["toolchain"]["severity"] == "ok"
+    assert found["toolchain"]["severity"] == "ok", found["toolchain"]
     assert (found["API key"]["severity"], found["API key"]["runbook"]) == ("warning", ["api-key"])
     assert done.returncode == ONLY_WARNINGS, done.stdout + done.stderr
     assert "nobody-may-see-this" not in done.stdout + done.stderr

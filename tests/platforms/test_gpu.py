@@ -211,9 +211,12 @@ def test_at_depth_disk_the_gpu_is_emptied_for_the_dump_and_filled_after_the_rest
 ) -> None:
     async def act(replica: Replica) -> None:
         first = (await replica.up()).pid
-        assert driver.calls() == [(call, first) for call in ("lock", "checkpoint", "restore", "unlock")]
+        calls = driver.calls()
+        dumped = calls[0][1]
+        assert calls == [("lock", dumped), ("checkpoint", dumped), ("restore", first), ("unlock", first)]
+        assert first != dumped, "what serves is what came out of the snapshot"
         await replica.down()
-        assert not is_alive(first)
+        assert not is_alive(first) and not is_alive(dumped)
         assert driver.calls() == []
         again = (await replica.up()).pid
         assert driver.calls() == [("restore", again), ("unlock", again)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 
 from modal_app import images
 from tasks.platforms.modal import ModalPlatform
-from tasks.release import Recipe, ReleaseFailed, SourceTree, ToolingError
+from tasks.platforms.modal.building import toolchain
+from tasks.release import BadInput, Recipe, ReleaseFailed, SourceTree, ToolingError
 from tests.fakes.modal import FakeModal
 from tests.platforms.modal_stand import fake_modal, platform_on_modal
-from tests.test_compile import CMAKE, MAIN, tiny
+from tests.tiny import CMAKE, MAIN, that_dies, tiny
 
 pytestmark = pytest.mark.wire
 
@@ -133,6 +135,44 @@ def test_a_library_that_the_runtime_image_lacks_fails_the_release(site: Site) ->
     with pytest.raises(ReleaseFailed, match="libraries that the runtime image does not have") as failed:
         site.build(site.source(cmake=cmake))
     assert "llama-server: libgone.so" in failed.value.evidence
+
+
+def test_a_build_that_dies_where_it_will_be_served_is_never_published(site: Site) -> None:
+    before = site.platform.store.builds()
+    with pytest.raises(
+        ToolingError, match="b9999 as it was built here is killed by SIGSEGV at the first token"
+    ) as failed:
+        site.build(site.source(cmake=that_dies(signal.SIGSEGV)))
+    assert "whose fault it is could not be told" in failed.value.what
+    assert site.platform.store.builds() == before
+
+
+def test_further_flags_reach_the_code_that_computes(site: Site) -> None:
+    source = site.source(cmake=that_dies(signal.SIGILL, native=True))
+    assert site.build(source).selftest
+    with pytest.raises(ToolingError, match="killed by SIGILL"):
+        site.build(source, Recipe(cpu_flags=("-DTINY_NATIVE",)))
+
+
+def test_a_build_says_what_its_self_test_said(site: Site) -> None:
+    assert "log-probabilities within 0.0" in site.build(site.source()).selftest
+
+
+def test_a_build_for_one_cpu_is_refused_before_anything_is_compiled(site: Site) -> None:
+    before = builder_starts(site)
+    with pytest.raises(BadInput, match="a build for one CPU cannot be served on Modal"):
+        site.build(site.source(), Recipe(cmake={"GGML_NATIVE": "ON"}))
+    assert builder_starts(site) == before
+
+
+def test_a_cuda_compiler_with_a_known_fault_is_kept_from_it(site: Site) -> None:
+    image = "nvidia/cuda:13.2.1-devel-ubuntu24.04@sha256:" + "0" * 64
+    settings = site.platform.settings.modal.model_copy(
+        update={"devel_image": image, "runtime_image": image.replace("devel", "runtime")}
+    )
+    found = toolchain(Recipe(backend="cuda"), settings)
+    assert found["with"] == "CMAKE_CUDA_FLAGS=-Xcicc -O1"
+    assert "with" not in toolchain(Recipe(backend="cuda"), site.platform.settings.modal)
 
 
 def test_an_archive_that_is_not_the_tree_that_was_asked_for_is_not_compiled(site: Site) -> None:

@@ -54,7 +54,7 @@ def test_wilson_is_the_interval_of_the_textbook() -> None:
         ([FELL_BACK] * 5, Verdict.FAILED, r"0 of 5 restored \(Wilson 0.00-0.43"),
         ([CREATED, CREATED] + [RESTORED] * 5, Verdict.PASSED, "5 of 5 restored"),
         ([CREATED] * 3, Verdict.INCONCLUSIVE, "3 cycles, and each created a snapshot"),
-        ([RESTORED, CRASHED], Verdict.FAILED, r"cycle 2: crashed: crashed \(a reason\)"),
+        ([RESTORED, CRASHED], Verdict.FAILED, "cycle 2: the server died: a reason"),
         ([COLD] * 5, Verdict.INCONCLUSIVE, "5 of 5 cold, there is no snapshot here"),
     ],
 )
@@ -87,7 +87,22 @@ def test_cold_boots_are_good_enough_where_settings_say_so_and_only_where_all_are
         (
             cycle(RESTORED, boots=(boot(CRASHED, "killed"), boot(COLD))),
             Verdict.FAILED,
-            r"crashed \(killed\), then cold",
+            r"the server died: killed \(boots: crashed, then cold\)",
+        ),
+        (
+            cycle(RESTORED, boots=(boot(RESTORED), boot(CRASHED, "killed by SIGILL")), error="/completion: 502"),
+            Verdict.FAILED,
+            r"the server died: killed by SIGILL \(boots: restored, then crashed\)$",
+        ),
+        (
+            cycle(RESTORED, boots=(boot(CRASHED, "killed by SIGKILL"),), error="/completion: 502"),
+            Verdict.ERRORED,
+            "the server died: killed by SIGKILL",
+        ),
+        (
+            cycle(RESTORED, boots=(boot(CRASHED, "did not come up: it ended"),), error="503"),
+            Verdict.FAILED,
+            "the server did not come up: it ended",
         ),
         (cycle(RESTORED, boots=()), Verdict.ERRORED, "no boot was recorded"),
         (

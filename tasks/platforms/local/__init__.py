@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from modal_app.redaction import harmless
 from modal_app.warmup import Golden
-from tasks import criu
+from tasks.faults import Fault
 from tasks.platforms import Progress, Sight
 from tasks.platforms.local import compile, server, snapshot
 from tasks.platforms.local.boot import DUMP_LIMIT_S
@@ -78,13 +78,18 @@ class LocalPlatform:
 
     def built(self, source: SourceTree, recipe: Recipe) -> Build | None:
         """The finished build that `build` would reuse, if there is one."""
-        return compile.finished(source, recipe, self.store)
+        return compile.finished(source, recipe, self.store, self.settings)
+
+    def avoids(self, recipe: Recipe) -> tuple[Fault, ...]:
+        """The known faults that a build of this recipe would have here, and is kept from."""
+        return compile.striking(recipe, self.settings)
 
     @contextmanager
     def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:
         """A server of its own with a random key, gone on exit.
 
-        With `wait=False` it listens but may still load. Raises ReleaseFailed with the server's own words.
+        With `wait=False` it listens but may still load. Raises ReleaseFailed with the server's own words when it
+        doesn't come up, and when it dies before the exit, whatever a client made of that; ToolingError for SIGKILL.
         """
         limit_s = self.settings.local.start_timeout_s
         folder = self.store.root / "run" / "trials"
@@ -92,7 +97,8 @@ class LocalPlatform:
         try:
             if wait:
                 server.wait_healthy(started, limit_s)
-            yield started.endpoint
+            with server.telling_deaths(started):
+                yield started.endpoint
         finally:
             started.stop()
 
@@ -246,8 +252,7 @@ class LocalPlatform:
 
     @property
     def _wanted(self) -> Wanted:
-        local = self.settings.local
-        return Wanted(local.snapshots == "auto", local.snapshot_depth, criu.find(local.criu, self.settings.cache))
+        return Wanted.of(self.settings)
 
     # -- the activator's process --------------------------------------------------------------------
 

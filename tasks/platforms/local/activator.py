@@ -56,6 +56,10 @@ DYING_S = 1.0
 """How long a killed server may take to be gone from the process table."""
 
 
+class ServerDied(Exception):
+    """A server died while it had a request; the message is for the client."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What an activator is told when it starts."""
@@ -111,20 +115,34 @@ class Activator:
             except Problem as problem:
                 reason = problem.evidence.splitlines()[:1]
                 return refusal(503, ": ".join(["the server can't start", problem.what, *reason]))
+            except ServerDied as died:
+                return refusal(502, str(died), "server_error")
             except aiohttp.ClientError as error:
                 what = f"the server broke off before it answered ({type(error).__name__})"
                 return refusal(502, what, "server_error")
 
     async def _pass_on(self, request: web.Request, replica: Replica) -> web.StreamResponse:
-        """The server's answer; once more from the next server when this one died before it answered."""
+        """The server's answer; once more from the next server when this one died before it answered.
+
+        Raises ServerDied when there is no second try, or when it dies of that too.
+        """
         body = Body(request)
+        try:
+            return await self._answer(request, body, replica)
+        except ServerDied:
+            if not body.replayable:
+                raise
+        return await self._answer(request, body, replica)
+
+    async def _answer(self, request: web.Request, body: Body, replica: Replica) -> web.StreamResponse:
         server = await replica.up()
         try:
             return await forward(self.client, request, body, server.port)
-        except aiohttp.ClientError:
-            if not body.replayable or not await ended(server, DYING_S):
+        except aiohttp.ClientError as error:
+            if not await ended(server, DYING_S):
                 raise
-        return await forward(self.client, request, body, (await replica.up()).port)
+            await replica.check()  # the boot record is there before anybody hears of it
+            raise ServerDied(f"the server died before it answered: {server.ending}") from error
 
     async def note(self, request: web.Request, answer: web.StreamResponse) -> None:
         """What the restore watch goes by; called with every answer before its first byte goes out."""

@@ -11,15 +11,15 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from modal_app.warmup import Golden, NoAnswer, warm_up
+from modal_app.warmup import LOUD, Golden, NoAnswer, answer_again, differences, warm_up
 from tasks import criu, cuda_checkpoint
 from tasks.criu import CriuFailed
 from tasks.criu_images import leave_out_zeros
@@ -29,11 +29,13 @@ from tasks.platforms.local import snapshot
 from tasks.platforms.local.control import run_folder
 from tasks.platforms.local.proc import connections
 from tasks.platforms.local.server import Server
-from tasks.platforms.local.snapshot import Ability, NoSnapshot, Wanted
-from tasks.release import BootKind, Endpoint, Release, StageName
+from tasks.platforms.local.snapshot import Ability, Manifest, NoSnapshot, Wanted
+from tasks.release import BootKind, Build, Endpoint, Release, StageName
 from tasks.store import Store
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DUMP_LIMIT_S = 600.0
 CUDA_LIMIT_S = 300.0
@@ -91,7 +93,7 @@ class Boot:
         if ability.kind == "cold":
             return Booted(server, BootKind.FELL_BACK if refused else BootKind.COLD, refused or ability.why, health_s)
         try:
-            taken = self._taken(server, ability)
+            server, taken = self._taken(server, ability)
         except _REASONS as reason:
             log.warning("no snapshot of %s: %s", self.release.label, reason)
             server.stop()  # it may have been left with half of CRIU's or the driver's work in it
@@ -109,14 +111,22 @@ class Boot:
         return snapshot.snapshots_folder(self.store.root, self.stage) / name
 
     @property
+    def build(self) -> Build | None:
+        return self.store.build(self.release.build)
+
+    @property
     def gpu(self) -> bool:
-        build = self.store.build(self.release.build)
-        return build is not None and build.recipe.backend == "cuda"
+        return self.build is not None and self.build.recipe.backend == "cuda"
 
     def ability(self, argv: list[str]) -> Ability:
         if snapshot.maps_its_model(argv):
             return Ability("cold", "the server maps its model file: set server.memory_map = false")
-        return snapshot.snapshots_here(self.wanted, gpu=self.gpu)
+        ability = snapshot.snapshots_here(self.wanted, gpu=self.gpu)
+        if ability.kind == "disk" and self.build is not None and uses_amx(self.build):
+            return Ability(
+                "cold", f"the build uses AMX, whose tiles {ability.why} does not put back: local.amx decides"
+            )
+        return ability
 
     @property
     def _logs(self) -> Path:
@@ -133,8 +143,13 @@ class Boot:
 
     # -- taking one ---------------------------------------------------------------------------------
 
-    def _taken(self, server: Server, ability: Ability) -> str:
-        """The id of the new snapshot of a fresh server, which runs on."""
+    def _taken(self, server: Server, ability: Ability) -> tuple[Server, str]:
+        """(the server that runs on, the id of the new snapshot) of a fresh server.
+
+        A snapshot on disk is tried before it counts: the server that runs on is what came out of it, and it has
+        answered as before. A process that was dumped may look well until it computes: with CRIU 4.2.1 one that has
+        used AMX dies of SIGILL at its next tile instruction, dumped or restored (criu#1448).
+        """
         golden = self._warmed(server)
         folder = snapshot.begin(self.folder)
         try:
@@ -142,27 +157,50 @@ class Boot:
                 taken = secrets.token_hex(6)
             else:
                 self._dump(server, folder / "images")
-                taken = snapshot.write_manifest(folder, self.release, self._machine(), server.port, server.log).id
-            snapshot.publish(folder, self.folder, golden)
-            return taken
+                manifest = snapshot.write_manifest(folder, self.release, self._machine(), server.port, server.log)
+                taken = manifest.id
+                server.stop()  # its port is needed
+                server = self._brought_back(folder, manifest)
+            try:
+                if ability.kind != "memory":
+                    self._check_answers(server, golden)
+                snapshot.publish(folder, self.folder, golden)
+            except BaseException:
+                server.stop()
+                raise
+            return server, taken
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _check_answers(self, server: Server, golden: Golden) -> None:
+        """Raises NoSnapshot when a restored server does not answer as it did before."""
+        address, key = server.endpoint.base_url, server.endpoint.api_key
+        try:
+            answers = self._while_alive(server, lambda: answer_again(address, key, golden))
+        except NoAnswer as error:
+            raise NoSnapshot(f"what came out of it does not answer: {error}") from error
+        if wrong := list(differences(golden, answers, LOUD)):
+            raise NoSnapshot(f"what came out of it answers otherwise: {wrong[0]}")
 
     def _warmed(self, server: Server) -> Golden:
         """Raises NoAnswer, also when the warm-up is given up or hangs (the server is gone then)."""
         vision = "mmproj" in self.release.files
+        address, key = server.endpoint.base_url, server.endpoint.api_key
+        return self._while_alive(server, lambda: warm_up(address, key, vision=vision))
+
+    def _while_alive(self, server: Server, ask: Callable[[], T]) -> T:
+        """What asking a server gives. Raises NoAnswer; the server is ended when it takes too long or is given up."""
         with ThreadPoolExecutor(1) as pool:
-            warming = pool.submit(warm_up, server.endpoint.base_url, server.endpoint.api_key, vision=vision)
+            asking = pool.submit(ask)
             deadline = time.monotonic() + self.timeout_s
-            while not _over(warming):
+            while not _over(asking):
                 if self.halt.is_set() or not server.alive or time.monotonic() > deadline:
-                    server.stop()  # which ends the warm-up, too
+                    server.stop()  # which ends the asking, too
         try:
-            return warming.result()
+            return asking.result()
         except NoAnswer as error:
-            with suppress(subprocess.TimeoutExpired):  # a connection breaks a moment before its process has ended
-                server.process.wait(0.5)
-            raise NoAnswer(f"{error} (the server: {server.ending})") from error
+            server.gone_within(0.5)  # a connection breaks a moment before its process has ended
+            raise NoAnswer(f"{error} (the server: {server.cause_of_death})") from error
 
     def _dump(self, server: Server, images: Path) -> None:
         images.mkdir(mode=0o700)
@@ -175,10 +213,6 @@ class Boot:
             cuda_checkpoint.suspend(server.pid, timeout_s=CUDA_LIMIT_S)
         criu.dump(self.wanted.criu, server.pid, images, timeout_s=DUMP_LIMIT_S)
         leave_out_zeros(images)
-        if self.gpu:
-            cuda_checkpoint.resume(server.pid, timeout_s=CUDA_LIMIT_S)
-        if not servers.answers(server.endpoint):
-            raise NoSnapshot("the server does not answer after it was dumped")
 
     # -- coming back --------------------------------------------------------------------------------
 
@@ -186,13 +220,18 @@ class Boot:
         if ability.kind != "disk":
             raise NoSnapshot(ability.why)
         manifest = snapshot.usable(self.folder, self.release, self._machine())
+        server = self._brought_back(self.folder, manifest)
+        return Booted(server, BootKind.RESTORED, str(ability), time.monotonic() - began, manifest.id)
+
+    def _brought_back(self, folder: Path, manifest: Manifest) -> Server:
+        """The server that was dumped into a folder. Raises NoSnapshot, CriuFailed or CudaFailed."""
         output = servers.new_log(self._logs, self.release)
         said = output.with_suffix(".criu.log")
         with ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(snapshot.check_pages, self.folder, manifest)
+            reading = pool.submit(snapshot.check_pages, folder, manifest)
             try:
                 server = servers.restore(
-                    criu.restore_argv(self.wanted.criu, self.folder / "images", said, manifest.output),
+                    criu.restore_argv(self.wanted.criu, folder / "images", said, manifest.output),
                     self.release,
                     Endpoint(base_url=f"http://127.0.0.1:{manifest.port}", api_key=self.key),
                     output,
@@ -210,10 +249,15 @@ class Boot:
             except BaseException:
                 server.stop()
                 raise
-        return Booted(server, BootKind.RESTORED, str(ability), time.monotonic() - began, manifest.id)
+        return server
 
 
-def _over(work: Future[Golden]) -> bool:
+def uses_amx(build: Build) -> bool:
+    """Whether the code of a build may use AMX."""
+    return "amx_tile" in build.toolchain.get("cpu", "").split()
+
+
+def _over(work: Future[T]) -> bool:
     """Whether it is, after a moment's wait."""
     try:
         work.exception(timeout=0.1)

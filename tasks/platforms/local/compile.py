@@ -7,12 +7,20 @@ import platform
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from modal_app.compile import CompileFailed, collect, compile_target, tool
+from modal_app.compile import CompileFailed, collect, tool
+from tasks import faults
+from tasks.faults import Fault, Making
+from tasks.hardware import Compiler, compiler_here, cpu_here, driver_version, hardware_here, parse_nvcc
 from tasks.platforms import Progress
-from tasks.process import Output, die_with_parent, run
-from tasks.release import Build, Problem, Recipe, ReleaseFailed, SourceTree, ToolingError, digest_of, now
+from tasks.platforms.local import diagnosis, snapshot
+from tasks.platforms.local.diagnosis import Workshop
+from tasks.platforms.local.server import environment
+from tasks.platforms.local.snapshot import Wanted
+from tasks.process import Output, run
+from tasks.release import Build, Problem, Recipe, ReleaseFailed, SourceTree, ToolingError, now
 from tasks.settings import Settings
 from tasks.sources import Sources
 from tasks.store import Store, hold, sha256_of
@@ -39,22 +47,23 @@ BACKEND = {
 def build(source: SourceTree, recipe: Recipe, store: Store, settings: Settings, progress: Progress) -> Build:
     """The build of this source tree, compiled or taken whole from the store.
 
-    Raises ReleaseFailed with the compiler's first error when upstream's code does not compile or the binary
-    names another build, ToolingError when this machine could not do it.
+    Raises ReleaseFailed with the compiler's first error when upstream's code does not compile, the binary names another
+    build, or its self-test fails by upstream's fault; ToolingError when this machine could not do it.
     """
-    tools = toolchain(recipe)
+    avoids = striking(recipe, settings)
+    tools = toolchain(recipe, avoids)
     digest = Build.identity(source, recipe, tools)
     if found := _intact(store, digest):
         return found
     with hold(settings.cache / "compile.lock", holder={"source": source.upstream.tag}, wait=True):
         if found := _intact(store, digest):
             return found
-        return _compile(digest, source, recipe, tools, store, settings.cache, progress)
+        return _compile(digest, source, recipe, tools, avoids, store, settings, progress)
 
 
-def finished(source: SourceTree, recipe: Recipe, store: Store) -> Build | None:
+def finished(source: SourceTree, recipe: Recipe, store: Store, settings: Settings) -> Build | None:
     """The build of this source tree in the store, when it is there and whole."""
-    return _intact(store, Build.identity(source, recipe, toolchain(recipe)))
+    return _intact(store, Build.identity(source, recipe, toolchain(recipe, striking(recipe, settings))))
 
 
 def _intact(store: Store, digest: str) -> Build | None:
@@ -62,28 +71,88 @@ def _intact(store: Store, digest: str) -> Build | None:
     return found if found and not store.damaged(found) else None
 
 
-def toolchain(recipe: Recipe) -> dict[str, str]:
-    """Tool -> version of everything that decides what comes out; with native code also this CPU.
+FLAGS = ("CFLAGS", "CXXFLAGS", "CUDAFLAGS", "LDFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
+"""Variables of the environment that compilers, and CMake for them, read."""
 
-    Raises ToolingError when a tool is missing.
+
+def toolchain(recipe: Recipe, avoids: Sequence[Fault]) -> dict[str, str]:
+    """Tool -> version of everything that decides what comes out; with native code also what it needs of a CPU.
+
+    `avoids` are the known faults that it is kept from. Raises ToolingError when a tool is missing.
     """
     found = {
         "cmake": run([tool("cmake"), "--version"], timeout_s=60).stdout.splitlines()[0],
         "ninja": run([tool("ninja"), "--version"], timeout_s=60).stdout.strip(),
-        "c++": run([os.environ.get("CXX", "c++"), "--version"], timeout_s=60).stdout.splitlines()[0],
+        "c++": run([compiler_of(recipe), "--version"], timeout_s=60).stdout.splitlines()[0],
+        "cc": run([_chosen(recipe, "CMAKE_C_COMPILER", "CC", "cc"), "--version"], timeout_s=60).stdout.splitlines()[0],
         "machine": f"{platform.system()} {platform.machine()}",
     }
     if recipe.backend == "cuda":
-        found["cuda"] = run(["nvcc", "--version"], timeout_s=60).stdout.splitlines()[-1]
-    if definitions(recipe).get("GGML_NATIVE") == "ON":
-        found["cpu"] = _cpu_flags()
+        found["cuda"] = _nvcc(recipe).splitlines()[-1]
+    if given := [f"{name}={os.environ[name]}" for name in FLAGS if os.environ.get(name)]:
+        found["flags"] = " ".join(given)
+    if flags := faults.cpu_flags(avoids):
+        found["without"] = " ".join(flags)
+    if added := faults.cmake(avoids):
+        found["with"] = " ".join(f"{name}={value}" for name, value in sorted(added.items()))
+    if is_native(recipe):
+        found["cpu"] = " ".join(needs_of_cpu((*flags, *recipe.cpu_flags), compiler_here(compiler_of(recipe))))
     return found
 
 
-def _cpu_flags() -> str:
-    text = Path("/proc/cpuinfo").read_text()
-    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return digest_of(sorted(flags[1].split()) if flags else platform.processor())[:12]
+def compiler_of(recipe: Recipe) -> str:
+    """The C++ compiler that CMake takes for a recipe here."""
+    return _chosen(recipe, "CMAKE_CXX_COMPILER", "CXX", "c++")
+
+
+def _chosen(recipe: Recipe, definition: str, variable: str, usual: str) -> str:
+    return recipe.cmake.get(definition) or os.environ.get(variable) or usual
+
+
+def _nvcc(recipe: Recipe) -> str:
+    """What the CUDA compiler that CMake takes says to --version. Raises ToolingError when there is none."""
+    return run([_chosen(recipe, "CMAKE_CUDA_COMPILER", "CUDACXX", "nvcc"), "--version"], timeout_s=60).stdout
+
+
+def is_native(recipe: Recipe) -> bool:
+    """Whether a recipe compiles code for this very CPU."""
+    return definitions(recipe).get("GGML_NATIVE", "").upper() in ("ON", "1", "TRUE", "YES")
+
+
+def striking(recipe: Recipe, settings: Settings) -> tuple[Fault, ...]:
+    """The known faults that a build of this recipe would have here, and is kept from."""
+    nvcc = driver = ""
+    if recipe.backend == "cuda":
+        nvcc, driver = parse_nvcc(_nvcc(recipe)), driver_version()
+    making = Making(
+        native=is_native(recipe),
+        cuda_architectures=faults.architectures(definitions(recipe).get("CMAKE_CUDA_ARCHITECTURES", "")),
+        snapshots="criu" if _is_snapshotted(recipe, settings) else "none",
+    )
+    here = hardware_here(nvcc, driver, compiler_of(recipe))
+    found = faults.striking(here, making)
+    if settings.local.amx == "off" and making.native:
+        amx = faults.striking(here, making.model_copy(update={"snapshots": "criu"}))
+        found = (*found, *(fault for fault in amx if fault not in found))
+    return found
+
+
+def _is_snapshotted(recipe: Recipe, settings: Settings) -> bool:
+    """Whether idle servers of a build are written to disk by CRIU here, unless AMX is preferred to that."""
+    if settings.local.amx == "on" or settings.server.memory_map:
+        return False
+    return snapshot.snapshots_here(Wanted.of(settings), gpu=recipe.backend == "cuda").kind == "disk"
+
+
+def needs_of_cpu(flags: Sequence[str], compiler: Compiler) -> tuple[str, ...]:
+    """The features of this CPU that native code may use when it is compiled with these flags."""
+    without = set() if compiler.knows_amx else {name for name in cpu_here().features if name.startswith("amx")}
+    for flag in flags:  # the last word on a feature counts
+        name = flag.removeprefix("-m").removeprefix("no-").replace("-", "_")
+        (without.add if flag.startswith("-mno-") else without.discard)(name)
+    # a feature takes those along that need it: -mno-avx512f leaves nothing of AVX-512
+    whole = ("avx512",) if "avx512f" in without else ()
+    return tuple(name for name in cpu_here().features if name not in without and not (whole and name.startswith(whole)))
 
 
 def definitions(recipe: Recipe) -> dict[str, str]:
@@ -102,42 +171,67 @@ def _compile(
     source: SourceTree,
     recipe: Recipe,
     tools: dict[str, str],
+    avoids: Sequence[Fault],
     store: Store,
-    cache: Path,
+    settings: Settings,
     progress: Progress,
 ) -> Build:
     start = time.monotonic()
     # Always the same folder: the compiler cache then knows the neighbouring release's objects.
-    work = cache / "compile"
+    work = settings.cache / "compile"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     progress(0, 1, "writing the source tree")
-    Sources(cache).export(source.tree, work / "src")
+    Sources(settings.cache).export(source.tree, work / "src")
     log = store.root / "logs" / f"build-{source.upstream.tag}-{digest}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Workshop(
+        source=work / "src",
+        out=work / "out",
+        target=recipe.target,
+        definitions=faults.kept_from(definitions(recipe), avoids) | names(source),
+        cpu_flags=(*faults.cpu_flags(avoids), *recipe.cpu_flags),
+        log=log,
+        cache=settings.cache,
+        progress=progress,
+    )
     try:
-        compiled = compile_target(
-            work / "src", work / "out", recipe.target, definitions(recipe) | names(source), log=log,
-            cache=cache / "sccache", progress=progress, before_exec=die_with_parent,
-        )  # fmt: skip
+        compiled = workshop.compile()
     except CompileFailed as error:
         raise _failure(error, log) from error
     out = _collect(work / "out" / "bin", recipe, store.root / "builds" / f".making-{digest}")
+    try:
+        version = check_version(_version(out / recipe.target), source)
+        progress(compiled.objects, compiled.objects, "trying it: the self-test")
+        tried = diagnosis.tried(out / recipe.target, recipe, settings)
+        if not tried.ok:
+            raise diagnosis.explain(tried, workshop, source, recipe, tools, store, settings)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
     made = Build(
         digest=digest,
         source=source,
         recipe=recipe,
         toolchain=tools,
-        version=check_version(run([out / recipe.target, "--version"], timeout_s=60, check=False), source),
+        version=version,
         files={p.name: sha256_of(p) for p in sorted(out.iterdir())},
         seconds=round(time.monotonic() - start, 1),
         objects=compiled.objects,
         cache_hits=compiled.cache_hits,
         built_at=now(),
+        avoids=tuple(fault.id for fault in avoids if fault.is_avoided),
+        selftest=tried.summary,
     )
     store.publish_build(made, out)
     shutil.rmtree(work, ignore_errors=True)
     return made
+
+
+def _version(binary: Path) -> Output:
+    """What upstream's binary says of itself; of the environment it sees what a server does, and no secret."""
+    seen = environment(binary.parent, None)
+    return run([binary, "--version"], timeout_s=60, check=False, env=dict.fromkeys(os.environ) | seen)
 
 
 def _collect(bin_folder: Path, recipe: Recipe, out: Path) -> Path:

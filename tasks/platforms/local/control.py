@@ -18,7 +18,7 @@ from tasks.store import write_atomic
 KEY_VARIABLE = "LLAMA_API_KEY"
 """In the environment of an activator and of a llama-server."""
 MAX_SOCKET_PATH = 100
-"""Linux takes 108 bytes for the path of a Unix socket."""
+"""Linux takes 108 bytes for the path of a Unix socket (unix(7)), macOS and the BSDs 104 (sun_path in sys/un.h)."""
 MAX_WAKES = 200
 
 _KINDS: dict[str, type[Problem]] = {kind.__name__: kind for kind in (BadInput, ReleaseFailed, ToolingError)}
@@ -107,7 +107,7 @@ def socket_path(root: Path, stage: StageName) -> Path:
     """
     name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16] + f"-{stage}.sock"
     base = Path(tempfile.gettempdir())
-    if len(os.fsencode(base)) + len(name) + 30 > MAX_SOCKET_PATH:
+    if len(os.fsencode(base)) + len(name) + 30 > MAX_SOCKET_PATH:  # as is TMPDIR of macOS, /var/folders/xx/.../T
         base = Path("/tmp")
     folder = base / f"llama-release-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,20 +1,75 @@
-"""What `doctor` asks of a stage on this machine. Nothing is changed or started."""
+"""What `doctor` asks of this machine and of a stage on it. Nothing is changed; the self-test has its own server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
-from tasks.platforms.local import LocalPlatform
+from tasks.doctor import Check, Seen, note
+from tasks.faults import Fault
+from tasks.hardware import hardware_here
+from tasks.platforms.local import LocalPlatform, diagnosis, server
+from tasks.process import ENDS_WITH_PARENT
 from tasks.release import BadInput, StageName, ToolingError
 from tasks.settings import Settings
 
 
-def checks(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
-    """(stage, a function that gives the evidence that it is well or raises a Problem)."""
+def checks(settings: Settings) -> Iterator[Check]:
+    """(stage, a function that gives the evidence that it is well or raises a Problem), after what the kernel lacks."""
     platform = LocalPlatform(settings)
+    if not ENDS_WITH_PARENT:
+        yield "kernel", kernel
+    yield "known faults", lambda: known_faults(platform)
+    yield "self test", lambda: self_test(platform)
     for stage in get_args(StageName):
         yield stage, lambda stage=stage: stage_check(platform, stage)  # type: ignore[misc]
+
+
+def kernel() -> str | Seen:
+    """Where no child can be tied to its parent's life, a person has to know which processes may be left."""
+    return note(
+        "an activator that is killed (`kill -9`) leaves its llama-server running: only Linux ends it",
+        "end one that is left by hand, or use `llama-release stop`, which leaves none",
+    )
+
+
+def known_faults(platform: LocalPlatform) -> str | Seen:
+    """Which known faults a build would have on this machine: it is kept from them, and that may cost something."""
+    here = hardware_here()
+    found = platform.avoids(platform.settings.recipe)
+    if not found:
+        return f"none that is known of {here.compiler} on {here.cpu.model or 'this CPU'}"
+    told = "".join(f"\n{_said(fault)}" for fault in found)
+    costs = [fault.costs for fault in found if fault.is_avoided]
+    lost = f"builds are kept from it, which costs: {max(costs, key=len)}" if costs else found[0].avoid.advice
+    return note(f"{here.compiler} on {here.cpu.model or 'this CPU'}: known faults strike:{told}", lost)
+
+
+def _said(fault: Fault) -> str:
+    return f"{fault.title} ({fault.source.split(';')[0]})" + ("" if fault.is_avoided else ": nothing avoids it")
+
+
+def self_test(platform: LocalPlatform) -> str | Seen:
+    """Production's build still counts rightly on this machine, whose CPU, kernel or driver may have changed since.
+
+    Raises ToolingError when it does not, or was made for another CPU.
+    """
+    store = platform.store
+    pointer = store.pointer("production")
+    release = store.release(pointer.release) if pointer.release else None
+    if release is None or (build := store.build(release.build)) is None:
+        return "there is no build in production to try"
+    argv = server.command(store, release)
+    seen = diagnosis.tried(Path(argv[0]), build.recipe, platform.settings)
+    if not seen.ok:
+        before = "passed its self-test when it was built, and fails it now" if build.selftest else "fails its self-test"
+        raise ToolingError(
+            f"production's {build.tag} {before}: {seen.summary}",
+            evidence=seen.words or build.selftest or "it was made before there was a self-test",
+            todo="what changed since: the CPU, the kernel, the driver? `llama-release rebuild` has it compiled anew",
+        )
+    return f"{build.tag}: {seen.summary}"
 
 
 def stage_check(platform: LocalPlatform, stage: StageName) -> str:

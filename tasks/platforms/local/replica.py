@@ -140,9 +140,10 @@ class Replica:
                 await self._stop()
 
     async def close(self) -> None:
-        """Stop the server for good, also in the middle of its start."""
+        """Stop the server for good, also in the middle of its start. That it had crashed before is on record then."""
         self._halt.set()
         async with self._changing:
+            await self._note_crash()
             await self._stop()
 
     async def check(self) -> None:
@@ -205,7 +206,7 @@ class Replica:
     async def _note_crash(self) -> None:
         if self._booted is not None and not self._asleep and not self._booted.server.alive:
             server, self._booted = self._booted.server, None
-            await self._record(BootKind.CRASHED, server.ending, server.pid)
+            await self._record(BootKind.CRASHED, await asyncio.to_thread(lambda: server.cause_of_death), server.pid)
 
     async def _record(
         self,

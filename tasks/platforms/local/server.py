@@ -10,9 +10,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -20,11 +20,13 @@ from typing import IO
 from modal_app.redaction import redacted
 from tasks.criu import complaint, waits
 from tasks.endpoint import Client
+from tasks.hardware import cpu_here
+from tasks.platforms.local import kernel
 from tasks.platforms.local.control import KEY_VARIABLE
 from tasks.platforms.local.proc import children, lasting_port, owns_loopback_port
 from tasks.platforms.local.snapshot import NoSnapshot
 from tasks.process import die_with_parent
-from tasks.release import BadInput, Endpoint, Release, ReleaseFailed, ToolingError, now
+from tasks.release import BadInput, Build, Endpoint, Release, ReleaseFailed, ToolingError, now
 from tasks.store import Store
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ RESTORE_POLL_S = 0.005
 HEALTH_LIMIT_S = 5.0
 """A server that is up and does not answer /health in this time hangs."""
 STOP_GRACE_S = 5.0
+DYING_S = 0.5
+"""How long a process may take to be gone after its connections broke."""
 KEPT_LOGS = 20
 FILE_NAMES = ("model", "mmproj", "chat_template")
 
@@ -43,7 +47,12 @@ FILE_NAMES = ("model", "mmproj", "chat_template")
 _INHERITED = re.compile(
     r"(PATH|HOME|USER|LANG|TZ|TMPDIR|LD_LIBRARY_PATH|(LC|XDG|CUDA|NVIDIA|GGML|OMP|GOMP|HIP|HSA|ROCR|VK|MALLOC)_\w+)"
 )
-_ERROR_WORDS = re.compile(r"^\S+ E |\berror\b|\bfailed\b|couldn't|\binvalid\b|terminate called", re.IGNORECASE)
+# the last is how GGML_ABORT begins what it says (ggml.c, `ggml_abort`)
+_ERROR_WORDS = re.compile(
+    r"^\S+ E |\berror\b|\bfailed\b|couldn't|\binvalid\b|terminate called|what\(\):|\.(?:c|cpp|cu|cuh|h):\d+: ",
+    re.IGNORECASE,
+)
+_DIGEST = re.compile(r"[0-9a-f]{12}")  # what manifests had instead of features until December 2026
 _LOG_STAMP = re.compile(r"^[\d.]+ [A-Z] ")
 _BIND_WORDS = re.compile(r"couldn't bind|address already in use", re.IGNORECASE)
 
@@ -66,6 +75,7 @@ class Server:
     process: subprocess.Popen[bytes]
     """The server itself, or the `unshare` above a restored one, which lives as long as it does."""
     log: Path
+    started_s: float = field(default_factory=kernel.clock_s)
 
     @property
     def restored(self) -> bool:
@@ -81,9 +91,49 @@ class Server:
         code = self.process.poll()
         if code is None:
             return "still running"
+        if by := self.killed_by:
+            return f"killed by {by.name}"
+        return "the restored process has ended" if self.restored else f"exit code {code}"
+
+    @property
+    def killed_by(self) -> signal.Signals | None:
+        """The signal that ended it, if one did. CRIU, the parent of a restored one, doesn't pass it on (4.2, `wait` in
+        cr-restore.c takes no status): of those the kernel's log tells, or nothing does."""
+        code = self.process.poll()
+        if code is None:
+            return None
         if self.restored:
-            return "the restored process has ended"
-        return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+            return kernel.signal_in(self.kernel_word)
+        return signal.Signals(-code) if code < 0 else None
+
+    @property
+    def kernel_word(self) -> str:
+        """What the kernel's log says of its end; '' when that is nothing, or when this user can't read it."""
+        by = None
+        if not self.restored and (code := self.process.poll()) is not None:
+            if code >= 0:
+                return ""
+            by = signal.Signals(-code)
+        try:
+            return kernel.last_word(self.pid, self.started_s, by)
+        except ToolingError:
+            return ""
+
+    @property
+    def cause_of_death(self) -> str:
+        """How it ended, and what the kernel's log says of that, in one line."""
+        return "; ".join([self.ending, *(f"kernel: {line}" for line in [self.kernel_word] if line)])
+
+    @property
+    def last_words(self) -> str:
+        """Its own last words, and the kernel's of how it ended."""
+        return "\n".join([own_words(self.log), *(f"kernel: {line}" for line in [self.kernel_word] if line)])
+
+    def gone_within(self, limit_s: float) -> bool:
+        """Whether it has ended, or does in this time: a connection breaks a moment before its process is gone."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(limit_s)
+        return not self.alive
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End it: SIGTERM, and SIGKILL after `grace_s` seconds. It is gone on return."""
@@ -101,8 +151,18 @@ class Server:
         """A server that didn't come up, in its own words."""
         return ReleaseFailed(
             f"llama-server of {self.release.label} {what}",
-            evidence=own_words(self.log),
+            evidence=self.last_words,
             todo=f"read the whole log: {self.log}",
+        )
+
+    def died(self) -> ReleaseFailed | ToolingError:
+        """The end of a server that was up, and that nobody here stopped. SIGKILL is no fault of the release: no program
+        does that to itself."""
+        kind = ToolingError if self.killed_by is signal.SIGKILL else ReleaseFailed
+        return kind(
+            f"llama-server of {self.release.label} died while it was asked: {self.ending}",
+            evidence=self.last_words,
+            todo=f"read the whole log, {self.log}; `llama-release explain` knows what its signal can mean",
         )
 
 
@@ -208,6 +268,22 @@ def answers(endpoint: Endpoint) -> bool:
             return False
 
 
+@contextlib.contextmanager
+def telling_deaths(server: Server) -> Iterator[None]:
+    """Raise `server.died()` when it isn't there any more at the end, caused by what was raised meanwhile, if anything.
+
+    A client only sees that nobody answers, and that is what it raises.
+    """
+    try:
+        yield
+    except Exception as error:
+        if server.gone_within(DYING_S):
+            raise server.died() from error
+        raise
+    if not server.alive:
+        raise server.died()
+
+
 def _wait(server: Server, ready: Callable[[], bool], timeout_s: float, halt: threading.Event | None, verb: str) -> None:
     deadline = time.monotonic() + timeout_s
     try:
@@ -230,7 +306,7 @@ def _raise_ending(server: Server, verb: str) -> None:
     if server.process.poll() == -signal.SIGKILL:  # which no program does to itself
         raise ToolingError(
             f"llama-server of {server.release.label} was killed before it could {verb}",
-            evidence=own_words(server.log),
+            evidence=server.last_words,
             todo="if this machine was short of memory, the kernel's log says so (`dmesg`); then run it again",
         )
     raise server.failure(f"ended before it could {verb}: {server.ending}")
@@ -239,7 +315,8 @@ def _raise_ending(server: Server, verb: str) -> None:
 def command(store: Store, release: Release) -> list[str]:
     """The argv of a release without host and port, files in place of their names.
 
-    Raises ToolingError when the build or a file is not in the store, BadInput for a name without a file.
+    Raises ToolingError when the build or a file is not in the store, or the build is for another CPU; BadInput for a
+    name without a file.
     """
     build, folder = store.build(release.build), store.build_dir(release.build)
     executable = folder / EXECUTABLE
@@ -248,6 +325,13 @@ def command(store: Store, release: Release) -> list[str]:
             f"the build of {release.label} is not whole in the store",
             evidence=str(executable),
             todo="build it again: llama-release upgrade",
+        )
+    if lacking := lacks(build):
+        raise ToolingError(
+            f"the build of {release.label} was made for another CPU than this one ({cpu_here().model})",
+            evidence=f"it may use {', '.join(lacking)}, which this CPU does not have: it would die of SIGILL",
+            todo="have it built for this CPU: `llama-release upgrade --to "
+            f'{release.upstream.tag}`; recipe.cmake = {{ GGML_NATIVE = "OFF" }} makes builds that run on any',
         )
     argv = list(release.argv)
     for name, ref in release.files.items():
@@ -266,6 +350,15 @@ def command(store: Store, release: Release) -> list[str]:
             todo="set the file in the settings and make the release again",
         )
     return [str(executable), *argv]
+
+
+def lacks(build: Build) -> tuple[str, ...]:
+    """What the code of a build needs of a CPU and this one does not have, as far as both are known: an older build does
+    not tell, nor does a CPU where there is no /proc, but for its name."""
+    needed, here = build.toolchain.get("cpu", ""), cpu_here()
+    if _DIGEST.fullmatch(needed) or (here.by_name and " " in needed):
+        return ()
+    return tuple(sorted(set(needed.split()) - set(here.features)))
 
 
 def _is(store: Store, path: Path, sha256: str) -> bool:

@@ -29,8 +29,10 @@ from modal_app.warmup import Golden
 from tasks import criu, cuda_checkpoint
 from tasks.criu import CriuFailed
 from tasks.criu_images import checksums
+from tasks.hardware import cpu_here
 from tasks.platforms.local.control import run_folder
 from tasks.release import Model, Release, StageName, digest_of
+from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,11 @@ class Wanted:
     depth: Depth
     criu: str
     """The CRIU to use, found or not."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Wanted:
+        local = settings.local
+        return cls(local.snapshots == "auto", local.snapshot_depth, criu.find(local.criu, settings.cache))
 
 
 @dataclass(frozen=True)
@@ -106,14 +113,10 @@ def machine(criu_version: str, *, gpu: bool) -> dict[str, str]:
 
 @cache
 def _cpu_and_kernel() -> dict[str, str]:
-    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    cpu = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    flags = cpu.get("flags") or cpu.get("Features") or ""
-    known = {name: cpu.get(name, "") for name in ("model name", "CPU implementer", "CPU part")}
-    kernel = os.uname()
+    cpu, kernel = cpu_here(), os.uname()
     return {
-        "CPU": " ".join(filter(None, known.values())),
-        "CPU flags": digest_of(sorted(flags.split()))[:12],
+        "CPU": cpu.model,
+        "CPU flags": digest_of(cpu.features)[:12],
         "kernel": f"{kernel.release} {kernel.version}",
         "format": FORMAT,
     }

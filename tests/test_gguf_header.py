@@ -7,9 +7,9 @@ from pathlib import Path
 import gguf
 import pytest
 
+from tasks import gguf_header
 from tasks.contracts import projector
 from tasks.contracts.scripted import build, thinks_forever
-from tasks.doctor import gguf_header
 from tasks.release import BadInput
 
 
