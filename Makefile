@@ -3,14 +3,21 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# A worker a core; a file's tests stay together, since they build on each other or share a server.
+PYTEST := $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder --durations 20
 
-.PHONY: demo test check bench test-versions docs venv clean
+.PHONY: demo test test-long check bench test-versions docs venv clean
 
 demo: $(READY)
 	$(BIN)/llama-release demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST) -m 'not long'
+
+# All of it, with what repeats a kind of test at scale: hours.
+test-long: $(READY)
+	$(PYTEST) --hypothesis-profile long
+	$(BIN)/python -m tests.versions
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,20 @@ from tasks.sources import Sources
 from tasks.store import Store
 from tasks.upstream import find, open_upstream
 
-# a busy machine is no finding
-hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-hypothesis_settings.load_profile("any machine")
+# A busy machine is no finding, and some examples take seconds. The long tests draw others each time.
+PROFILE = hypothesis_settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=12, derandomize=True
+)
+hypothesis_settings.register_profile("short", PROFILE)
+hypothesis_settings.register_profile("long", PROFILE, max_examples=200, derandomize=False, print_blob=True)
+hypothesis_settings.load_profile("short")
 
 REPOSITORY = Path(__file__).parent.parent
 TIERS = ("unit", "wire", "real", "browser")
+TIER = "tier"
+NEWER, OLDER = "b11434", "b11401"
+OLD = ("b8672", "b9105", "b10605")
+"""Upstream tags whose command lines and routes differ, the first of them the most."""
 
 
 def tier_of(item: pytest.Item) -> str:
@@ -38,19 +47,20 @@ def tier_of(item: pytest.Item) -> str:
 
 
 class Tiers:
-    """Counts what ran in each tier."""
+    """Counts what ran in each tier, in all workers."""
 
     def __init__(self) -> None:
-        self.of: dict[str, str] = {}
         self.count: Counter[tuple[str, str]] = Counter()
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        self.of = {item.nodeid: tier_of(item) for item in items}
-        items.sort(key=lambda item: TIERS.index(self.of[item.nodeid]))
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        for item in items:
+            item.user_properties.append((TIER, tier_of(item)))  # travels with the report from a worker
+        # alone the quick ones first; side by side the slow files first, so that no worker is left with one at the end
+        items.sort(key=lambda item: TIERS.index(tier_of(item)), reverse=hasattr(config, "workerinput"))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.skipped:
-            self.count[self.of.get(report.nodeid, "unit"), report.outcome] += 1
+            self.count[str(dict(report.user_properties)[TIER]), report.outcome] += 1
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for tier in TIERS:
@@ -58,6 +68,8 @@ class Tiers:
             terminalreporter.write_line(f"tier {tier}: {seen}")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workerinput"):
+            return
         wanted = [t for t in os.environ.get("LLAMA_RELEASE_TIERS", "").split(",") if t]
         short = [t for t in wanted if self.count[t, "skipped"] or not self.count[t, "passed"]]
         if short and session.exitstatus == pytest.ExitCode.OK:
@@ -89,31 +101,71 @@ def build_of(base: Settings, tag: str) -> Build:
     return local_compile.build(source, base.recipe, Store(base.store), base, progress)
 
 
-@pytest.fixture(scope="session")
-def build(base: Settings) -> Build:
-    """A real llama-server of b11434."""
-    return build_of(base, "b11434")
-
-
-@pytest.fixture(scope="session")
-def older_build(base: Settings) -> Build:
-    """A real llama-server of b11401."""
-    return build_of(base, "b11401")
+def series_of(base: Settings, folder: Path, *names: str) -> Settings:
+    """Settings whose series, in this empty folder, has these of the product's patches."""
+    for name in names:
+        shutil.copy(base.patches / name, folder)
+    (folder / "series").write_text("".join(f"{name}\n" for name in names))
+    return base.model_copy(update={"patches": folder})
 
 
 def first_patch_alone(base: Settings, folder: Path) -> Settings:
     """Settings whose series, in this empty folder, is patch 0001: what old upstream tags are built with."""
     (patch,) = base.patches.glob("0001-*.patch")
-    shutil.copy(patch, folder)
-    (folder / "series").write_text(f"{patch.name}\n")
-    return base.model_copy(update={"patches": folder})
+    return series_of(base, folder, patch.name)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Gives real llama-servers of any upstream tag: made once a machine, then from the store."""
+
+    base: Settings
+    first: Settings
+    none: Settings
+
+    def everything(self, old: Iterable[str]) -> None:
+        for settings, tags in (
+            (self.base, (NEWER, OLDER)),
+            (self.first, (NEWER, OLDER, *old)),
+            (self.none, (NEWER, OLD[0])),
+        ):
+            for tag in tags:
+                build_of(settings, tag)
 
 
 @pytest.fixture(scope="session")
-def build_at(base: Settings, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Build]:
+def made(base: Settings, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Side by side, all that any test has compiled is compiled before the first of them: commands have deadlines, and
+    one that found another's build before it would wait for that."""
+    first = first_patch_alone(base, tmp_path_factory.mktemp("patches"))
+    made = Made(base, first, series_of(base, tmp_path_factory.mktemp("none")))
+    if hasattr(request.config, "workerinput"):
+        made.everything(OLD[:1] if request.config.option.markexpr == "not long" else OLD)
+    return made
+
+
+@pytest.fixture(scope="session")
+def build(made: Made) -> Build:
+    """A real llama-server of b11434."""
+    return build_of(made.base, NEWER)
+
+
+@pytest.fixture(scope="session")
+def older_build(made: Made) -> Build:
+    """A real llama-server of b11401."""
+    return build_of(made.base, OLDER)
+
+
+@pytest.fixture(scope="session")
+def unpatched_at(made: Made) -> Callable[[str], Build]:
+    """Gives a real llama-server of any upstream tag as upstream has it."""
+    return lambda tag: build_of(made.none, tag)
+
+
+@pytest.fixture(scope="session")
+def build_at(made: Made) -> Callable[[str], Build]:
     """Gives a real llama-server of any upstream tag, with patch 0001 alone: 0002 conflicts before b11401."""
-    settings = first_patch_alone(base, tmp_path_factory.mktemp("patches"))
-    return lambda tag: build_of(settings, tag)
+    return lambda tag: build_of(made.first, tag)
 
 
 @pytest.fixture(scope="session")

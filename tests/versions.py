@@ -66,7 +66,8 @@ def run_end(end: str, pytest: Sequence[str]) -> int:
         print(f"-- {end}, Python {sys.version.split()[0]}\n{pins.read_text()}", flush=True)
         path = os.pathsep.join((str(python.parent), os.environ["PATH"]))
         env = os.environ | {"PATH": path, "PYTHONPATH": str(REPOSITORY), PINS: str(pins)}
-        return subprocess.run([python, "-m", "pytest", *pytest], cwd=REPOSITORY, env=env).returncode
+        words = ("-n", "logical", "--dist", "loadfile")
+        return subprocess.run([python, "-m", "pytest", *words, *pytest], cwd=REPOSITORY, env=env).returncode
 
 
 def _install(python: Path, end: str, home: Path) -> int:

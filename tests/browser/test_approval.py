@@ -79,11 +79,9 @@ def test_the_first_release_is_in_production(machine: Machine) -> None:
     assert machine.production() == OLDER == answered_by(machine)
 
 
-def test_a_person_reads_the_evidence_in_the_page_and_rejects(machine: Machine, browser: Browser) -> None:
-    upgrade, link = waiting_upgrade(machine)
-    page, dialog = form(browser, link)
-    request = machine.store.requests()[-1]
-    expect(dialog).to_contain_text(f"Dossier {request.dossier}")
+def read(dialog: Locator, dossier: str) -> None:
+    """Look at the evidence above the form, as a person does."""
+    expect(dialog).to_contain_text(f"Dossier {dossier}")
     for title in ("What changed upstream", "Patches", "Preflight", "Contracts", "Restores", "Evals"):
         expect(dialog.get_by_role("heading", name=title)).to_be_visible()
     expect(dialog).to_contain_text(re.compile("0001-gemma4-thinking-tags.patch.*upstreamed"))
@@ -92,6 +90,14 @@ def test_a_person_reads_the_evidence_in_the_page_and_rejects(machine: Machine, b
     assert plot.evaluate("image => image.complete && image.naturalWidth") == 760
     dialog.get_by_text(re.compile(r"^\d+ promises$")).click()
     expect(dialog.get_by_role("cell", name="auth.wrong_key")).to_be_visible()
+
+
+@pytest.mark.long
+def test_a_person_rejects_in_the_page_and_production_stays(machine: Machine, browser: Browser) -> None:
+    upgrade, link = waiting_upgrade(machine)
+    page, dialog = form(browser, link)
+    request = machine.store.requests()[-1]
+    read(dialog, request.dossier)
     fill(page, dialog, "reject", "bob", "not on a Friday")
     resume(page, dialog)
     code, said = end_of(upgrade)
@@ -101,13 +107,15 @@ def test_a_person_reads_the_evidence_in_the_page_and_rejects(machine: Machine, b
     assert machine.production() == OLDER == answered_by(machine)
 
 
-def test_a_person_approves_in_the_page_and_production_moves(machine: Machine, browser: Browser) -> None:
+def test_a_person_reads_the_evidence_in_the_page_and_approves(machine: Machine, browser: Browser) -> None:
     upgrade, link = waiting_upgrade(machine)
     page, dialog = form(browser, link)
+    read(dialog, machine.store.requests()[-1].dossier)
     fill(page, dialog, "approve", "ada", "restores look good")
     keep(page, "prefect-page.png")
     resume(page, dialog)
     code, said = end_of(upgrade)
     assert code == 0, said
+    assert f"Prefect page {link}\n" in said
     assert machine.production() == NEWER == answered_by(machine)
     assert "by ada" in machine.events("promoted")[-1].summary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from threading import Lock
+from threading import Condition
 from typing import Any
 
 from tasks.contracts.promises import Server
@@ -136,22 +136,28 @@ class NeverSaysDone(Breakage):
 
 
 class MixesStreams(Breakage):
-    """Swaps words between two streams that run at the same time."""
+    """Swaps words between two streams that run at the same time: the first word of each waits for another's."""
 
     def __init__(self) -> None:
         self.held: dict[int, bytes] = {}
-        self.lock = Lock()
+        self.came = Condition()
 
     def line(self, ask: Ask, line: bytes) -> bytes:
         if b'"content":"w' not in line:
             return line
-        with self.lock:
-            other = next((mine for mine in self.held if mine != id(ask)), None)
-            self.held[id(ask)] = line
+        with self.came:
+            first, self.held[id(ask)] = id(ask) not in self.held, line
+            self.came.notify_all()
+            if first:
+                self.came.wait_for(lambda: self._other(ask), 10.0)
+            other = self._other(ask)
             return line if other is None else self.held[other]
 
+    def _other(self, ask: Ask) -> int | None:
+        return next((mine for mine in self.held if mine != id(ask)), None)
+
     def ended(self, ask: Ask) -> None:
-        with self.lock:
+        with self.came:
             self.held.pop(id(ask), None)
 
 

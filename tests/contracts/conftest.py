@@ -13,7 +13,6 @@ from tasks.contracts.trials import trial_release
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Build, Endpoint, Release
 from tasks.settings import Settings
-from tests.conftest import build_of
 
 Serving = Callable[[Server], tuple[Endpoint, Release]]
 """Gives the trial server of a kind, and what it runs."""
@@ -46,16 +45,8 @@ def older_release(platform: LocalPlatform, older_build: Build, smollm2: Path) ->
 
 
 @pytest.fixture(scope="session")
-def unpatched_build(base: Settings, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """A real llama-server of b11434 as upstream has it."""
-    none = tmp_path_factory.mktemp("patches")
-    (none / "series").touch()
-    return build_of(base.model_copy(update={"patches": none}), "b11434")
-
-
-@pytest.fixture(scope="session")
-def unpatched_release(platform: LocalPlatform, unpatched_build: Build, smollm2: Path) -> Release:
-    return release_of(platform, unpatched_build, smollm2)
+def unpatched_release(platform: LocalPlatform, unpatched_at: Callable[[str], Build], smollm2: Path) -> Release:
+    return release_of(platform, unpatched_at("b11434"), smollm2)
 
 
 @pytest.fixture(scope="session")

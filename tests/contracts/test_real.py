@@ -96,7 +96,9 @@ def test_a_real_server_keeps_every_promise_but_the_known_ones(platform: LocalPla
     assert told[-1][:2] == (len(found), len(found))
 
 
-@pytest.mark.parametrize("tag", ["b8672", "b9105", "b10605", "b11434"])
+@pytest.mark.parametrize(
+    "tag", ["b8672", *(pytest.param(t, marks=pytest.mark.long) for t in ("b9105", "b10605")), "b11434"]
+)
 def test_every_route_in_upstreams_code_is_asked_for_a_key(
     tag: str, base: Settings, build_at: Callable[[str], Build]
 ) -> None:

@@ -18,7 +18,6 @@ from tasks.doctor.live import checks
 from tasks.platforms.local import LocalPlatform
 from tasks.release import BadInput, Build, Endpoint, Problem, Release, ReleaseFailed, ToolingError
 from tasks.settings import Settings
-from tests.conftest import build_of
 from tests.contracts.breaking_proxy import Ask, Breakage, Reply, broken
 from tests.contracts.conftest import platform, release_of
 from tests.platforms.conftest import platform_at, stand_of
@@ -87,21 +86,14 @@ def test_a_tool_round_trip_of_an_agent_is_whole(tag: str, serve: Serve) -> None:
 
 
 def test_a_budget_without_effect_is_found_by_asking_twice_and_the_patch_mends_it(
-    serve: Serve, unpatched_old: Build
+    serve: Serve, unpatched_at: Callable[[str], Build]
 ) -> None:
-    with serve("b8672", "scripted", build=unpatched_old) as endpoint:
+    with serve("b8672", "scripted", build=unpatched_at("b8672")) as endpoint:
         found = asked(endpoint)["budget"]
     assert isinstance(found, ReleaseFailed)
     assert found.what == "thinking_budget_tokens changes nothing: 60 words with and without it"
     with serve("b8672", "scripted") as endpoint:
         assert "60 without" in str(asked(endpoint)["budget"])
-
-
-@pytest.fixture(scope="module")
-def unpatched_old(base: Settings, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    none = tmp_path_factory.mktemp("patches")
-    (none / "series").touch()
-    return build_of(base.model_copy(update={"patches": none}), "b8672")
 
 
 @pytest.mark.parametrize(

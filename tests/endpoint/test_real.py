@@ -24,7 +24,6 @@ from tests.contracts.conftest import (
     release,
     scripted_release,
     scripted_server,
-    unpatched_build,
     unpatched_release,
 )
 from tests.endpoint.conftest import AT_ONCE, Ask, Use
@@ -33,7 +32,7 @@ from tests.platforms.stand import Stand, until
 
 __all__ = [
     "calling_release", "calling_server", "platform", "release", "scripted_release", "scripted_server", "stand",
-    "unpatched_build", "unpatched_release",
+    "unpatched_release",
 ]  # fmt: skip
 pytestmark = pytest.mark.real
 TOOLS = [

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -29,7 +29,6 @@ def many() -> list[Item]:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4))
-@settings(max_examples=10)
 def test_the_same_seed_gives_the_same_items_and_fewer_are_the_beginning_of_more(seed: int, each: int) -> None:
     made = generate(WORDS_ONLY, seed, each)
     assert made == generate(WORDS_ONLY, seed, each)

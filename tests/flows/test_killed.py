@@ -64,6 +64,16 @@ AT_PRODUCTION = {
     "after the pointer has moved": Kill(r"stages/production\.json", after=True),
 }
 
+SHORT = {
+    "in the middle of patches", "in the middle of proof, a trial server up", "in the middle of staging",
+    "in the middle of evals", "with the intent open",
+}  # fmt: skip
+"""At each of the others a run dies in the same ways: in the middle of something, or between two things."""
+
+
+def points(of: dict[str, Kill]) -> list[object]:
+    return [pytest.param(name, marks=[] if name in SHORT else pytest.mark.long) for name in of]
+
 
 @dataclass
 class Scene:
@@ -185,7 +195,7 @@ def scene(
                 platform.stop(stage)
 
 
-@pytest.mark.parametrize("point", UNTIL_STAGING)
+@pytest.mark.parametrize("point", points(UNTIL_STAGING))
 def test_a_run_is_killed(scene: Scene, point: str) -> None:
     scene.kill(UNTIL_STAGING[point])
 
@@ -213,7 +223,7 @@ def test_the_activators_are_killed_and_brought_back(scene: Scene) -> None:
     scene.seen.lost[:] = before
 
 
-@pytest.mark.parametrize("point", UNTIL_APPROVED)
+@pytest.mark.parametrize("point", points(UNTIL_APPROVED))
 def test_a_later_run_is_killed(scene: Scene, point: str) -> None:
     scene.kill(UNTIL_APPROVED[point])
 
@@ -245,7 +255,7 @@ def test_worker_and_server_are_killed_while_a_run_is_suspended_and_it_dies_on_re
     scene.check()
 
 
-@pytest.mark.parametrize("point", AT_PRODUCTION)
+@pytest.mark.parametrize("point", points(AT_PRODUCTION))
 def test_a_run_that_may_promote_is_killed(scene: Scene, point: str) -> None:
     scene.kill(AT_PRODUCTION[point])
 

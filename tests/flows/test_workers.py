@@ -141,6 +141,7 @@ def served(base: Settings, build: Build, tmp_path: Path) -> Iterator[Shell]:
     found.end()
 
 
+@pytest.mark.long
 def test_an_upgrade_that_one_worker_suspended_is_promoted_by_another(site: Site) -> None:
     site.server.start("prefect server start", log="server.log")
     wait_for(lambda: healthy(site.api))

@@ -19,7 +19,6 @@ from tasks.contracts.scripted import build as build_model
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Build, Endpoint, Release
 from tasks.settings import Settings
-from tests.conftest import build_of
 from tests.contracts.breaking_proxy import Ask, Breakage, Reply, broken
 from tests.modal_app import projector
 
@@ -36,17 +35,19 @@ def platform(base: Settings) -> LocalPlatform:
 
 @pytest.fixture(scope="module")
 def servers(
-    platform: LocalPlatform, base: Settings, build: Build, tmp_path_factory: pytest.TempPathFactory
+    platform: LocalPlatform,
+    build: Build,
+    unpatched_at: Callable[[str], Build],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Servers]:
     """Releases of an upstream tag with so many slots, whose model is a script (with a sliding window)."""
     folder = tmp_path_factory.mktemp("warmup")
-    (folder / "series").touch()
     # the letters that a nonce ends with have a word to say, too
     script = Script(("model\nThe answer is forty-two.<turn|>", *(f"{letter}\n" for letter in "0123456789abcdef")))
     model = platform.store.put_file(build_model(script, folder / "m.gguf"))
 
     def release(tag: str, slots: int) -> Release:
-        made = build if tag == "b11434" else build_of(base.model_copy(update={"patches": folder}), tag)
+        made = build if tag == "b11434" else unpatched_at(tag)
         load = ("--load-mode", "none") if made.source.upstream.build >= 10884 else ("--no-mmap",)  # upstream b10884
         return Release(
             upstream=made.source.upstream, tree=made.source.tree, build=made.digest, alias="script",

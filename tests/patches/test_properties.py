@@ -115,7 +115,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sources]:
     yield Sources(tmp_path_factory.mktemp("sources"))
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=histories(), known=st.sampled_from([True, True, False]))
 def test_what_is_built_with_changed_its_own_function_and_no_other(
     sources: Sources, tmp_path: Path, history: tuple[str, str, str], known: bool
@@ -145,7 +145,7 @@ def test_what_is_built_with_changed_its_own_function_and_no_other(
         )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=histories())
 def test_upstreamed_is_said_only_of_a_function_that_has_the_lines(
     sources: Sources, tmp_path: Path, history: tuple[str, str, str]

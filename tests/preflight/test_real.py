@@ -19,7 +19,7 @@ from tasks.store import Store, sha256_of
 
 pytestmark = pytest.mark.real
 
-TAGS = ("b8672", "b9105", "b10605", "b11434")
+TAGS = ("b8672", "b11434")
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,14 @@ def releases(platform: LocalPlatform, settings: Settings, builds: dict[str, Buil
 
 @pytest.fixture(scope="module")
 def between(
-    platform: LocalPlatform, settings: Settings, builds: dict[str, Build], releases: dict[str, Release]
+    platform: LocalPlatform, settings: Settings, build_at: Callable[[str], Build]
 ) -> Callable[[str, str], dict[str, Difference]]:
     """Gives what changed from one build to another, by every name."""
 
     def named(old: str, new: str) -> dict[str, Difference]:
-        found = differences(platform, settings, builds[new], releases[new], releases[old])
+        built = {tag: build_at(tag) for tag in (old, new)}
+        before, after = (bundle(platform.store, each, settings.server)[0] for each in built.values())
+        found = differences(platform, settings, built[new], after, before)
         assert not [each for each in found if each.fails]
         return {name: each for each in found if each.what is not What.ADDED for name in each.names}
 
@@ -60,6 +62,7 @@ def between(
 Between = Callable[[str, str], dict[str, Difference]]
 
 
+@pytest.mark.long
 def test_from_b8672_to_b9105_the_ollama_routes_went(between: Between) -> None:
     found = between("b8672", "b9105")
     for route in ("POST /api/show", "GET /api/tags", "POST /api/chat"):
@@ -70,6 +73,7 @@ def test_from_b8672_to_b9105_the_ollama_routes_went(between: Between) -> None:
     assert "--timeout" not in found
 
 
+@pytest.mark.long
 def test_from_b9105_to_b10605_the_web_ui_was_renamed_and_models_closed(between: Between) -> None:
     found = between("b9105", "b10605")
     assert (found["--webui"].after, found["--webui"].gone) == ("--ui", False)
@@ -90,6 +94,7 @@ def test_from_b9105_to_b10605_the_web_ui_was_renamed_and_models_closed(between: 
     assert found["--no-mmap"].what is What.DEFAULT_CHANGED  # deprecated, and still taken
 
 
+@pytest.mark.long
 def test_from_b10605_to_b11434_no_mmap_went_for_load_mode_and_malformed_json_is_a_400(between: Between) -> None:
     found = between("b10605", "b11434")
     assert (found["--no-mmap"].after, found["--no-mmap"].gone) == ("--load-mode", True)
