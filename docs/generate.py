@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from flows.__main__ import INTERRUPTED, app
 from flows.doctor import ONLY_WARNINGS
 from flows.outcome import EXIT_CODES
-from tasks.contracts import CONTRACTS
+from tasks.contracts.promises import CONTRACTS
 from tasks.release import BadInput, ReleaseFailed, ToolingError
 from tasks.report import markdown_table
 from tasks.runbook import COLLECT, RUNBOOK, Row
@@ -151,7 +151,7 @@ def collect() -> str:
     return "\n".join(f"- {item}" for item in COLLECT)
 
 
-MADE = {
+MADE: dict[str, Callable[[str | None], str]] = {
     "settings": settings,
     "commands": lambda _: commands(),
     "exits": lambda _: exits(),

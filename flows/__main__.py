@@ -397,7 +397,7 @@ def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters
     with approver_at_the_terminal(approver) as tell:
         told: list[UUID] = []
 
-        def started(flow: Any, flow_run: Any, state: Any) -> None:
+        def started(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001 - as Prefect names them
             if not told:
                 told.append(flow_run.id)
                 console.print(f"  Prefect page {page}/v2/runs/flow-run/{flow_run.id}", soft_wrap=True)

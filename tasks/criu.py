@@ -60,7 +60,7 @@ def version(criu: str) -> str:
 
 
 @cache
-def _says(criu: str, mtime_ns: int) -> str:
+def _says(criu: str, _mtime_ns: int) -> str:
     """The version that an executable says it is; asked once while it is the same file."""
     said = _run([criu, "--version"])
     found = re.search(r"Version: (\S+)", said.stdout)
@@ -70,7 +70,7 @@ def _says(criu: str, mtime_ns: int) -> str:
 
 
 @cache
-def _check(criu: str, mtime_ns: int) -> None:
+def _check(criu: str, _mtime_ns: int) -> None:
     """Raises CriuFailed when CRIU or a pid namespace may not do here what they must (in most containers)."""
     said = _run([*_NAMESPACE, *_with_a_memory(), criu, "check"])
     if said.returncode:

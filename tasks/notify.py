@@ -87,7 +87,7 @@ class Undelivered(Exception):
 class Log:
     """Messages as log lines: where there is no Slack."""
 
-    def post(self, notice: Notice, root: str | None) -> Sent:
+    def post(self, notice: Notice, _root: str | None) -> Sent:
         log.info("%s", " | ".join(filter(None, [notice.title, notice.text, notice.link, notice.command])))
         return Sent(id=notice.digest)
 

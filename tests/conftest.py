@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +109,13 @@ def series_of(base: Settings, folder: Path, *names: str) -> Settings:
     return base.model_copy(update={"patches": folder})
 
 
+@pytest.fixture(scope="session")
+def built(base: Settings, build: Build, older_build: Build) -> Settings:
+    """`base`, once its store has both builds: for what takes them from there."""
+    assert {build.digest, older_build.digest} <= {each.digest for each in Store(base.store).builds()}
+    return base
+
+
 def first_patch_alone(base: Settings, folder: Path) -> Settings:
     """Settings whose series, in this empty folder, is patch 0001: what old upstream tags are built with."""
     (patch,) = base.patches.glob("0001-*.patch")
@@ -181,13 +188,13 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def store_with(base: Settings, tmp_path: Path) -> Iterator[Store]:
+def store_with(base: Settings, tmp_path: Path) -> Store:
     """A store of its own that has the machine's builds (as hard links where possible)."""
     store = Store(tmp_path / "store")
     source = Store(base.store).root / "builds"
     if source.exists():
         shutil.copytree(source, store.root / "builds", copy_function=_link)
-    yield store
+    return store
 
 
 def _link(source: str, target: str) -> None:

@@ -43,7 +43,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def made(settings: Settings, source: SourceTree) -> Build:
-    return compile_build(source, Recipe(), Store(settings.store), settings, lambda done, total, what: None)
+    return compile_build(source, Recipe(), Store(settings.store), settings, lambda *_: None)
 
 
 def test_the_first_error_is_shown_not_the_end_of_the_log() -> None:

@@ -45,7 +45,7 @@ def retained(platform: LocalPlatform, build: Build, tmp_path_factory: pytest.Tem
 
 
 def drilled(platform: LocalPlatform, release: Release) -> Event:
-    return run(platform, release, lambda done, total, what: None)
+    return run(platform, release, lambda *_: None)
 
 
 def test_a_release_that_boots_and_keeps_what_must_hold_passes_and_its_dossier_stays(

@@ -188,7 +188,7 @@ def test_an_outage_loses_nothing_and_the_next_run_tells_it(
     ("channel", "token", "why"), [("#releases", "xoxb-wrong", "invalid_auth"), ("#nowhere", TOKEN, "channel_not_found")]
 )
 def test_a_wrong_token_or_channel_says_what_to_check_and_never_the_token(
-    book: Book, slack: FakeSlack, settings: NotifySettings, channel: str, token: str, why: str
+    book: Book, settings: NotifySettings, channel: str, token: str, why: str
 ) -> None:
     book.started()
     with pytest.raises(Undelivered, match=why) as refused:

@@ -209,7 +209,7 @@ def test_an_intent_left_before_the_pointer_moved_is_undone(platform: LocalPlatfo
     platform.store.open_intent(
         Intent(stage="production", action="promote", before=one.id, after=two.id, dossier=None, by="alice")
     )
-    platform.deploy("production", two, lambda endpoint: None)
+    platform.deploy("production", two, lambda _: None)
     assert served(platform) == "two"
     assert "undid" in recover(platform)
     assert served(platform) == "one"
@@ -225,7 +225,7 @@ def test_a_redeploy_of_the_same_release_that_was_left_open_is_told_by_its_genera
         stage="production", action="redeploy", before=one.id, after=one.id, generation="2", dossier=None, by="carol"
     )
     store.open_intent(left)
-    platform.deploy("production", one, lambda endpoint: None, generation="2")
+    platform.deploy("production", one, lambda _: None, generation="2")
     assert "undid" in recover(platform)
     assert platform.serving("production") == (one.id, "")
     store.open_intent(left)
@@ -254,7 +254,7 @@ def test_the_first_promotion_undone_leaves_nothing_serving(platform: LocalPlatfo
     platform.store.open_intent(
         Intent(stage="production", action="promote", before=None, after=one.id, dossier=None, by="alice")
     )
-    platform.deploy("production", one, lambda endpoint: None)
+    platform.deploy("production", one, lambda _: None)
     assert "undid" in recover(platform)
     assert platform.status("production") is None
     assert platform.store.pointer("production") == StagePointer(stage="production")

@@ -167,6 +167,6 @@ def test_an_api_key_is_in_no_dump_and_no_repr() -> None:
 
 def test_models_are_frozen_and_refuse_unknown_fields() -> None:
     with pytest.raises(ValidationError):
-        a_release().alias = "x"  # type: ignore[misc]
+        a_release().alias = "x"
     with pytest.raises(ValidationError):
         a_release(colour="red")

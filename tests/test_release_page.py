@@ -143,7 +143,7 @@ def test_a_release_of_which_nothing_is_known_but_its_name_has_a_page(store: Stor
     assert "Nobody was asked" in Page(page(store, a_release())).text
 
 
-def test_the_lines_before_a_run_knew_its_release_are_the_releases_and_nobody_elses(store: Store) -> None:
+def test_the_lines_before_a_run_knew_its_release_are_the_releases_and_nobody_elses() -> None:
     def event(kind: str, release: str | None = None, **detail: object) -> Event:
         return Event(kind=kind, release=release, summary=kind, detail={"seconds": 1.0, **detail})
 

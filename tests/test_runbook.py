@@ -78,7 +78,10 @@ def test_every_issue_tool_mode_and_status_of_the_guide_has_a_row() -> None:
 def test_commands_in_fixes_are_commands_that_there_are() -> None:
     from flows.__main__ import app
 
-    there = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}  # type: ignore[union-attr]
+    there = {
+        command.name or (command.callback.__name__.replace("_", "-") if command.callback else None)
+        for command in app.registered_commands
+    }
     there |= {group.name for group in app.registered_groups}
     for row in RUNBOOK:
         for command in re.findall(r"llama-release ([a-z]+)", row.fix):
@@ -240,8 +243,8 @@ def serving(binary: Path, model: Path, tmp_path_factory: pytest.TempPathFactory)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    argv = [binary, "--model", model, "--port", str(port), "--threads", "1", "--ctx-size", "512", "--parallel", "1",
-            "--jinja", "--api-key", "right"]  # fmt: skip
+    argv = [str(binary), "--model", str(model), "--port", str(port), "--threads", "1", "--ctx-size", "512",
+            "--parallel", "1", "--jinja", "--api-key", "right"]  # fmt: skip
     with open(log, "wb") as output, subprocess.Popen(argv, stdout=output, stderr=output) as process:
         endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}", api_key="right")
         try:

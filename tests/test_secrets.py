@@ -11,16 +11,16 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import pytest
 
 from flows.server import prefect_server
 from tasks.platforms.local import LocalPlatform
-from tasks.release import Build
 from tasks.settings import LocalSettings, Settings
 from tasks.store import Store
 from tests.fakes.slack import TOKEN, FakeSlack, fake_slack
@@ -45,6 +45,7 @@ PLANTED = {
     "AWS_SECRET_ACCESS_KEY": "planted-aws-secret-4711",
     "HTTPS_PROXY": "http://ada:planted-proxy-password-4711@127.0.0.1:9",
 }
+Place = TypeVar("Place")
 SECRETS = [KEY, TOKEN, URL_PASSWORD, "planted-proxy-password-4711", *list(PLANTED.values())[2:-1]]
 FAILING = {
     # an upstream that does not answer, at an address with a password: every error message is about that address
@@ -69,24 +70,22 @@ class Story:
         return {path: path.read_bytes() for path in found if path.suffix != ".gguf" and "snapshots" not in path.parts}
 
 
-def holding(texts: dict[object, bytes]) -> list[tuple[object, str]]:
+def holding(texts: Mapping[Place, bytes]) -> list[tuple[Place, str]]:
     """(where, which secret) of each that is found."""
     return [(place, secret) for place, text in texts.items() for secret in SECRETS if secret.encode() in text]
 
 
 @pytest.fixture(scope="module")
-def story(
-    base: Settings, build: Build, older_build: Build, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Story]:
+def story(built: Settings, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     store = Store(tmp_path_factory.mktemp("secrets") / "store")
-    shutil.copytree(Store(base.store).root / "builds", store.root / "builds", copy_function=os.link)
-    settings = Settings(store=store.root, cache=base.cache, local=LocalSettings(staging_port=0, production_port=0))
+    shutil.copytree(Store(built.store).root / "builds", store.root / "builds", copy_function=os.link)
+    settings = Settings(store=store.root, cache=built.cache, local=LocalSettings(staging_port=0, production_port=0))
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "PREFECT_", "DEMO_"))}
     with fake_slack() as slack:
         env |= PLANTED | {
             "NO_PROXY": "*",
             "LLAMA_RELEASE_STORE": str(store.root),
-            "LLAMA_RELEASE_CACHE": str(base.cache),
+            "LLAMA_RELEASE_CACHE": str(built.cache),
             "LLAMA_RELEASE_SERVER__API_KEY_ENV": "OUR_SERVERS_WORD",
             "LLAMA_RELEASE_SERVER__MODEL": str(smollm2),
             "LLAMA_RELEASE_SERVER__THREADS": "1",
@@ -147,7 +146,7 @@ def test_no_secret_is_in_the_store_its_ledger_its_logs_its_report_or_prefects_da
     found = story.files()
     kinds = {path.relative_to(story.platform.store.root).parts[0] for path in found}
     assert {"ledger", "dossiers", "answers", "reports", "prefect", "run", "stages"} <= kinds
-    assert holding({**found}) == []
+    assert holding(found) == []
 
 
 def test_no_artifact_log_line_or_state_of_a_run_holds_a_secret(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +187,7 @@ def test_no_message_holds_a_secret(story: Story) -> None:
 
 def test_a_stage_knows_no_secret_but_its_own_key(story: Story) -> None:
     assert len(story.environments) >= 2
-    assert {secret for _, secret in holding({**story.environments})} <= {KEY}
+    assert {secret for _, secret in holding(story.environments)} <= {KEY}
 
 
 def test_snapshots_hold_the_key_no_other_secret_and_are_their_owners_alone(story: Story) -> None:

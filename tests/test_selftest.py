@@ -18,7 +18,7 @@ from tests.tiny import MAIN, that_counts_wrongly, that_dies, tiny
 
 
 @pytest.fixture
-def settings(tmp_path: Path, base: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     return Settings(store=tmp_path / "store", cache=tmp_path / "cache")
 
@@ -27,7 +27,7 @@ RECIPE = Recipe()
 
 
 def made(settings: Settings, source: SourceTree, recipe: Recipe = RECIPE) -> Build:
-    return compile_build(source, recipe, Store(settings.store), settings, lambda done, total, what: None)
+    return compile_build(source, recipe, Store(settings.store), settings, lambda *_: None)
 
 
 def in_production(settings: Settings, build: Build) -> None:

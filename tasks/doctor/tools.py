@@ -175,7 +175,7 @@ def _remember(cache: Path, known: Mapping[str, object]) -> None:
 # -- the others -------------------------------------------------------------------------------------------------------
 
 
-def git(settings: Settings) -> str:
+def git(_: Settings) -> str:
     """A git that can merge trees. Raises NotInstalled."""
     if (found := shutil.which("git")) is None:
         raise NotInstalled("git is not on this machine", evidence="there is no git on PATH", packages=("git",))
@@ -191,7 +191,7 @@ def git(settings: Settings) -> str:
     return said.text
 
 
-def wheels(settings: Settings) -> str:
+def wheels(_: Settings) -> str:
     """The tools that came as wheels run here. Raises ToolingError for one made for another C library or machine."""
     wrong, said = [], []
     for name in WHEELS:

@@ -65,7 +65,7 @@ def _question(item: Item) -> ChatMessageUser:
 def converse(seed: int) -> Solver:
     """Ask at temperature 0; as long as the model calls tools that have results, tell these and ask on."""
 
-    async def solve(state: TaskState, generate: Generate) -> TaskState:
+    async def solve(state: TaskState, generate: Generate) -> TaskState:  # noqa: ARG001 - a Solver has it
         item = Item.model_validate(state.metadata["item"])
         known = {key: result for tool in item.tools for key, result in tool.results.items()}
         tools = [
@@ -123,7 +123,7 @@ def _made(call: ToolCall) -> Call:
 def exact() -> Scorer:
     """Our exact checks; an answer that was cut off is never right."""
 
-    async def score(state: TaskState, target: Target) -> Score:
+    async def score(state: TaskState, target: Target) -> Score:  # noqa: ARG001 - a Scorer has it
         item = Item.model_validate(state.metadata["item"])
         calls = [_made(c) for c in state.output.message.tool_calls or []] if state.output.choices else []
         whole = str(state.output.stop_reason) in ENDS
@@ -140,7 +140,7 @@ def exact() -> Scorer:
 class Telling(Hooks):
     """Inspect makes one of this when the module is imported; `tell` is set by whoever wants to be told."""
 
-    tell: Callable[[ItemAnswer], None] = staticmethod(lambda answer: None)
+    tell: Callable[[ItemAnswer], None] = staticmethod(lambda _: None)
     family: dict[str, str] = {}  # noqa: RUF012
 
     async def on_task_start(self, data: TaskStart) -> None:

@@ -170,7 +170,7 @@ class Gate:
     def _ask(self, asking: Asking, endpoint: Endpoint, release: Release, items: Sequence[Item], book: Book) -> None:
         missing = list({item.id: item for item in items if item.id not in book}.values())
 
-        def progress(done: int, total: int, what: str) -> None:
+        def progress(done: int, _total: int, what: str) -> None:
             self._progress(done, len(self._items), f"at most, asking {release.label}: {what}")
 
         self._asking = release

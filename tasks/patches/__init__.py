@@ -127,7 +127,12 @@ def _notes(upstream: Upstream | None) -> Notes:
 
 
 @stage("patches", "patch {release}")
-def apply(row: Row, platform: Platform, settings: Settings, release: UpstreamRelease) -> SourceTree:
+def apply(
+    row: Row,
+    platform: Platform,  # noqa: ARG001 - every stage has one
+    settings: Settings,
+    release: UpstreamRelease,
+) -> SourceTree:
     """The release's source with the patch series on it. Raises ReleaseFailed when a patch is blocked."""
     row.progress(0, 3, f"fetching the source of {release.tag}")
     upstream = open_upstream(settings)

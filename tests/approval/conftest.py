@@ -78,6 +78,8 @@ class Deployed:
 
 
 @pytest.fixture
-def deployed(page: str, store: Store) -> Deployed:
+def deployed(page: str, store: Store) -> Deployed:  # noqa: ARG001 - the server that is in force
     name = f"of {store.root.parent.name}"
-    return Deployed(RunnerDeployment.from_entrypoint(SCRIPT, name=name).apply(), store)  # type: ignore[arg-type]
+    made = RunnerDeployment.from_entrypoint(SCRIPT, name=name).apply()
+    assert isinstance(made, UUID)  # and not a coroutine of it, as in an event loop
+    return Deployed(made, store)

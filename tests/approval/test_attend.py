@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect import get_client
+from prefect import State, get_client
 from prefect.input.run_input import keyset_from_paused_state
 from prefect.states import Paused, Running, Suspended
 
@@ -31,13 +31,13 @@ def open_question(deployed: Deployed, page: str, suspended: bool = True, **chang
     """A run that waits for a person, as `ask` leaves it."""
     run = deployed.create()
     request = a_request(deployed.store, run=str(run), api_url=f"{page}/api", suspended=suspended, **changes)
-    make = Suspended if suspended else Paused
-    waits = make(timeout_seconds=3600, pause_key=request.key)
-    waits.state_details.run_input_keyset = keyset_from_paused_state(waits)
+    waits: State[None] = (Suspended if suspended else Paused)(timeout_seconds=3600, pause_key=request.key)
+    keys = keyset_from_paused_state(waits)
+    waits.state_details.run_input_keyset = {str(name): key for name, key in keys.items()}
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run, Running(), force=True)
         client.set_flow_run_state(run, waits, force=True)
-    Decision.save(waits.state_details.run_input_keyset, run)
+    Decision.save(keys, run)
     return request
 
 
@@ -64,7 +64,7 @@ def test_reminders_come_at_their_interval(deployed: Deployed, page: str) -> None
 
 
 @pytest.mark.parametrize(
-    "moved, why",
+    ("moved", "why"),
     [(move_production, "production moved"), (move_staging, "staging serves"), (change_dossier, "the dossier changed")],
 )
 def test_a_question_that_no_longer_stands_is_withdrawn_and_its_run_cancelled(

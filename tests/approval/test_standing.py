@@ -58,7 +58,7 @@ def test_a_question_stands_while_nothing_moved(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "moved, why",
+    ("moved", "why"),
     [
         (move_production, "production moved: asked to replace nothing, it is"),
         (move_staging, "staging serves"),

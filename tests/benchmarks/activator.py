@@ -78,7 +78,7 @@ def main() -> Iterator[str]:
 
 def measured(release: Release, platform: LocalPlatform) -> Iterator[str]:
     """The table's lines, one as soon as it is measured."""
-    through = platform.deploy("staging", release, lambda endpoint: None)
+    through = platform.deploy("staging", release, lambda _: None)
     with Client(through) as client:
         client.get("/health")
     status = platform.status("staging")

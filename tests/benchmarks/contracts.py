@@ -15,7 +15,7 @@ from pathlib import Path
 from flows.demo import model as demo_model
 from tasks import contracts
 from tasks.contracts.promises import CONTRACTS, Recorder, verify
-from tasks.contracts.trials import trial_release
+from tasks.contracts.trials import ORDER, trial_release
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Build, Release, Verdict, Verification
 from tasks.report import markdown_table
@@ -44,7 +44,7 @@ def main() -> Iterator[str]:
         kept = sum(v.verdict is Verdict.PASSED for v in every)
         slow = "" if seconds <= MOST_S else f", more than the {MOST_S:.0f} s it should take"
         yield (
-            f"{tag}: {kept} of {len(every)} promises kept in {seconds:.1f} s on {len(contracts.ORDER)} servers{slow}; "
+            f"{tag}: {kept} of {len(every)} promises kept in {seconds:.1f} s on {len(ORDER)} servers{slow}; "
             f"{busy:.1f} s of CPU, ours and the servers'"
         )
     yield "\nkept, by subject:\n"

@@ -73,7 +73,7 @@ def main() -> Iterator[str]:
     yield f"bound: {BOUND} nats for one log-probability, {MEAN} for the root of the mean square of a prompt"
     yield f"{'right':<44}{'largest':>9}{'rms':>9}{'seconds':>9}"
     threads = str(os.cpu_count() or 1)
-    ways = [("1 thread", ("-t", "1")), (f"{threads} threads", ("-t", threads))]
+    ways: list[tuple[str, tuple[str, ...]]] = [("1 thread", ("-t", "1")), (f"{threads} threads", ("-t", threads))]
     builds = sorted(store.builds(), key=lambda build: build.source.upstream.build)
     for build in builds:
         binary = store.build_dir(build.digest) / build.recipe.target

@@ -179,7 +179,8 @@ def disk(name: str, bench: Bench, rounds: int, *, copies: bool) -> Iterator[str]
     lessened, size = time.monotonic() - began, size_of(bench.images)
     port = running.port
     running.end()
-    cold, back = [], []
+    cold: list[float] = []
+    back: list[float] = []
     for _ in range(rounds):
         for seconds, start in ((cold, bench.cold), (back, lambda: bench.back(port))):
             running = start()

@@ -42,7 +42,7 @@ class Drops(Breakage):
     def __str__(self) -> str:
         return f"Drops {' and '.join(self.fields)}" + (f" at {self.at}" if self.at else "")
 
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         heard = self.at in ("", ask.path) and any(field.encode() in ask.body for field in self.fields)
         return resent(ask, self._drop) if heard else ask
 
@@ -53,19 +53,19 @@ class Drops(Breakage):
 
 
 class DropsMaxTokens(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         return Ask(ask.method, ask.path, re.sub(rb'"max_tokens": ?3\b,?', b"", ask.body), ask.key)
 
 
 class DropsTemplateArguments(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         if b"What is the answer?" not in ask.body:
             return ask
         return Ask(ask.method, ask.path, ask.body.replace(b"enable_thinking", b"thinks_enabled"), ask.key)
 
 
 class DropsZeroTemperature(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         return resent(ask, self._drop)
 
     def _drop(self, body: Any) -> None:
@@ -79,18 +79,18 @@ class KnowsNobody(Breakage):
 
 
 class TakesAnyKey(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
-        return Ask(ask.method, ask.path, ask.body, right_key if ask.key else None)
+    def ask(self, ask: Ask) -> Ask:
+        return Ask(ask.method, ask.path, ask.body, self.right_key if ask.key else None)
 
 
 class NeedsNoKey(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
-        return Ask(ask.method, ask.path, ask.body, ask.key or right_key)
+    def ask(self, ask: Ask) -> Ask:
+        return Ask(ask.method, ask.path, ask.body, ask.key or self.right_key)
 
 
 class OpensOneRoute(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
-        return Ask(ask.method, ask.path, ask.body, right_key if ask.path == "/detokenize" else ask.key)
+    def ask(self, ask: Ask) -> Ask:
+        return Ask(ask.method, ask.path, ask.body, self.right_key if ask.path == "/detokenize" else ask.key)
 
 
 class ForgetsUsage(Breakage):
@@ -131,7 +131,7 @@ class ChangesStreams(Breakage):
 
 
 class NeverSaysDone(Breakage):
-    def line(self, ask: Ask, line: bytes) -> bytes:
+    def line(self, _ask: Ask, line: bytes) -> bytes:
         return b"" if b"[DONE]" in line else line
 
 
@@ -176,7 +176,7 @@ class FreezesMetrics(Breakage):
 
 
 class RenamesOneMetric(Breakage):
-    def reply(self, ask: Ask, reply: Reply) -> Reply:
+    def reply(self, _ask: Ask, reply: Reply) -> Reply:
         return Reply(reply.status, reply.body.replace(b"requests_deferred", b"requests_waiting"))
 
 
@@ -191,12 +191,12 @@ class ForgetsSlots(Breakage):
 
 
 class FailsOnMalformedJson(Breakage):
-    def reply(self, ask: Ask, reply: Reply) -> Reply:
+    def reply(self, _ask: Ask, reply: Reply) -> Reply:
         return Reply(500, reply.body) if b"parse error" in reply.body else reply
 
 
 class FailsOnBadRequests(Breakage):
-    def reply(self, ask: Ask, reply: Reply) -> Reply:
+    def reply(self, _ask: Ask, reply: Reply) -> Reply:
         return Reply(500, reply.body) if reply.status == 400 else reply
 
 
@@ -209,12 +209,12 @@ class IsIllAfterBadRequests(Breakage):
 
 
 class KnowsEveryRoute(Breakage):
-    def reply(self, ask: Ask, reply: Reply) -> Reply:
+    def reply(self, _ask: Ask, reply: Reply) -> Reply:
         return Reply(200, reply.body) if reply.status == 404 else reply
 
 
 class SpeaksOfNoError(Breakage):
-    def reply(self, ask: Ask, reply: Reply) -> Reply:
+    def reply(self, _ask: Ask, reply: Reply) -> Reply:
         return Reply(reply.status, b'{"detail": "no"}') if reply.status >= 400 else reply
 
 
@@ -224,7 +224,7 @@ class RefusesLargeBodies(Breakage):
 
 
 class LosesReasoning(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         return Ask(ask.method, ask.path, ask.body.replace(b"reasoning_content", b"reasoning_forgotten"), ask.key)
 
 
@@ -263,7 +263,7 @@ class FailsWhileLoading(Breakage):
 
 
 class TakesLongPrompts(Breakage):
-    def reply(self, ask: Ask, reply: Reply) -> Reply:
+    def reply(self, _ask: Ask, reply: Reply) -> Reply:
         return Reply(200, reply.body) if b"exceed" in reply.body else reply
 
 
@@ -278,7 +278,7 @@ class CutsResponses(Breakage):
 class StopsStreamsShort(Breakage):
     """Of messages and responses."""
 
-    def line(self, ask: Ask, line: bytes) -> bytes:
+    def line(self, _ask: Ask, line: bytes) -> bytes:
         return b"" if b"message_stop" in line or b"response.completed" in line else line
 
 
@@ -289,7 +289,7 @@ class CountsTokensWrong(Breakage):
 
 
 class SwallowsImages(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         return resent(ask, self._swallow) if ask.path == CHAT else ask
 
     def _swallow(self, body: Any) -> None:
@@ -301,7 +301,7 @@ class SwallowsImages(Breakage):
 class SwallowsImagesElsewhere(Breakage):
     """In messages and responses."""
 
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         return resent(ask, self._swallow) if ask.path in ("/v1/messages", "/v1/responses") else ask
 
     def _swallow(self, body: Any) -> None:
@@ -310,7 +310,7 @@ class SwallowsImagesElsewhere(Breakage):
 
 
 class SeesOneImageOnly(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         seen = re.sub(rb"(data:image/png;base64,)[^\"]+", rb"\1" + RED.encode(), ask.body)
         return Ask(ask.method, ask.path, seen, ask.key)
 
@@ -318,7 +318,7 @@ class SeesOneImageOnly(Breakage):
 class TakesNamesForAuto(Breakage):
     """What llama-server does without the patch."""
 
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         return resent(ask, self._auto)
 
     def _auto(self, body: Any) -> None:
@@ -329,7 +329,7 @@ class TakesNamesForAuto(Breakage):
 class TakesNamesForRequired(Breakage):
     """The right status for a wrong object, and any function for a right one."""
 
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         named = SECOND.encode() in ask.body.split(b'"tool_choice"')[-1] and b"nonsense" not in ask.body
         return resent(ask, self._any if ask.path == "/v1/messages" else self._required) if named else ask
 
@@ -343,12 +343,12 @@ class TakesNamesForRequired(Breakage):
 
 
 class TakesRequiredForAuto(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         return Ask(ask.method, ask.path, ask.body.replace(b'"required"', b'"auto"'), ask.key)
 
 
 class TakesNoneForAuto(Breakage):
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         return Ask(ask.method, ask.path, ask.body.replace(b'"none"', b'"auto"'), ask.key)
 
 
@@ -373,7 +373,7 @@ class LosesArguments(Breakage):
 class LosesResults(Breakage):
     """The model never gets to read what a tool found."""
 
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         return resent(ask, self._lose)
 
     def _lose(self, body: Any) -> None:
@@ -386,7 +386,7 @@ class LosesResults(Breakage):
 
 
 class GarblesStreams(Breakage):
-    def line(self, ask: Ask, line: bytes) -> bytes:
+    def line(self, _ask: Ask, line: bytes) -> bytes:
         return line.replace(b'\\"days\\"', b'\\"days')
 
 

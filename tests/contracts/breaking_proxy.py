@@ -32,18 +32,20 @@ class Reply:
 class Breakage:
     """A server with nothing wrong; a subclass overrides the one thing that is."""
 
+    right_key = ""
+    """The key of the server behind it."""
     buffers = False
     """Whether a stream is held back until it is complete."""
     drains = False
     """Whether the server works on when its client has gone."""
 
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         return ask
 
-    def reply(self, ask: Ask, reply: Reply) -> Reply:
+    def reply(self, _ask: Ask, reply: Reply) -> Reply:
         return reply
 
-    def line(self, ask: Ask, line: bytes) -> bytes:
+    def line(self, _ask: Ask, line: bytes) -> bytes:
         """One line of an event stream; b'' drops it."""
         return line
 
@@ -55,6 +57,7 @@ class Breakage:
 def broken(upstream: Endpoint, breakage: Breakage) -> Iterator[Endpoint]:
     """An endpoint that passes everything on to `upstream`, but for the breakage. 502 when nothing answers there."""
     address = urlsplit(upstream.base_url)
+    breakage.right_key = upstream.api_key or ""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -72,7 +75,7 @@ def broken(upstream: Endpoint, breakage: Breakage) -> Iterator[Endpoint]:
         def _pass_on(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             key = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
-            ask = breakage.ask(Ask(self.command, self.path, sent, key), upstream.api_key or "")
+            ask = breakage.ask(Ask(self.command, self.path, sent, key))
             connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=120)
             headers = {"Content-Type": "application/json", "User-Agent": self.headers.get("User-Agent", "")}
             headers |= {"Authorization": f"Bearer {ask.key}"} if ask.key else {}

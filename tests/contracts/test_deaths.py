@@ -12,6 +12,7 @@ from tasks import contracts
 from tasks.contracts.judge import judge, kept, told
 from tasks.contracts.probes import run_probe, shows_fault
 from tasks.contracts.promises import CONTRACTS, DIED, verification
+from tasks.contracts.trials import ORDER
 from tasks.platforms.local import LocalPlatform
 from tasks.release import (
     NOT_ASKED,
@@ -81,7 +82,7 @@ def test_the_promise_that_a_server_died_of_is_named_and_the_others_were_not_aske
     assert time.monotonic() - began < 20  # two seconds for each promise that is not asked would be a hundred
     killers = [v for v in found if DIED in v.evidence]
     lost = [v for v in found if NOT_ASKED in v.evidence]
-    assert {v.evidence["server"] for v in killers} == set(contracts.ORDER) - {"starting"}
+    assert {v.evidence["server"] for v in killers} == set(ORDER) - {"starting"}
     assert all(v.seconds < 1.5 for v in killers)  # a refused connection is a death at once
     assert all(any("/completions" in e["path"] for e in v.evidence["exchanges"]) for v in killers)
     assert {v.summary for v in (*killers, *lost)} == {

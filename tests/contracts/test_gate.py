@@ -10,9 +10,11 @@ import pytest
 
 from tasks import contracts
 from tasks.contracts.judge import told
+from tasks.contracts.trials import ORDER
 from tasks.platforms.local import LocalPlatform
-from tasks.release import Build, Endpoint, Release, Verdict
+from tasks.release import Build, Endpoint, Release, Verdict, Verification
 from tasks.settings import Settings
+from tasks.store import Store
 from tests.contracts.conftest import release_of
 from tests.contracts.test_real import SHORTCOMINGS
 
@@ -37,7 +39,7 @@ class Counting(LocalPlatform):
             yield endpoint
 
 
-def verdicts(found: list, verdict: Verdict) -> set[str]:
+def verdicts(found: list[Verification], verdict: Verdict) -> set[str]:
     return {v.name.removeprefix("contracts.") for v in found if v.verdict is verdict}
 
 
@@ -48,16 +50,16 @@ def old_build(build_at: Callable[[str], Build]) -> Build:
 
 
 def test_nothing_is_newly_broken_by_an_upgrade_and_much_is_by_going_back(
-    base: Settings, store_with, build: Build, old_build: Build, smollm2: Path
+    base: Settings, store_with: Store, build: Build, old_build: Build, smollm2: Path
 ) -> None:
     platform = Counting(base.model_copy(update={"store": store_with.root}))
     new, old = (release_of(platform, each, smollm2) for each in (build, old_build))
 
-    def weigh(release: Release, production: Release | None):
-        return contracts.weigh(platform, release, production, lambda *step: None)
+    def weigh(release: Release, production: Release | None) -> tuple[list[Verification], list[Verification], bool]:
+        return contracts.weigh(platform, release, production, lambda *_: None)
 
     found, theirs, again = weigh(new, old)
-    assert (again, platform.trials) == (False, 2 * len(contracts.ORDER))
+    assert (again, platform.trials) == (False, 2 * len(ORDER))
     assert verdicts(found, Verdict.FAILED) | verdicts(found, Verdict.ERRORED) == set()
     assert verdicts(found, Verdict.INCONCLUSIVE) == SHORTCOMINGS
     assert verdicts(theirs, Verdict.INCONCLUSIVE) == SHORTCOMINGS | MENDED
@@ -65,9 +67,9 @@ def test_nothing_is_newly_broken_by_an_upgrade_and_much_is_by_going_back(
     assert "0 newly broken, 4 known upstream shortcomings, 14 newly kept (auth.models, " in said
 
     back, _, again = weigh(old, new)
-    assert (again, platform.trials) == (True, 2 * len(contracts.ORDER))  # both are on record
+    assert (again, platform.trials) == (True, 2 * len(ORDER))  # both are on record
     assert verdicts(back, Verdict.FAILED) == MENDED
-    assert {v.verdict for v in contracts.weigh(platform, old, None, lambda *step: None)[0]} == {
+    assert {v.verdict for v in contracts.weigh(platform, old, None, lambda *_: None)[0]} == {
         Verdict.PASSED,
         Verdict.INCONCLUSIVE,
     }

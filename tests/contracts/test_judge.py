@@ -51,25 +51,27 @@ def judged(name: str, kept: bool | None, theirs: bool | None, production: Releas
         (PLAIN, None, False, "failed", "it is not so"),
     ],
 )
-def test_a_promise_is_judged_by_what_production_does(name, kept, theirs, verdict, says):
+def test_a_promise_is_judged_by_what_production_does(
+    name: str, kept: bool | None, theirs: bool | None, verdict: str, says: str
+) -> None:
     found = judged(name, kept, theirs)
     assert found.verdict == verdict
     assert says in found.summary
 
 
-def test_without_production_only_what_must_hold_is_failed():
+def test_without_production_only_what_must_hold_is_failed() -> None:
     assert judged(MUST, False, None, None).verdict is Verdict.FAILED
     assert judged(PLAIN, False, None, None).verdict is Verdict.INCONCLUSIVE
 
 
-def test_judging_again_by_another_production_forgets_the_verdict_of_before():
+def test_judging_again_by_another_production_forgets_the_verdict_of_before() -> None:
     first = judged(PLAIN, False, False)
     (again,) = judge([first], OLD, [seen(PLAIN, True, OLD)])
     assert (first.verdict, again.verdict) == (Verdict.INCONCLUSIVE, Verdict.FAILED)
     assert judge([again], OLD, [seen(PLAIN, False, OLD)]) == [first]
 
 
-def test_the_line_for_a_person_counts_what_is_kept_new_known_and_unknown():
+def test_the_line_for_a_person_counts_what_is_kept_new_known_and_unknown() -> None:
     names = [MUST, KNOWN, PLAIN, "contracts.chat.usage"]
     theirs = [seen(MUST, True, OLD), seen(KNOWN, False, OLD), seen(PLAIN, False, OLD), seen(names[3], False, OLD)]
     found = judge([seen(MUST, True), seen(KNOWN, False), seen(PLAIN, False), seen(names[3], True)], OLD, theirs)
@@ -84,6 +86,6 @@ def test_the_line_for_a_person_counts_what_is_kept_new_known_and_unknown():
     )
 
 
-def test_every_promise_is_seen_to_be_broken_by_a_server_or_by_an_upstream_build():
+def test_every_promise_is_seen_to_be_broken_by_a_server_or_by_an_upstream_build() -> None:
     broken = {name for _, _, changed in BROKEN for name in changed} | MENDED | SHORTCOMINGS | SEEN_ELSEWHERE
     assert broken == {name.removeprefix("contracts.") for name in CONTRACTS}

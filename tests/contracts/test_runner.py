@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
 
 from tasks import contracts
-from tasks.contracts.promises import CONTRACTS, Contract, Recorder, Unmet, clipped, verify
-from tasks.release import Endpoint, Release, ReleaseFailed, ToolingError, UpstreamRelease, Verdict
+from tasks.contracts.promises import CONTRACTS, Context, Contract, Recorder, Unmet, clipped, verify
+from tasks.release import (
+    Endpoint,
+    Problem,
+    Release,
+    ReleaseFailed,
+    ToolingError,
+    UpstreamRelease,
+    Verdict,
+    Verification,
+)
 from tasks.store import Store
+from tests.contracts.standins import NothingComesUp
 
 KEY = "a-very-secret-key"
+Check = Callable[[Context], str]
 RELEASE = Release(upstream=UpstreamRelease(build=1), tree="t", build="b", argv=("--alias", "m"), files={}, alias="m")
 
 
@@ -47,38 +57,39 @@ def nobody() -> Endpoint:
     return Endpoint(base_url=f"http://127.0.0.1:{port}", api_key=KEY)
 
 
-def contract(check):
+def contract(check: Check) -> Contract:
     return Contract("contracts.subject.promise", "it works", "a guide", "model", check)
 
 
-def run(check, endpoint):
+def run(check: Check, endpoint: Endpoint) -> Verification:
     with Recorder(endpoint) as client:
         return verify(contract(check), client, RELEASE, subject=RELEASE, basis="0")
 
 
-def test_a_kept_promise_passes_with_its_source(echo):
-    done = run(lambda ctx: "fine", echo)
+def test_a_kept_promise_passes_with_its_source(echo: Endpoint) -> None:
+    done = run(lambda _: "fine", echo)
     assert (done.verdict, done.summary, done.promise) == (Verdict.PASSED, "fine", "it works (source: a guide)")
 
 
-def test_an_unmet_promise_fails(echo):
-    def check(ctx):
+def test_an_unmet_promise_fails(echo: Endpoint) -> None:
+    def check(_: Context) -> str:
         raise Unmet("it does not")
 
     done = run(check, echo)
     assert (done.verdict, done.summary) == (Verdict.FAILED, "it does not")
 
 
-def test_our_own_mistake_is_errored_while_the_server_lives(echo):
-    done = run(lambda ctx: {}["oops"], echo)
+def test_our_own_mistake_is_errored_while_the_server_lives(echo: Endpoint) -> None:
+    nothing: dict[str, str] = {}
+    done = run(lambda _: nothing["oops"], echo)
     assert done.verdict is Verdict.ERRORED
     assert "KeyError" in done.summary
 
 
-def test_no_answer_is_asked_for_again_once_and_told(echo):
-    asked = []
+def test_no_answer_is_asked_for_again_once_and_told(echo: Endpoint) -> None:
+    asked: list[Context] = []
 
-    def silent_at_first(ctx):
+    def silent_at_first(ctx: Context) -> str:
         asked.append(ctx)
         if len(asked) == 1:
             raise ToolingError("no answer from there")
@@ -90,54 +101,42 @@ def test_no_answer_is_asked_for_again_once_and_told(echo):
     assert "no answer from there" in done.evidence["first_try"]
 
 
-def test_no_answer_two_times_over_is_errored(echo):
-    def silent(ctx):
+def test_no_answer_two_times_over_is_errored(echo: Endpoint) -> None:
+    def silent(_: Context) -> str:
         raise ToolingError("no answer from there")
 
     assert run(silent, echo).verdict is Verdict.ERRORED
 
 
-def test_a_dead_server_is_a_failure_with_the_exchange_that_killed_it(nobody):
+def test_a_dead_server_is_a_failure_with_the_exchange_that_killed_it(nobody: Endpoint) -> None:
     done = run(lambda ctx: str(ctx.client.get("/metrics").status), nobody)
     assert (done.verdict, done.summary) == (Verdict.FAILED, "the server died")
     assert done.evidence["exchanges"][0]["path"] == "/metrics"
 
 
-def test_a_key_that_the_server_echoes_is_not_kept(echo):
+def test_a_key_that_the_server_echoes_is_not_kept(echo: Endpoint) -> None:
     done = run(lambda ctx: f"got {ctx.client.get('/x').body}", echo)
     assert KEY not in done.model_dump_json()
     assert "[key]" in done.summary
     assert "[key]" in str(done.evidence)
 
 
-def test_long_strings_are_cut():
+def test_long_strings_are_cut() -> None:
     assert clipped({"a": ["x" * 5000]}, None)["a"][0].endswith("... (5000 characters)")
-
-
-class _NoPlatform:
-    """A platform on which no trial comes up."""
-
-    def __init__(self, error: Exception, store: Store) -> None:
-        self.error, self.store = error, store
-
-    @contextmanager
-    def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:
-        raise self.error
-        yield
 
 
 @pytest.mark.parametrize(
     ("error", "verdict"),
     [(ReleaseFailed("it crashed", evidence="GGML_ASSERT"), "failed"), (ToolingError("no port"), "errored")],
 )
-def test_a_server_that_does_not_come_up_decides_every_promise(error, verdict, store):
-    found = contracts.run_all(_NoPlatform(error, store), RELEASE, lambda *progress: None)
+def test_a_server_that_does_not_come_up_decides_every_promise(error: Problem, verdict: str, store: Store) -> None:
+    found = contracts.run_all(NothingComesUp(store, error), RELEASE, lambda *_: None)
     assert tuple(v.name for v in found) == contracts.required()
     assert {v.verdict for v in found} == {verdict}
     assert {v.evidence["server_said"] for v in found} == {error.evidence}
 
 
-def test_every_promise_says_what_and_who_says_so():
+def test_every_promise_says_what_and_who_says_so() -> None:
     assert all(c.text and c.source for c in CONTRACTS.values())
     assert contracts.required() == tuple(sorted(CONTRACTS))
     assert {c.name.split(".")[1] for c in CONTRACTS.values()} == {

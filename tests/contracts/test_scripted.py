@@ -19,23 +19,24 @@ from tasks.contracts.scripted import (
     thinks_then_answers,
 )
 from tasks.release import BadInput, ToolingError
+from tests.contracts.standins import contents
 
 
-def test_thinks_forever_opens_the_channel_and_loops():
+def test_thinks_forever_opens_the_channel_and_loops() -> None:
     text = thinks_forever().says(40)
     assert text.startswith("<|channel>thought\nround and about it goes again, round and about ")
     assert "<channel|>" not in text
 
 
-def test_thinks_forever_answers_once_the_channel_is_closed():
+def test_thinks_forever_answers_once_the_channel_is_closed() -> None:
     assert thinks_forever().says(40, after="<channel|>") == "The answer is forty-two."
 
 
-def test_thinks_then_answers_thinks_so_many_words():
+def test_thinks_then_answers_thinks_so_many_words() -> None:
     assert thinks_then_answers(3).says(40) == "<|channel>thought\nt1 t2 t3<channel|>The answer is forty-two."
 
 
-def test_counts_or_skips_counts_and_may_skip_begin_again_or_say_json():
+def test_counts_or_skips_counts_and_may_skip_begin_again_or_say_json() -> None:
     script = counts_or_skips()
     assert script.says(99).split() == [f"w{n}" for n in range(1, COUNTED + 1)]
     assert script.says(99, after="<channel|>") == script.says(99)
@@ -43,7 +44,7 @@ def test_counts_or_skips_counts_and_may_skip_begin_again_or_say_json():
     assert script.seconds["model\n"] == script.seconds["<channel|>"] == JSON
 
 
-def test_a_model_that_attends_has_all_the_same_weights_but_for_its_attention(tmp_path):
+def test_a_model_that_attends_has_all_the_same_weights_but_for_its_attention(tmp_path: Path) -> None:
     blind, seeing = (
         {
             t.name: t.data
@@ -55,12 +56,12 @@ def test_a_model_that_attends_has_all_the_same_weights_but_for_its_attention(tmp
     assert changed == {"blk.1.attn_v.weight", "blk.1.attn_output.weight"}
 
 
-def test_a_projector_is_small_and_always_the_same_and_gives_what_the_text_model_takes(tmp_path):
+def test_a_projector_is_small_and_always_the_same_and_gives_what_the_text_model_takes(tmp_path: Path) -> None:
     first, again = (projector.build(96, tmp_path / name) for name in ("a.gguf", "b.gguf"))
     assert first.read_bytes() == again.read_bytes()
     assert first.stat().st_size < 1_000_000
     reader = gguf.GGUFReader(first)
-    assert reader.get_field("clip.vision.projection_dim").contents() == 96
+    assert contents(reader, "clip.vision.projection_dim") == 96
     shapes = {tensor.name: list(tensor.shape) for tensor in reader.tensors}
     assert shapes["mm.input_projection.weight"] == [64, 96]
 
@@ -79,32 +80,34 @@ def test_a_projector_is_small_and_always_the_same_and_gives_what_the_text_model_
         (("model\none two three", "two four"), "two successors"),
     ],
 )
-def test_a_wrong_script_is_refused_before_anything_is_written(chains, words, tmp_path):
+def test_a_wrong_script_is_refused_before_anything_is_written(
+    chains: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
     with pytest.raises(BadInput, match=words):
         build(Script(chains), tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
 
 
-def test_a_model_is_small_and_the_same_script_gives_the_same_bytes(tmp_path):
+def test_a_model_is_small_and_the_same_script_gives_the_same_bytes(tmp_path: Path) -> None:
     first = build(thinks_then_answers(), tmp_path / "a.gguf")
     again = build(thinks_then_answers(), tmp_path / "b.gguf")
     assert first.stat().st_size < 3_000_000
     assert first.read_bytes() == again.read_bytes()
 
 
-def test_a_model_carries_gemma4_and_its_template(tmp_path):
+def test_a_model_carries_gemma4_and_its_template(tmp_path: Path) -> None:
     reader = gguf.GGUFReader(build(thinks_forever(), tmp_path / "m.gguf"))
-    assert reader.get_field("general.architecture").contents() == "gemma4"
-    assert reader.get_field("tokenizer.chat_template").contents() == scripted.TEMPLATE.read_text(encoding="utf-8")
+    assert contents(reader, "general.architecture") == "gemma4"
+    assert contents(reader, "tokenizer.chat_template") == scripted.TEMPLATE.read_text(encoding="utf-8")
     assert "output.weight" not in {tensor.name for tensor in reader.tensors}  # b8672 refuses it
 
 
-def test_the_template_can_be_another(tmp_path):
+def test_the_template_can_be_another(tmp_path: Path) -> None:
     reader = gguf.GGUFReader(build(thinks_forever(), tmp_path / "m.gguf", template="{{ messages }}"))
-    assert reader.get_field("tokenizer.chat_template").contents() == "{{ messages }}"
+    assert contents(reader, "tokenizer.chat_template") == "{{ messages }}"
 
 
-def test_a_file_that_does_not_say_its_script_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(scripted, "_successor_matrix", lambda tokens, script: np.eye(len(tokens), dtype=np.float16))
+def test_a_file_that_does_not_say_its_script_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripted, "_successor_matrix", lambda tokens, _: np.eye(len(tokens), dtype=np.float16))
     with pytest.raises(ToolingError, match="does not say its script"):
-        build(thinks_forever(), Path(tmp_path) / "m.gguf")
+        build(thinks_forever(), tmp_path / "m.gguf")

@@ -222,8 +222,9 @@ def test_a_secret_in_a_refused_flag_is_not_told(new: Binary) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.usefixtures("build")
 def test_the_binaries_asked_are_those_that_the_stages_serve(
-    store_with: Store, build: Build, older_build: Build, gemma4: Path
+    store_with: Store, older_build: Build, gemma4: Path
 ) -> None:
     newest = max(each.source.upstream.build for each in store_with.builds())
     assert [each.name.split()[0] for each in binaries(store_with)] == [f"b{newest}"]

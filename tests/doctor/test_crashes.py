@@ -27,7 +27,7 @@ def stage(tmp_path: Path) -> Iterator[LocalPlatform]:
 
 def asked(stage: LocalPlatform, release: Release) -> None:
     began = now()
-    endpoint = stage.deploy("staging", release, lambda endpoint: None)
+    endpoint = stage.deploy("staging", release, lambda _: None)
     stage.store.save_pointer(StagePointer(stage="staging", release=release.id, since=began))
     with Client(endpoint) as client:
         client.chat("Hi")

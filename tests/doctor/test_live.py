@@ -156,7 +156,7 @@ class ForgetsResults(Breakage):
 class StreamsNoItems(Breakage):
     """A stream without the event that holds the whole call."""
 
-    def line(self, ask: Ask, line: bytes) -> bytes:
+    def line(self, _ask: Ask, line: bytes) -> bytes:
         return b"" if b"response.output_item.done" in line else line
 
 

@@ -62,7 +62,7 @@ def test_nothing_is_asked_for_when_no_weights_have_to_be_downloaded(wanting: Set
     assert hf_xet(wanting) == "no weights have to be downloaded here"
 
 
-def test_what_modal_fetches_is_fetched_with_it(tmp_path: Path) -> None:
+def test_what_modal_fetches_is_fetched_with_it() -> None:
     weight = {"repo": "unsloth/g", "revision": "0" * 40, "path": "g.gguf", "sha256": "0" * 64}
     settings = Settings(platform="modal", modal=ModalSettings.model_validate({"weights": {"g.gguf": weight}}))
     assert "hf_xet==" in str(hf_xet(settings))

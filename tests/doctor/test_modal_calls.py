@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import warnings
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,12 @@ def lines(code: str) -> list[int]:
 
 def warned_of(code: str) -> list[int]:
     """The lines of the code that Modal warns of when it is run. Nothing is reached: there is no token."""
-    space: dict[str, object] = {}
+    space: dict[str, Callable[[], Coroutine[object, object, object]]] = {}
     exec(compile(code, "user.py", "exec"), space)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", AsyncUsageWarning)
         with pytest.raises(AuthError):
-            asyncio.run(space["main"]())  # type: ignore[operator]
+            asyncio.run(space["main"]())
     return [each.lineno for each in seen if each.category is AsyncUsageWarning]
 
 

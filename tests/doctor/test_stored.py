@@ -122,7 +122,7 @@ def test_the_lock_of_an_activator_is_nothing_to_wait_for(store: Store) -> None:
         assert locks(store) == "none held"
 
 
-def test_people_who_could_not_be_told_are_a_warning(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_who_could_not_be_told_are_a_warning(store: Store) -> None:
     quiet = Settings(store=store.root)
     assert severity(outbox(store, quiet)) is Severity.OK
     store.save_outbox(Outbox(after=""))

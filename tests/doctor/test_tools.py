@@ -58,9 +58,7 @@ def test_a_compiler_without_headers_is_none_and_the_header_is_named(
     assert re.search("error: .*filesystem", lack.value.evidence)
 
 
-def test_a_compiler_that_cannot_link_is_none(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiler_that_cannot_link_is_none(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDFLAGS", "-lno-such-library")
     with pytest.raises(NotInstalled) as lack:
         toolchain(settings)
@@ -133,7 +131,7 @@ def test_wheels_run_here_and_one_that_cannot_be_started_is_named(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "cmake version" in wheels(settings)
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
     script(tmp_path / "ninja", "echo 1.13")
     script(tmp_path / "cmake", "echo wrong C library; exit 127")
     (tmp_path / "sccache").write_text("may not be run")

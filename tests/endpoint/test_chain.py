@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import httpx
 import pytest
 
@@ -31,8 +29,8 @@ def broken(cause: Exception) -> ToolingError:
     return error
 
 
-def chain(clock: Clock, **options: Any) -> Chain:
-    return Chain(chat_body("Hi"), Patience(), **{"timeout_s": 120.0, "cold": True, "clock": clock} | options)
+def chain(clock: Clock, *, timeout_s: float = 120.0, cold: bool = True) -> Chain:
+    return Chain(chat_body("Hi"), Patience(), timeout_s=timeout_s, cold=cold, clock=clock)
 
 
 def wait(chain: Chain, clock: Clock) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,8 +70,8 @@ def itself(eval_settings: Settings, eval_release: Release) -> Verification:
 
 
 @pytest.fixture
-def proxied(eval_settings: Settings) -> Iterator[Proxied]:
-    yield Proxied(eval_settings)
+def proxied(eval_settings: Settings) -> Proxied:
+    return Proxied(eval_settings)
 
 
 def _link(source: str, target: str) -> str:

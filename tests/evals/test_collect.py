@@ -42,7 +42,7 @@ def put(asking: Asking, tmp_path: Path) -> Put:
     def ask(items: list[Item], *script: Reply) -> tuple[Book, Seen]:
         book = Book(tmp_path / "answers.jsonl")
         with server(*map(whole, script)) as seen:
-            asking.ask(seen.endpoint, "model", items, book, lambda done, total, what: None)
+            asking.ask(seen.endpoint, "model", items, book, lambda *_: None)
         return book, seen
 
     return ask

@@ -25,7 +25,7 @@ def platform(tmp_path: Path) -> LocalPlatform:
 
 def judged(platform: LocalPlatform, release: Release, production: Release | None) -> Verification:
     asked = item_set([release], SETTINGS)
-    return Gate(platform, release, production, SETTINGS, asked, lambda done, total, what: None).verify()
+    return Gate(platform, release, production, SETTINGS, asked, lambda *_: None).verify()
 
 
 def test_a_candidate_that_dies_is_told_as_dead_and_not_as_items_without_an_answer(platform: LocalPlatform) -> None:
@@ -37,7 +37,7 @@ def test_items_are_not_asked_of_a_server_that_is_gone(platform: LocalPlatform, t
     release = dying(platform.store, "SEGV", "asked")
     with Asking(SETTINGS) as asking, pytest.raises(ReleaseFailed) as failed, platform.trial(release) as endpoint:
         items = item_set([release], SETTINGS).items
-        asking.ask(endpoint, release.alias, items, Book(tmp_path / "book"), lambda done, total, what: None)
+        asking.ask(endpoint, release.alias, items, Book(tmp_path / "book"), lambda *_: None)
     unanswered = failed.value.__cause__
     assert isinstance(unanswered, Unanswered)
     assert len(unanswered.answers) == 1

@@ -36,8 +36,9 @@ def test_the_same_weights_pass_and_the_items_are_neither_too_easy_nor_too_hard(i
     assert itself.evidence["cost"]["production again"]["tokens"] > 0
 
 
+@pytest.mark.usefixtures("itself")
 def test_damaged_weights_fail_and_production_is_not_asked_again(
-    itself: Verification, proxied: Proxied, eval_release: Release, smollm2: Path, tmp_path: Path
+    proxied: Proxied, eval_release: Release, smollm2: Path, tmp_path: Path
 ) -> None:
     weights = noised(smollm2, tmp_path / "damaged.gguf")
     damaged = eval_release.model_copy(update={"files": {"model": proxied.store.put_file(weights)}})
@@ -48,8 +49,9 @@ def test_damaged_weights_fail_and_production_is_not_asked_again(
     assert all(not d["gained"] for d in found.evidence["discordant"][:5])
 
 
+@pytest.mark.usefixtures("itself")
 def test_another_chat_template_is_explained(
-    itself: Verification, proxied: Proxied, eval_release: Release
+    proxied: Proxied, eval_release: Release
 ) -> None:  # fmt: skip
     found = judged(proxied, another(eval_release, "--chat-template", "llama2"), eval_release)
     print(found.evidence["shown"])
@@ -58,8 +60,9 @@ def test_another_chat_template_is_explained(
     assert found.evidence["discordant"]
 
 
+@pytest.mark.usefixtures("itself")
 def test_an_endpoint_that_dies_is_errored_not_wrong_and_the_rerun_goes_on_where_it_stopped(
-    itself: Verification, proxied: Proxied, eval_release: Release, eval_settings: Settings,
+    proxied: Proxied, eval_release: Release, eval_settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("tasks.evals.collect.RECOVERY_S", 0.1)
@@ -88,8 +91,9 @@ def test_production_that_dies_is_told_apart_from_a_candidate_that_does(
     assert asked_so_far(eval_settings, candidate) == (0, 0)
 
 
+@pytest.mark.usefixtures("itself")
 def test_production_that_differs_from_itself_is_a_broken_gate_and_the_candidate_is_not_asked(
-    itself: Verification, proxied: Proxied, eval_release: Release, eval_settings: Settings
+    proxied: Proxied, eval_release: Release, eval_settings: Settings
 ) -> None:
     again = proxied.store.answers_path(eval_release.id, item_set([eval_release], SMALL).digest, again=True)
     kept = again.rename(again.with_suffix(".kept"))

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from tasks.evals.scorer import Expectation, is_correct
+from tasks.evals.model import Expectation
+from tasks.evals.scorer import is_correct
 
 NUMBER = Expectation(kind="number", value=1204)
 TEXT = Expectation(kind="text", value="The code is ABC-123.")

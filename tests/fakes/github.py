@@ -90,7 +90,7 @@ class FakeGithub:
 
     # -- what a client asks ---------------------------------------------------------------------
 
-    def answer(self, path: str, query: dict[str, list[str]]) -> tuple[Any, list[Any] | None]:
+    def answer(self, path: str) -> tuple[Any, list[Any] | None]:
         """(body, None), or for a list that pages (what is around it, the list). Raises KeyError for 404."""
         base = f"/repos/{REPOSITORY}"
         if not path.startswith(base + "/"):
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(seen, 302, {}, {"Location": location})
             if url.path.startswith("/codeload/"):
                 return self._bytes(seen, 200, github.tarball(url.path.rpartition("/")[2]), {})
-            body, listed = github.answer(url.path, parse_qs(url.query))
+            body, listed = github.answer(url.path)
         except (KeyError, StopIteration, subprocess.CalledProcessError):
             return self._send(seen, 404, {"message": "Not Found"})
         headers = {}

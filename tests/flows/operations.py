@@ -105,10 +105,11 @@ class Api:
 
     def call(self, method: str, path: str, body: object = None) -> httpx.Response:
         """Asked again while its SQLite database is locked, which the server says by 503, as its own clients do."""
-        auth = tuple(self.password.split(":", 1)) if self.password else None
+        user, _, password = self.password.partition(":")
+        auth = (user, password) if self.password else None
 
         def ask() -> httpx.Response:
-            return httpx.request(method, f"{self.url}{path}", json=body, auth=auth, timeout=60, trust_env=False)  # type: ignore[arg-type]
+            return httpx.request(method, f"{self.url}{path}", json=body, auth=auth, timeout=60, trust_env=False)
 
         deadline = time.monotonic() + PATIENCE_S
         while (answer := ask()).status_code == 503 and time.monotonic() < deadline:

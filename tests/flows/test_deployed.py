@@ -117,7 +117,8 @@ def test_a_run_says_in_one_error_all_that_its_worker_lacks(shell: Shell, api: Ap
     assert not (shell.folder / "store" / "ledger").exists()
 
 
-def test_the_command_line_refuses_the_same_as_one_clear_error(shell: Shell, api: Api) -> None:
+@pytest.mark.usefixtures("api")
+def test_the_command_line_refuses_the_same_as_one_clear_error(shell: Shell) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "flows", "upgrade", "--to", "latest"], cwd=shell.folder, env=shell.env,
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_S,
@@ -150,7 +151,8 @@ def test_a_schedule_with_an_interval_gets_its_runs_and_they_start(api: Api) -> N
         wait_for(lambda: api.state(runs[0][0])[0] not in ("Scheduled", "Late", "Pending"), SCHEDULED_S)
 
 
-def test_told_to_stop_it_ends_with_all_that_it_started(shell: Shell, api: Api) -> None:
+@pytest.mark.usefixtures("api")
+def test_told_to_stop_it_ends_with_all_that_it_started(shell: Shell) -> None:
     (process,) = shell.started
     mine = shell.processes()
     assert len(mine) >= 3, "itself, the Prefect server, the worker"

@@ -34,7 +34,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeModal]:
 
 
 @pytest.fixture
-def platform(fake: FakeModal, tmp_path: Path) -> ModalPlatform:
+def platform(fake: FakeModal, tmp_path: Path) -> ModalPlatform:  # noqa: ARG001 - what the platform talks to
     return platform_on_modal(tmp_path)
 
 
@@ -56,7 +56,7 @@ def test_an_empty_account_is_told_what_it_lacks_and_is_left_empty(fake: FakeModa
     )
 
 
-def test_a_working_account_is_well(fake: FakeModal, platform: ModalPlatform) -> None:
+def test_a_working_account_is_well(platform: ModalPlatform) -> None:
     create_secret()
     platform.store.save_pointer(StagePointer(stage="production"))
     seen = found(platform)

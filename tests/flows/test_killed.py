@@ -150,16 +150,14 @@ def slow_script() -> scripted.Script:
 
 
 @pytest.fixture(scope="module")
-def scene(
-    base: Settings, build: Build, older_build: Build, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Scene]:
+def scene(built: Settings, older_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """Production serves the older release, somebody uses it, and the newer one has been built."""
     home = tmp_path_factory.mktemp("killed")
-    shutil.copytree(base.store / "builds", home / "store" / "builds", copy_function=os.link)
+    shutil.copytree(built.store / "builds", home / "store" / "builds", copy_function=os.link)
     model = scripted.build(slow_script(), home / "scripted.gguf")
     settings = {
         "STORE": home / "store",
-        "CACHE": base.cache,
+        "CACHE": built.cache,
         "SERVER__MODEL": model,
         "SERVER__ALIAS": "scripted",
         "SERVER__THREADS": 1,

@@ -184,14 +184,10 @@ def test_on_the_local_platform_a_server_comes_up_cold_and_comes_back_cold(
 
 @pytest.fixture(scope="module")
 def account(
-    base: Settings,
-    build: Build,
-    older_build: Build,
-    build_at: Callable[[str], Build],
-    tmp_path_factory: pytest.TempPathFactory,
+    built: Settings, build_at: Callable[[str], Build], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Account]:
     build_at(OLDER)  # what the proof compares with: see tests/flows/test_modal.py
-    with account_in(tmp_path_factory.mktemp("laptop-modal"), base) as account:
+    with account_in(tmp_path_factory.mktemp("laptop-modal"), built) as account:
         yield account
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import pytest
@@ -79,16 +80,12 @@ class Account:
 
 @pytest.fixture(scope="module")
 def account(
-    base: Settings,
-    build: Build,
-    older_build: Build,
-    build_at: Callable[[str], Build],
-    tmp_path_factory: pytest.TempPathFactory,
+    built: Settings, build_at: Callable[[str], Build], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Account]:
     # what the proof compares with, too: without the compiler cache of this machine the fake's builder takes ten minutes
     for tag in (OLDER, NEWER):
         build_at(tag)
-    with account_in(tmp_path_factory.mktemp("modal-flow"), base) as account:
+    with account_in(tmp_path_factory.mktemp("modal-flow"), built) as account:
         yield account
 
 
@@ -163,7 +160,8 @@ def test_status_and_history_read_the_store_on_the_volume(account: Account) -> No
     assert kinds.count("rolled_back") == 1
 
 
-def test_no_trial_is_left(account: Account) -> None:
+@pytest.mark.usefixtures("account")
+def test_no_trial_is_left() -> None:
     listed = json.loads(command("app", "list", "--json", limit_s=COMMAND_LIMIT_S).stdout)
     assert {app["description"] for app in listed if app["state"] == "deployed"} == {
         "llama-release-staging", "llama-release-production", "llama-release-tools",
@@ -185,7 +183,8 @@ def test_no_secret_is_said_logged_or_kept_on_the_volume_or_here(account: Account
 def test_a_redeploy_of_the_same_release_is_a_new_version_of_both_apps_with_a_new_snapshot_and_the_new_key(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, stages = account.platform.settings.modal, ("staging", "production")
+    settings = account.platform.settings.modal
+    stages: tuple[StageName, ...] = get_args(StageName)
     before = {stage: apps.version(settings, settings.stage_app(stage)) or 0 for stage in stages}
     known = {stage: len(account.kinds(stage)) for stage in stages}
     create_secret("key-of-after-the-rotation")

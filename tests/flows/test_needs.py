@@ -67,7 +67,8 @@ def test_a_command_names_all_at_once_and_starts_and_fetches_nothing(
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_move_that_was_left_open_is_for_the_flow_to_finish_first(lacking: Path) -> None:
+@pytest.mark.usefixtures("lacking")
+def test_a_move_that_was_left_open_is_for_the_flow_to_finish_first() -> None:
     with pytest.raises(Problem, match="missing here"):
         _look(load(), needs.UPGRADE)
     Store(load().store).open_intent(

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 import httpx
@@ -40,6 +41,7 @@ from tests.versions import PINS
 pytestmark = pytest.mark.wire
 
 RELEASE = a_release()
+Found = TypeVar("Found")
 
 
 def a_dossier(verdict: Verdict = Verdict.PASSED) -> Dossier:
@@ -59,9 +61,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield address
 
 
-def asking(store: Store, dossier: Dossier = DOSSIER, timeout_s: int = 120) -> object:
+def asking(store: Store, dossier: Dossier = DOSSIER, timeout_s: int = 120) -> Flow[[], State[Outcome]]:
     @flow(name="asking")
-    def one_question() -> object:
+    def one_question() -> State[Outcome]:
         with one_at_a_time(store):
             platform = LocalPlatform(Settings(store=store.root))
             store.save_release(dossier.release)
@@ -75,10 +77,10 @@ def asking(store: Store, dossier: Dossier = DOSSIER, timeout_s: int = 120) -> ob
     return one_question
 
 
-def wait_for(condition: object, seconds: float = 240) -> object:
+def wait_for(condition: Callable[[], Found], seconds: float = 240) -> Found:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if found := condition():  # type: ignore[operator]
+        if found := condition():
             return found
         time.sleep(0.2)
     raise AssertionError("it never came")
@@ -92,7 +94,8 @@ def paused_runs() -> list[UUID]:
 def state_of(run: UUID) -> str:
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(run).state
-    return state.name if state else ""
+    assert state
+    return state.name or ""
 
 
 def in_a_process(store: Store, script: str) -> subprocess.Popen[bytes]:
@@ -129,9 +132,8 @@ def test_a_server_that_is_given_is_used_and_not_stopped(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("page")
 def test_an_unattended_approver_is_recorded_by_name(store: Store, page: str) -> None:
-    outcome = run_flow(asking(store), page, "ada")  # type: ignore[arg-type]
+    outcome = run_flow(asking(store), page, "ada")
     assert outcome == Outcome(kind="promoted", release=DOSSIER.release)
     recorded = store.approval(DOSSIER.digest)
     assert recorded
@@ -141,14 +143,14 @@ def test_an_unattended_approver_is_recorded_by_name(store: Store, page: str) -> 
 
 def test_a_rejection_ends_the_run_as_rejected_and_not_as_failed(store: Store, page: str) -> None:
     def reject() -> None:
-        (run,) = wait_for(paused_runs)  # type: ignore[misc]
+        (run,) = wait_for(paused_runs)
         answer(run, {"decision": "reject", "approver": "bob", "note": "not today"})
         rejected.append(run)
 
     rejected: list[UUID] = []
     person = threading.Thread(target=contextvars.copy_context().run, args=(reject,))
     person.start()
-    outcome = run_flow(asking(store), page, None)  # type: ignore[arg-type]
+    outcome = run_flow(asking(store), page, None)
     person.join()
     assert (outcome.kind, outcome.exit_code) == ("rejected", 4)
     assert state_of(rejected[0]) == "Rejected"
@@ -156,21 +158,21 @@ def test_a_rejection_ends_the_run_as_rejected_and_not_as_failed(store: Store, pa
 
 
 def test_an_approval_given_to_a_run_that_died_is_not_asked_for_again(store: Store, page: str) -> None:
-    run_flow(asking(store), page, "ada")  # type: ignore[arg-type]
-    assert run_flow(asking(store), page, None).kind == "promoted"  # type: ignore[arg-type]
+    run_flow(asking(store), page, "ada")
+    assert run_flow(asking(store), page, None).kind == "promoted"
     assert [e.kind for e in store.ledger()].count("approval_wanted") == 1
 
 
 def test_nobody_is_asked_about_a_dossier_with_a_failed_verification(store: Store, page: str) -> None:
     bad = a_dossier(Verdict.FAILED)
     with pytest.raises(ReleaseFailed, match="may not be promoted"):
-        run_flow(asking(store, bad), page, "ada")  # type: ignore[arg-type]
+        run_flow(asking(store, bad), page, "ada")
     assert store.ledger() == []
 
 
 def test_when_nobody_decides_in_time_it_is_our_trouble_and_nothing_is_recorded(store: Store, page: str) -> None:
     with pytest.raises(ToolingError, match="nobody decided"):
-        run_flow(asking(store, timeout_s=3), page, None)  # type: ignore[arg-type]
+        run_flow(asking(store, timeout_s=3), page, None)
     assert store.approval(DOSSIER.digest) is None
 
 
@@ -180,17 +182,18 @@ def test_a_second_run_is_refused_and_a_killed_run_is_marked_crashed_by_the_next(
         for name, value in environment.items():
             patch.setenv(name, value)
         waiting = in_a_process(store, "asking(store)()")
-        (run,) = wait_for(paused_runs)  # type: ignore[misc]
+        (run,) = wait_for(paused_runs)
         with pytest.raises(ToolingError, match="another process holds the lock"):
-            run_flow(asking(store), page, "ada")  # type: ignore[arg-type]
+            run_flow(asking(store), page, "ada")
         waiting.kill()
         waiting.wait()
     assert state_of(run) == "Paused"
-    assert run_flow(asking(store), page, "ada").kind == "promoted"  # type: ignore[arg-type]
+    assert run_flow(asking(store), page, "ada").kind == "promoted"
     assert state_of(run) == "Crashed"
 
 
-def test_marking_a_run_that_the_server_does_not_know_does_nothing(page: str) -> None:
+@pytest.mark.usefixtures("page")
+def test_marking_a_run_that_the_server_does_not_know_does_nothing() -> None:
     mark_crashed("00000000-0000-0000-0000-000000000000")
     mark_crashed("None")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tasks.release import StageName
 from tests.flows.conftest import KEY, PATIENCE_S, REPOSITORY, Machine, Traffic
 from tests.flows.operations import Api
 from tests.platforms.stand import command_lines, until
@@ -26,9 +27,9 @@ pytestmark = pytest.mark.real
 OLDER, NEWER = "b11401", "b11434"
 
 
-def answered_by(machine: Machine, stage: str = "production") -> str:
+def answered_by(machine: Machine, stage: StageName = "production") -> str:
     """The build that answers a chat request at a stage's own address."""
-    endpoint = machine.platform.endpoint(stage)  # type: ignore[arg-type]
+    endpoint = machine.platform.endpoint(stage)
     answer = httpx.post(
         f"{endpoint.base_url}/v1/chat/completions",
         json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},

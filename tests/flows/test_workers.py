@@ -49,7 +49,7 @@ def site(base: Settings, build: Build, tmp_path: Path) -> Iterator[Site]:
     with postgres() as database:
         port, password = free_port(), f"admin:{secrets.token_urlsafe(16)}"
         api = Api(f"http://127.0.0.1:{port}/api", password)
-        store = store_of(base, tmp_path)
+        store = store_of(base, build, tmp_path)
         everywhere = {"PREFECT_API_URL": api.url, "PREFECT_API_AUTH_STRING": password}
         server = Shell(
             machine(tmp_path / "server"),
@@ -84,11 +84,11 @@ def machine(folder: Path) -> Path:
     return folder
 
 
-def store_of(base: Settings, folder: Path) -> Store:
+def store_of(base: Settings, build: Build, folder: Path) -> Store:
     """A store that has what was compiled on this machine of the release."""
     store, made = Store(folder / "store"), Store(base.store)
     for each in made.builds():
-        if each.tag == NEWER:
+        if each.tag == build.tag:
             shutil.copytree(made.build_dir(each.digest), store.build_dir(each.digest), copy_function=_link)
     return store
 
@@ -132,7 +132,7 @@ def stop(store: Store) -> None:
 def served(base: Settings, build: Build, tmp_path: Path) -> Iterator[Shell]:
     """A small team's folder, on a machine that has the release compiled."""
     folder = machine(tmp_path / "team")
-    store = store_of(base, folder)
+    store = store_of(base, build, folder)
     model = scripted.build(scripted.thinks_then_answers(3), folder / "model.gguf")
     settings_file(folder, base, store, model, cache=base.cache)
     found = Shell(folder, environment(folder / "prefect") | {"LLAMA_RELEASE_API_KEY": KEY})

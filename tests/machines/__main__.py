@@ -77,7 +77,7 @@ def debian13(folder: Path) -> Make:
     system, done = folder / "system", folder / "bootstrapped"
     if not done.exists():
         shutil.rmtree(system, ignore_errors=True)
-        words = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, system, _mirror()]
+        words = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(system), _mirror()]
         subprocess.run(words, check=True)
         done.touch()
     _reach_packages(system)
@@ -86,7 +86,7 @@ def debian13(folder: Path) -> Make:
     shutil.rmtree(system / "root" / ".cache", ignore_errors=True)
 
     def make(what: str) -> int:
-        words = ["chroot", system, "/usr/bin/env", "--chdir=/root/llama-release", "make", what]
+        words = ["chroot", str(system), "/usr/bin/env", "--chdir=/root/llama-release", "make", what]
         return subprocess.call(words, env=CLEAN | {"HOME": "/root"})
 
     return make

@@ -25,7 +25,7 @@ def build(path: Path, text_width: int, *, one_weight_off: bool = False) -> Path:
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-6)
     writer.add_array("clip.vision.image_mean", [0.5] * 3)
     writer.add_array("clip.vision.image_std", [0.5] * 3)
-    block = {f"attn_{part}": (WIDTH, WIDTH) for part in ("q", "k", "v", "out")}
+    block: dict[str, tuple[int, ...]] = {f"attn_{part}": (WIDTH, WIDTH) for part in ("q", "k", "v", "out")}
     block |= {"ffn_up": (HIDDEN, WIDTH), "ffn_down": (WIDTH, HIDDEN)}
     shapes = {f"v.blk.0.{name}.weight": shape for name, shape in block.items()}
     shapes |= {f"v.blk.0.{name}.bias": shape[:1] for name, shape in block.items()}

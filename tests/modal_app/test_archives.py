@@ -55,17 +55,17 @@ BAD: dict[str, Callable[[Path], list[tuple[tarfile.TarInfo, bytes]]]] = {
         entry(f"{TREE}/away", tarfile.SYMTYPE, "../../.."),
         entry(f"{TREE}/away/{outside.name}", text=b"evil"),
     ],
-    "a file through a link that stays inside": lambda outside: [
+    "a file through a link that stays inside": lambda _: [
         entry(f"{TREE}/here", tarfile.SYMTYPE, "."),
         entry(f"{TREE}/here/file", text=b"x"),
     ],
-    "a hard link to a file of the machine": lambda outside: [entry(f"{TREE}/hosts", tarfile.LNKTYPE, "/etc/hosts")],
-    "a hard link through a link": lambda outside: [
+    "a hard link to a file of the machine": lambda _: [entry(f"{TREE}/hosts", tarfile.LNKTYPE, "/etc/hosts")],
+    "a hard link through a link": lambda _: [
         entry(f"{TREE}/here", tarfile.SYMTYPE, "."),
         entry(f"{TREE}/hard", tarfile.LNKTYPE, f"{TREE}/here/CMakeLists.txt"),
     ],
-    "a device": lambda outside: [entry(f"{TREE}/null", tarfile.CHRTYPE)],
-    "a pipe": lambda outside: [entry(f"{TREE}/pipe", tarfile.FIFOTYPE)],
+    "a device": lambda _: [entry(f"{TREE}/null", tarfile.CHRTYPE)],
+    "a pipe": lambda _: [entry(f"{TREE}/pipe", tarfile.FIFOTYPE)],
     "a long way of links": long_way,
 }
 

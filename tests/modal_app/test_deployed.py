@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from modal_proto import api_pb2
@@ -20,6 +20,7 @@ from tests.platforms.modal_stand import SECRET, create_secret, fake_modal
 
 pytestmark = pytest.mark.wire
 
+Served = Literal["staging", "production", "trial"]
 ARGV = ("--model", "{model}", "--parallel", "3", "--alias", "gemma")
 FILES = {"model": FileRef(name="m.gguf", sha256="a" * 64)}
 
@@ -31,11 +32,11 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeModal]:
         yield fake
 
 
-def deployment(stage: str = "staging", release: str = "3f0c9a1b2c4d", **settings: Any) -> Deployment:
+def deployment(stage: Served = "staging", release: str = "3f0c9a1b2c4d", **settings: Any) -> Deployment:
     return Deployment(
         stage=stage, name=f"llama-release-{stage}", release=release, build="b" * 16, argv=ARGV, files=FILES,
         gpu="L40S", settings=ModalSettings(secret=SECRET, **settings),
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def modal(*words: str, env: dict[str, str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -145,7 +146,8 @@ def test_only_one_tool_needs_a_gpu_and_only_the_builder_and_the_download_may_wri
     assert fake.images.environment(tool("fetch").image_id)["HF_XET_HIGH_PERFORMANCE"] == "1"
 
 
-def test_without_a_stage_and_a_release_it_says_what_to_set(fake: FakeModal) -> None:
+@pytest.mark.usefixtures("fake")
+def test_without_a_stage_and_a_release_it_says_what_to_set() -> None:
     for env in ({}, {STAGE: "staging"}, {RELEASE: "3f0c9a1b2c4d"}, {STAGE: "trial", RELEASE: "3f0c9a1b2c4d"}):
         done = modal("deploy", "-m", "modal_app.app", env=env)
         assert done.returncode != 0

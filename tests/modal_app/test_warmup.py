@@ -39,7 +39,7 @@ def servers(
     build: Build,
     unpatched_at: Callable[[str], Build],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Servers]:
+) -> Servers:
     """Releases of an upstream tag with so many slots, whose model is a script (with a sliding window)."""
     folder = tmp_path_factory.mktemp("warmup")
     # the letters that a nonce ends with have a word to say, too
@@ -56,7 +56,7 @@ def servers(
             files={"model": model},
         )  # fmt: skip
 
-    yield release
+    return release
 
 
 def asked(endpoint: Endpoint, golden: Golden) -> Seen:
@@ -90,7 +90,7 @@ def test_every_path_of_a_server_that_sees_is_used(
     used: list[tuple[str, bool]] = []
 
     class Listening(Breakage):
-        def ask(self, ask: Ask, right_key: str) -> Ask:
+        def ask(self, ask: Ask) -> Ask:
             used.extend((word, word in ask.body.decode()) for word in ("stream", "tools", "thinking", "image_url"))
             return ask
 
@@ -156,7 +156,7 @@ def test_a_path_that_does_not_answer_is_named(running: Endpoint, path: str) -> N
 @real
 def test_an_answer_in_a_form_of_a_later_build_is_no_answer(running: Endpoint) -> None:
     class Later(Breakage):
-        def reply(self, ask: Ask, reply: Reply) -> Reply:
+        def reply(self, _ask: Ask, reply: Reply) -> Reply:
             return replace(reply, body=reply.body.replace(b'"completion_probabilities"', b'"probabilities"'))
 
     with broken(running, Later()) as endpoint, pytest.raises(NoAnswer, match="another form.*completion_prob"):
@@ -168,7 +168,7 @@ def test_a_server_that_still_comes_up_is_asked_again(running: Endpoint) -> None:
     class Starting(Breakage):
         refusals = 2
 
-        def ask(self, ask: Ask, right_key: str) -> Ask:
+        def ask(self, ask: Ask) -> Ask:
             self.refusals -= 1
             return replace(ask, path="/not-yet") if self.refusals >= 0 else ask
 
@@ -217,5 +217,5 @@ def test_a_golden_record_survives_json_and_nothing_else_is_one() -> None:
     golden = Golden(nonce=(5, 6), tail=(7,), first=(answer,), second=(answer,))
     assert Golden.from_json(golden.to_json()) == golden
     for wrong in ("", "[]", "{}", '{"nonce": 1, "tail": [], "first": [], "second": []}'):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="no golden answers|Expecting value"):
             Golden.from_json(wrong)

@@ -15,8 +15,6 @@ from tasks.release import BadInput, Change, UpstreamRelease
 from tasks.sources import Sources
 from tasks.upstream import history
 
-MAIL = "somebody <somebody@example.invalid>"
-
 
 def tree_of(sources: Sources, files: dict[str, str]) -> str:
     """A git tree with these files."""

@@ -248,7 +248,7 @@ def command(tagged: World, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     monkeypatch.chdir(tagged.root)
     for name, value in {"PATCHES": tagged.folder, "STORE": tagged.root / "store", "CACHE": tagged.root / "own"}.items():
         monkeypatch.setenv(f"LLAMA_RELEASE_{name}", str(value))
-    monkeypatch.setattr(tasks.upstream, "open_upstream", lambda settings: Here(tagged))
+    monkeypatch.setattr(tasks.upstream, "open_upstream", lambda _: Here(tagged))
     return CliRunner()
 
 

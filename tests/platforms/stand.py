@@ -77,7 +77,7 @@ class Stand:
         return [pid for pid, words in command_lines().items() if words[0].startswith(mine)]
 
     def serve(self, release: Release) -> Endpoint:
-        return self.platform.deploy("staging", release, lambda endpoint: None)
+        return self.platform.deploy("staging", release, lambda _: None)
 
     def status(self) -> Status:
         found = self.platform.status("staging")

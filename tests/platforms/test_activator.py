@@ -147,7 +147,7 @@ def test_a_failing_check_leaves_the_stage_as_it_was(stand: Stand) -> None:
     stand.serve(stand.first)
     stand.say()
     with pytest.raises(ZeroDivisionError):
-        stand.platform.deploy("staging", stand.second, lambda endpoint: 1 / 0)  # type: ignore[arg-type]
+        stand.platform.deploy("staging", stand.second, lambda _: 1 / 0)
     assert stand.say() == "first"
     assert (stand.status().prepared, len(stand.servers())) == (None, 1)
 
@@ -200,7 +200,7 @@ def test_a_prepared_server_does_not_outlive_its_deployer(stand: Stand) -> None:
 def test_a_deploy_of_what_is_served_does_nothing(stand: Stand) -> None:
     stand.serve(stand.first)
     before = len(stand.platform.boots("staging"))
-    stand.platform.deploy("staging", stand.first, lambda endpoint: pytest.fail("checked"))
+    stand.platform.deploy("staging", stand.first, lambda _: pytest.fail("checked"))
     assert len(stand.platform.boots("staging")) == before
 
 

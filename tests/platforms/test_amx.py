@@ -55,7 +55,7 @@ def mended(base: Settings, source: SourceTree, folder: Path) -> SourceTree:
 
 
 def made(settings: Settings, source: SourceTree, recipe: Recipe = AMX) -> Build:
-    return compile_build(source, recipe, Store(settings.store), settings, lambda done, total, what: None)
+    return compile_build(source, recipe, Store(settings.store), settings, lambda *_: None)
 
 
 if "amx_tile" in cpu_here().features:

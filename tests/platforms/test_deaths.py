@@ -118,7 +118,7 @@ def crashes(platform: LocalPlatform) -> list[str]:
 def test_a_client_behind_the_proxy_is_told_how_the_server_ended_and_it_is_on_record_by_then(
     by: str, stage: LocalPlatform
 ) -> None:
-    endpoint = stage.deploy("staging", dying(stage.store, by, "asked"), lambda endpoint: None)
+    endpoint = stage.deploy("staging", dying(stage.store, by, "asked"), lambda _: None)
     with Client(endpoint) as client:
         answer = client.chat("Hi")
     recorded = crashes(stage)
@@ -131,7 +131,7 @@ def test_a_client_behind_the_proxy_is_told_how_the_server_ended_and_it_is_on_rec
 
 @real
 def test_a_server_that_dies_after_it_was_resumed_is_on_record_and_the_next_one_answers(stage: LocalPlatform) -> None:
-    endpoint = stage.deploy("staging", dying(stage.store, "ILL", "resumed"), lambda endpoint: None)
+    endpoint = stage.deploy("staging", dying(stage.store, "ILL", "resumed"), lambda _: None)
     with Client(endpoint) as client:
         assert client.chat("Hi").status == 200
         (boot,) = stage.boots("staging")

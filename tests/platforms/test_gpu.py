@@ -25,7 +25,7 @@ from tasks.platforms.local.proc import is_alive
 from tasks.platforms.local.replica import Replica
 from tasks.platforms.local.server import Server
 from tasks.platforms.local.snapshot import Depth, Wanted, snapshots_here
-from tasks.release import BootKind, BootRecord, Build
+from tasks.release import BootKind, BootRecord, Build, StageName
 from tasks.settings import Settings
 from tests.platforms.conftest import platform_at, stand_of
 from tests.platforms.stand import Stand, until
@@ -102,7 +102,8 @@ def test_a_gpu_is_emptied_under_lock_and_filled_before_it_is_unlocked(driver: Dr
         cuda_checkpoint.suspend(17, timeout_s=20)
 
 
-def test_a_snapshot_is_of_one_driver_and_the_very_gpu(driver: Driver) -> None:
+@pytest.mark.usefixtures("driver")
+def test_a_snapshot_is_of_one_driver_and_the_very_gpu() -> None:
     assert cuda_checkpoint.hardware() == (
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module 580.1 | Model: NVIDIA L40S | GPU UUID: GPU-1"
     )
@@ -132,10 +133,12 @@ def stand(base: Settings, build: Build, tmp_path_factory: pytest.TempPathFactory
 def _with_replica(stand: Stand, depth: Depth, act: Callable[[Replica], Awaitable[None]]) -> list[BootRecord]:
     """Boot records of a replica whose idle server is brought back from this depth."""
 
+    stage: StageName = "production" if depth == "disk" else "staging"
+
     async def run() -> None:
         replica = Replica(
             stand.platform.store,
-            "production" if depth == "disk" else "staging",
+            stage,
             stand.first,
             secrets.token_hex(8),
             Wanted(True, depth, criu.find("criu", Settings().cache)),
@@ -146,7 +149,6 @@ def _with_replica(stand: Stand, depth: Depth, act: Callable[[Replica], Awaitable
         finally:
             await replica.close()
 
-    stage = "production" if depth == "disk" else "staging"
     before = len(stand.platform.boots(stage))
     asyncio.run(run())
     assert stand.servers() == []
@@ -200,7 +202,7 @@ def test_a_process_that_cannot_be_suspended_is_ended(stand: Stand, driver: Drive
         server = await replica.up()
         driver.fails("checkpoint")
         await replica.down()
-        assert replica.server is replica.suspended is None and not is_alive(server.pid)
+        assert replica.server is None and replica.suspended is None and not is_alive(server.pid)
 
     assert [b.kind for b in _with_replica(stand, "memory", act)] == [BootKind.CREATED]
 

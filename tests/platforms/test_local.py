@@ -126,8 +126,8 @@ def test_a_server_that_something_killed_is_no_fault_of_the_release(store: Store,
         server.start(store, release, None, tmp_path, 30)
 
 
-@real
-def test_a_taken_port_is_named_with_its_holder(stand: Stand, tmp_path: Path) -> None:
+@pytest.mark.wire
+def test_a_taken_port_is_named_with_its_holder(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

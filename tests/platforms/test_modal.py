@@ -86,7 +86,7 @@ def test_a_container_that_crashes_while_it_serves_is_replaced_and_the_log_says_h
     assert "segmentation fault" in apps.classified(modal_stand.platform.logs("staging").read_text())
 
 
-def test_no_snapshot_is_taken_of_a_gpu_that_is_full(modal_stand: ModalStand, tmp_path: Path) -> None:
+def test_no_snapshot_is_taken_of_a_gpu_that_is_full(modal_stand: ModalStand) -> None:
     serves(modal_stand, modal_stand.first)
     set_gpu_memory(modal_stand.fake.folder, "45000, 46068")
     try:
@@ -145,7 +145,7 @@ def test_a_failed_check_never_leaves_a_stage_with_nothing_that_its_pointer_says_
     modal_stand.platform.store.save_pointer(StagePointer(stage="staging", release=modal_stand.first.id))
     modal_stand.platform.store.files.remove("deployments/staging.json")
 
-    def interrupted(endpoint: Endpoint) -> None:
+    def interrupted(_: Endpoint) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

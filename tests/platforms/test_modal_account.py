@@ -36,7 +36,7 @@ def fake(tmp_path: Path) -> Iterator[FakeModal]:
 
 
 @pytest.fixture
-def platform(tmp_path: Path, fake: FakeModal) -> ModalPlatform:
+def platform(tmp_path: Path, fake: FakeModal) -> ModalPlatform:  # noqa: ARG001 - what the platform talks to
     return platform_on_modal(tmp_path)
 
 
@@ -71,7 +71,8 @@ def test_a_wrong_token_is_the_users_to_mend(platform: ModalPlatform, monkeypatch
 
 
 @wire
-def test_an_environment_that_is_not_there_is_named(tmp_path: Path, fake: FakeModal) -> None:
+@pytest.mark.usefixtures("fake")
+def test_an_environment_that_is_not_there_is_named(tmp_path: Path) -> None:
     platform = platform_on_modal(tmp_path, environment="nowhere")
     with pytest.raises(BadInput, match="no such Modal environment") as caught:
         platform.store.save_pointer(platform.store.pointer("production"))
@@ -79,7 +80,8 @@ def test_an_environment_that_is_not_there_is_named(tmp_path: Path, fake: FakeMod
 
 
 @wire
-def test_a_missing_secret_says_how_to_create_it(fake: FakeModal) -> None:
+@pytest.mark.usefixtures("fake")
+def test_a_missing_secret_says_how_to_create_it() -> None:
     with pytest.raises(BadInput, match="the Modal Secret with the API key is not there") as caught:
         deploy()
     assert "modal secret create" in caught.value.todo
@@ -122,7 +124,8 @@ def test_a_deploy_that_breaks_off_before_it_is_published_leaves_the_stage_as_it_
 
 @wire
 @pytest.mark.filterwarnings("error::modal.exception.AsyncUsageWarning", "ignore:coroutine:RuntimeWarning")
-def test_a_blocking_call_in_an_event_loop_would_fail_these_tests(platform: ModalPlatform) -> None:
+@pytest.mark.usefixtures("platform")
+def test_a_blocking_call_in_an_event_loop_would_fail_these_tests() -> None:
     async def main() -> None:
         modal.Dict.from_name("anything", create_if_missing=True).put("a", 1)
 
@@ -131,7 +134,8 @@ def test_a_blocking_call_in_an_event_loop_would_fail_these_tests(platform: Modal
 
 
 @wire
-def test_it_would_fail_the_commands_and_containers_of_these_tests_too(fake: FakeModal) -> None:
+@pytest.mark.usefixtures("fake")
+def test_it_would_fail_the_commands_and_containers_of_these_tests_too() -> None:
     script = "import asyncio, modal\nasync def main(): modal.Dict.from_name('d', create_if_missing=True).put('a', 1)\n"
     done = subprocess.run(
         [sys.executable, "-c", f"{script}asyncio.run(main())"], env=os.environ | {"PYTHONWARNINGS": NO_BLOCKING},

@@ -15,7 +15,7 @@ import pytest
 from modal_app import images
 from tasks.platforms.modal import ModalPlatform
 from tasks.platforms.modal.building import toolchain
-from tasks.release import BadInput, Recipe, ReleaseFailed, SourceTree, ToolingError
+from tasks.release import BadInput, Build, Recipe, ReleaseFailed, SourceTree, ToolingError
 from tests.fakes.modal import FakeModal
 from tests.platforms.modal_stand import fake_modal, platform_on_modal
 from tests.tiny import CMAKE, MAIN, that_dies, tiny
@@ -37,7 +37,7 @@ class Site:
         folder.mkdir()
         return tiny(self.platform.settings, folder, main, cmake)
 
-    def build(self, source: SourceTree, recipe: Recipe = RECIPE):  # type: ignore[no-untyped-def]
+    def build(self, source: SourceTree, recipe: Recipe = RECIPE) -> Build:
         return self.platform.build(source, recipe, lambda *seen: self.progress.append(seen))
 
 
@@ -100,7 +100,7 @@ def test_a_flow_that_was_killed_picks_the_same_build_up_again(site: Site) -> Non
     class Killed(BaseException):
         pass
 
-    def kill(done: int, total: int, what: str) -> None:
+    def kill(*_: object) -> None:
         if site.platform.on_volume.files.listed("calls"):
             raise Killed
 

@@ -40,7 +40,7 @@ def on_machine(tmp_path: Path, name: str) -> Store:
 
 
 @pytest.fixture
-def store(tmp_path: Path, fake: FakeModal) -> Store:
+def store(tmp_path: Path, fake: FakeModal) -> Store:  # noqa: ARG001 - where the store is
     return on_machine(tmp_path, "here")
 
 
@@ -148,7 +148,8 @@ def test_a_lease_is_renewed_while_the_lock_is_held(store: Store, monkeypatch: py
         assert json.loads(locks["release/1"])["renewed"] > first["renewed"]
 
 
-def test_of_many_who_want_a_lock_at_once_one_has_it(tmp_path: Path, fake: FakeModal) -> None:
+@pytest.mark.usefixtures("fake")
+def test_of_many_who_want_a_lock_at_once_one_has_it(tmp_path: Path) -> None:
     inside: list[int] = []
     outcomes: list[str] = []
     start, done = threading.Barrier(6), threading.Barrier(6)

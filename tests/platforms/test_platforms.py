@@ -6,7 +6,7 @@ import pytest
 
 from tasks.endpoint import Client
 from tasks.platforms import Platform
-from tasks.release import BadInput, BootKind, Endpoint, Release, ReleaseFailed
+from tasks.release import BadInput, BootKind, Endpoint, Release, ReleaseFailed, ToolingError
 from tests.platforms.modal_stand import ModalStand, say
 from tests.platforms.stand import Stand
 
@@ -15,7 +15,8 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module", params=["local", "modal"])
 def stand_of(request: pytest.FixtureRequest) -> Stand | ModalStand:
-    return request.getfixturevalue("stand" if request.param == "local" else "modal_stand")  # type: ignore[no-any-return]
+    chosen: Stand | ModalStand = request.getfixturevalue("stand" if request.param == "local" else "modal_stand")
+    return chosen
 
 
 @pytest.fixture
@@ -28,12 +29,16 @@ def serves(platform: Platform, release: Release) -> Endpoint:
     return platform.deploy("staging", release, lambda endpoint: say(endpoint) == release.alias or pytest.fail("other"))
 
 
-def never(endpoint: Endpoint) -> None:
+def answers(endpoint: Endpoint) -> bool:
+    try:
+        with Client(endpoint) as client:
+            return client.get("/slots").status == 200
+    except ToolingError:
+        return False
+
+
+def never(_: Endpoint) -> None:
     raise AssertionError("nothing was to be checked")
-
-
-class Refused(Exception):
-    """What a check says."""
 
 
 def test_a_stage_that_serves_nothing_has_no_endpoint_and_stopping_it_is_no_error(platform: Platform) -> None:
@@ -120,8 +125,7 @@ def test_a_trial_has_a_key_of_its_own_and_is_gone_on_exit(stand_of: Stand | Moda
         assert c.get("/slots").status == 200
         assert c.get("/slots", key=stand_of.key).status == 401
         raise ZeroDivisionError
-    with pytest.raises(Exception), Client(endpoint) as client:  # noqa: B017
-        assert client.get("/slots").status == 200
+    assert not answers(endpoint)
 
 
 def test_a_stopped_stage_serves_nothing(stand_of: Stand | ModalStand) -> None:

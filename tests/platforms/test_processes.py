@@ -38,7 +38,8 @@ sleeper.kill()
 
 @pytest.fixture(params=[procfs, portable], ids=["procfs", "portable"])
 def machine(request: pytest.FixtureRequest) -> ModuleType:
-    return request.param  # type: ignore[no-any-return]
+    implementation: ModuleType = request.param
+    return implementation
 
 
 @pytest.fixture

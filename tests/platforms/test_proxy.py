@@ -99,7 +99,7 @@ def test_a_request_target_is_not_touched(target: str) -> None:
     async def path(request: web.Request) -> web.Response:
         return web.Response(text=request.raw_path)
 
-    async def talk(http: aiohttp.ClientSession, url: str) -> str:
+    async def talk(_: aiohttp.ClientSession, url: str) -> str:
         port = URL(url).port
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"GET {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
@@ -113,7 +113,7 @@ def test_a_request_target_is_not_touched(target: str) -> None:
 def test_a_client_that_leaves_is_missed_by_the_server() -> None:
     left: list[bool] = []
 
-    async def wait(request: web.Request) -> web.Response:
+    async def wait(_: web.Request) -> web.Response:
         try:
             await asyncio.sleep(10)
         except asyncio.CancelledError:

@@ -254,7 +254,8 @@ def test_a_restore_that_fails_is_a_cold_boot_with_the_reason(frozen: Frozen, scr
     assert frozen.stand.servers() == [fell_back.pid]
 
 
-def test_a_restore_given_up_in_its_first_moment_leaves_nothing_behind(frozen: Frozen) -> None:
+@pytest.mark.usefixtures("frozen")
+def test_a_restore_given_up_in_its_first_moment_leaves_nothing_behind() -> None:
     for n in range(1500):
         process = subprocess.Popen(
             [*criu._NAMESPACE, "sleep", "4711.5"], start_new_session=True, stderr=subprocess.DEVNULL
@@ -390,9 +391,7 @@ def test_another_key_is_another_snapshot(frozen: Frozen, monkeypatch: pytest.Mon
 
 def test_another_generation_is_another_snapshot_which_outlives_the_activator(frozen: Frozen) -> None:
     stand, mine = frozen.stand, frozen.folder
-    (created,) = frozen.boots(
-        lambda: stand.platform.deploy("staging", stand.first, lambda endpoint: None, generation="2")
-    )
+    (created,) = frozen.boots(lambda: stand.platform.deploy("staging", stand.first, lambda _: None, generation="2"))
     assert (created.kind, created.generation) == (BootKind.CREATED, "2")
     assert frozen.folder != mine and not mine.exists()
     stand.platform.shut_down("staging")

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tasks.store import Store
 SERVER = ServerSettings(model=Path("m.gguf"), alias="m", slots=4, ctx_per_slot=1000)
 
 
-def binary_without(*unknown: str) -> object:
+def binary_without(*unknown: str) -> Callable[[Argv], str]:
     """A binary that does not know these words, as llama-server complains."""
 
     def refuses(argv: Argv) -> str:
@@ -27,7 +28,7 @@ def test_the_newest_spelling_is_taken_where_it_is_known() -> None:
 
 
 def test_an_older_binary_gets_the_older_spelling_and_a_note() -> None:
-    argv, notes = render(SERVER, binary_without("--load-mode"))  # type: ignore[arg-type]
+    argv, notes = render(SERVER, binary_without("--load-mode"))
     assert "--no-mmap" in argv
     assert "--load-mode" not in argv
     assert notes == ["memory_map is `--no-mmap` here"]
@@ -35,7 +36,7 @@ def test_an_older_binary_gets_the_older_spelling_and_a_note() -> None:
 
 def test_a_flag_without_any_known_spelling_fails_by_name_with_the_binarys_words() -> None:
     with pytest.raises(ReleaseFailed, match="memory_map.*invalid argument: --load-mode") as failed:
-        render(SERVER, binary_without("--load-mode", "--no-mmap", "--metrics"))  # type: ignore[arg-type]
+        render(SERVER, binary_without("--load-mode", "--no-mmap", "--metrics"))
     assert "metrics: `--metrics`" in failed.value.evidence
 
 
@@ -62,7 +63,7 @@ def test_a_trial_of_another_model_leaves_projector_and_template_behind(store: St
 
 @pytest.mark.real
 def test_a_real_binary_takes_our_argv_and_refuses_a_flag_that_upstream_removed(
-    base: object, build: Build, store_with: Store, smollm2: Path
+    build: Build, store_with: Store, smollm2: Path
 ) -> None:
     assert "--no-mmap" in complaint(store_with, build, ("--no-mmap",))
     assert "--flash-attn" in complaint(store_with, build, ("--flash-attn",))

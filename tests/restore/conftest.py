@@ -32,7 +32,7 @@ SCRIPT = "model\nThe answer is forty-two.<turn|>"
 
 
 @dataclass
-class Played:
+class Played(LocalPlatform):
     """A platform on which `before` answers until an idle window and `after` behind it, recorded as `kinds` say.
 
     The servers are real; who stands behind the stage when, and what the boot records say, is made up.
@@ -49,7 +49,10 @@ class Played:
 
     name = "played"
 
-    def idle(self, stage: StageName) -> int:
+    def __post_init__(self) -> None:
+        super().__init__(Settings(store=self.store.root))
+
+    def idle(self, _stage: StageName) -> int:
         self.idled = True
         return self.left
 
@@ -59,13 +62,13 @@ class Played:
         self.records += [BootRecord(stage=stage, release="r1", kind=kind, health_s=0.1) for kind in self.kinds]
         return self.after
 
-    def boots(self, stage: StageName) -> list[BootRecord]:
+    def boots(self, _stage: StageName) -> list[BootRecord]:
         return list(self.records)
 
-    def golden(self, stage: StageName) -> Golden | None:
+    def golden(self, _stage: StageName) -> Golden | None:
         return self.known
 
-    def logs(self, stage: StageName) -> Path:
+    def logs(self, _stage: StageName) -> Path:
         return self.store.root / "server.log"
 
 

@@ -34,7 +34,7 @@ def stage(tmp_path: Path) -> Iterator[LocalPlatform]:
 def deployed(stage: LocalPlatform, by: str) -> Release:
     """A release on staging whose servers die when they are asked, which nobody has done yet."""
     release = dying(stage.store, by, "asked")
-    stage.deploy("staging", release, lambda endpoint: None)
+    stage.deploy("staging", release, lambda _: None)
     return release
 
 

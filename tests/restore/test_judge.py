@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 
-from modal_app.warmup import Answer, Asked, Golden, Token
+from modal_app.warmup import Answer, Asked, Golden, Token, differences, tolerance
 from tasks.release import BootKind, BootRecord, Verdict
-from tasks.restore.cycle import Cycle, differences, tolerance
+from tasks.restore.cycle import Cycle
 from tasks.restore.judge import counted, judge, unfinished, wilson
 from tasks.settings import RestoreSettings
 
@@ -26,13 +25,13 @@ def asked(found: bool, first_token_s: float = 0.1) -> Asked:
     return Asked(nonce_tokens=100, cached_tokens=96 if found else 1, first_token_s=first_token_s)
 
 
-def cycle(kind: BootKind, reason: str = "", **other: Any) -> Cycle:
+def cycle(kind: BootKind, reason: str = "", **other: object) -> Cycle:
     """A cycle that came up so, with the evidence that goes with it."""
     sound = {
-        "boots": (boot(kind, reason),), "nonce": asked(kind is RESTORED, 0.5), "warm": asked(True),
-        "control": asked(False), "tolerance": 0.001,
+        "stage": "staging", "boots": (boot(kind, reason),), "nonce": asked(kind is RESTORED, 0.5),
+        "warm": asked(True), "control": asked(False), "tolerance": 0.001,
     }  # fmt: skip
-    return Cycle(stage="staging", **sound | other)
+    return Cycle.model_validate(sound | other)
 
 
 def test_wilson_is_the_interval_of_the_textbook() -> None:

@@ -54,7 +54,7 @@ def golden_of(endpoint: Endpoint) -> Golden:
 
 
 def probed(platform: Played | LocalPlatform, release: Release, settings: RestoreSettings = ONE) -> Verification:
-    return probe(platform, "staging", release, settings, lambda done, total, what: None)
+    return probe(platform, "staging", release, settings, lambda *_: None)
 
 
 def test_the_process_that_was_warmed_up_passes(store: Store, server: Endpoint, scripted: Release) -> None:

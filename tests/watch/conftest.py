@@ -97,11 +97,15 @@ def stood(base: Settings, build: Build, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def production(stood: Stand, page: str, monkeypatch: pytest.MonkeyPatch) -> Production:
+def production(
+    stood: Stand,
+    page: str,  # noqa: ARG001 - the server that the watch runs on
+    monkeypatch: pytest.MonkeyPatch,
+) -> Production:
     """Idle, in production just now, and nothing known of it."""
     store, local = stood.platform.store, stood.platform.settings.local
     made = Production(stood)
-    stood.platform.deploy("production", stood.first, lambda endpoint: None)
+    stood.platform.deploy("production", stood.first, lambda _: None)
     made.idle()
     store.files.remove("watch.json")
     store.files.remove("watch")

@@ -22,10 +22,10 @@ def release(alias: str = "a") -> Release:
 
 
 def look(store: Store, *, wrong: bool = False, over: bool = False, of: Release | None = None) -> None:
-    def found(kind: Kind, since: datetime | None) -> Finding | None:
+    def found(kind: Kind, _since: datetime | None) -> Finding | None:
         return FINDING if wrong and kind == FINDING.kind else None
 
-    follow(store, of or release(), found, lambda kind, began: over)
+    follow(store, of or release(), found, lambda *_: over)
 
 
 def told(store: Store) -> list[str]:

@@ -185,7 +185,7 @@ class Slow(Breakage):
     def __init__(self, delay_s: float) -> None:
         self.delay_s = delay_s
 
-    def ask(self, ask: Ask, right_key: str) -> Ask:
+    def ask(self, ask: Ask) -> Ask:
         if b'"stream": true' in ask.body or b'"stream":true' in ask.body:
             time.sleep(self.delay_s)
         return ask
@@ -236,7 +236,7 @@ def test_looking_again_and_again_does_not_keep_production_awake(
     folder = tmp_path_factory.mktemp("awake")
     platform = platform_at(folder / "store", idle_s=1.5)
     with stand_of(platform, base, build, build_model(SCRIPT, folder / "model.gguf")) as stand:
-        platform.deploy("production", stand.first, lambda endpoint: None)
+        platform.deploy("production", stand.first, lambda _: None)
         looks: list[Look] = []
 
         def idle() -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 _LOOPBACK = "127.0.0.1"
 NOT_SEEN = "a process that can't be seen from here"

@@ -201,7 +201,7 @@ class ModalPlatform:
         down = "" if apps.version(self._modal, app) is not None else f"the app {app} is not deployed"
         return Sight(servers=len(apps.containers(self._modal, app)), down=down)
 
-    def revive(self, stage: StageName) -> str:
+    def revive(self, _stage: StageName) -> str:
         """Nothing: Modal keeps what is deployed, and what is not was stopped by somebody."""
         return ""
 

@@ -41,7 +41,7 @@ class App:
     id: str
     name: str
     environment: str
-    state: int  # api_pb2.AppState
+    state: api_pb2.AppState.ValueType
     tags: dict[str, str] = field(default_factory=dict)
     created_at: float = field(default_factory=time.time)
     stopped_at: float = 0
@@ -54,7 +54,7 @@ class App:
     def lifecycle(self) -> api_pb2.AppLifecycle:
         latest = self.versions[-1] if self.versions else None
         return api_pb2.AppLifecycle(
-            app_state=self.state,  # type: ignore[arg-type]
+            app_state=self.state,
             created_at=self.created_at,
             created_by=OWNER,
             deployed_at=latest.deployed_at if latest else 0,
@@ -189,7 +189,7 @@ class Apps:
                     app_id=app.id,
                     description=app.name,
                     name=app.name,
-                    state=app.state,  # type: ignore[arg-type]
+                    state=app.state,
                     created_at=app.created_at,
                     stopped_at=app.stopped_at,
                     n_running_tasks=len(self._fake.containers.live(app_id=app.id)),

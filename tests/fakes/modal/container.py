@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from modal_proto import api_pb2
 
 from .functions import Service
+from .logs import Source
 from .objects import new_id
 from .views import View
 
@@ -62,7 +63,7 @@ class Container:
     cancelled: list[str] = field(default_factory=list)  # input ids that it is to be told of
     exit_code: int | None = None
     result: api_pb2.GenericResult | None = None  # what it said of its own failure
-    unsaid: list[tuple[str, int]] = field(default_factory=list)  # lines of a boot that is not told: (text, source)
+    unsaid: list[tuple[str, Source]] = field(default_factory=list)  # lines of a boot that is not told: (text, source)
     process: asyncio.subprocess.Process | None = None
     watch: asyncio.Task[None] | None = None
 

@@ -17,13 +17,15 @@ from modal_proto import api_pb2
 
 from .container import Container, Snapshot, calling
 from .functions import Result, Service
+from .logs import Source
 from .objects import new_id, not_found
 
 if TYPE_CHECKING:
     from .server import FakeModal
 
 RESTORE_FAILED = 222  # gpu_memory_snapshot.SNAPSHOT_RESTORE_FAILED_EXIT_CODE
-STDOUT, STDERR, SYSTEM = 1, 2, 3  # api_pb2.FileDescriptor
+STDOUT, STDERR = api_pb2.FILE_DESCRIPTOR_STDOUT, api_pb2.FILE_DESCRIPTOR_STDERR
+SYSTEM = api_pb2.FILE_DESCRIPTOR_INFO
 TICK_S = 0.05
 LONG_POLL_S = 20.0
 EXIT_S = 10.0  # for exit methods, after which a container is killed
@@ -193,7 +195,7 @@ class Containers:
             for one in self._fake.functions.waiting(container.service):
                 one.finish(result)
 
-    async def _collect(self, container: Container, stream: asyncio.StreamReader, source: int) -> None:
+    async def _collect(self, container: Container, stream: asyncio.StreamReader, source: Source) -> None:
         """Its lines go to the logs. What it says before it is restored was said already: it counts if it fails."""
         async for line in stream:
             text = line.decode(errors="replace").rstrip("\n")
@@ -202,7 +204,7 @@ class Containers:
             elif not text.startswith("unshare: "):
                 self._say(container, text, source)
 
-    def _say(self, container: Container, text: str, source: int = SYSTEM) -> None:
+    def _say(self, container: Container, text: str, source: Source = SYSTEM) -> None:
         one, service = self._fake.functions.running_on(container), container.service
         self._fake.logs.write(text, source, service.app_id, service.id, container.task_id, one.call_id if one else "")
 
@@ -335,7 +337,7 @@ class Containers:
                     input_id=one.id,
                     input=one.message,
                     function_call_id=one.call_id,
-                    function_call_invocation_type=one.invocation,  # type: ignore[arg-type]
+                    function_call_invocation_type=one.invocation,
                 )
                 return api_pb2.FunctionGetInputsResponse(inputs=[item])
             await asyncio.sleep(TICK_S)

@@ -41,20 +41,22 @@ class Input:
     service: Service
     index: int
     message: api_pb2.FunctionInput
-    invocation: int
+    invocation: api_pb2.FunctionCallInvocationType.ValueType
     container: Container | None = None  # that works on it
     started_at: float = 0
     attempts: int = 0
     output: api_pb2.FunctionGetOutputsItem | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def finish(self, result: api_pb2.GenericResult, format: int = api_pb2.DATA_FORMAT_PICKLE) -> None:
+    def finish(
+        self, result: api_pb2.GenericResult, format: api_pb2.DataFormat.ValueType = api_pb2.DATA_FORMAT_PICKLE
+    ) -> None:
         if self.output is None:
             self.output = api_pb2.FunctionGetOutputsItem(
                 result=result,
                 idx=self.index,
                 input_id=self.id,
-                data_format=format,  # type: ignore[arg-type]
+                data_format=format,
                 task_id=self.container.task_id if self.container else "",
                 input_started_at=self.started_at,
                 output_created_at=time.time(),

@@ -6,9 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
+
+Source: TypeAlias = "api_pb2.FileDescriptor.ValueType"
+"""A stream of a container; ValueType is there for type checkers alone."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Line:
     function_id: str
     task_id: str
     call_id: str
-    source: int  # api_pb2.FileDescriptor
+    source: Source
     time: float
     text: str
 
@@ -29,14 +33,14 @@ class Logs:
     def __init__(self) -> None:
         self.lines: list[Line] = []
 
-    def write(self, text: str, source: int, app_id: str, function_id: str, task_id: str, call_id: str = "") -> None:
+    def write(self, text: str, source: Source, app_id: str, function_id: str, task_id: str, call_id: str = "") -> None:
         self.lines.append(Line(len(self.lines) + 1, app_id, function_id, task_id, call_id, source, time.time(), text))
 
     def text(self, task_id: str = "") -> str:
         """What was written, of one container or of all, for a test to look into."""
         return "\n".join(line.text for line in self.lines if task_id in ("", line.task_id))
 
-    def _select(self, asked: api_pb2.AppGetLogsRequest | api_pb2.AppFetchLogsRequest, source: int) -> list[Line]:
+    def _select(self, asked: api_pb2.AppGetLogsRequest | api_pb2.AppFetchLogsRequest, source: Source) -> list[Line]:
         return [
             line
             for line in self.lines
@@ -76,7 +80,7 @@ def _batch(line: Line) -> api_pb2.TaskLogsBatch:
         data=line.text + "\n",
         timestamp=line.time,
         timestamp_ns=int(line.time * 1e9),
-        file_descriptor=line.source,  # type: ignore[arg-type]
+        file_descriptor=line.source,
         function_call_id=line.call_id,
     )
     return api_pb2.TaskLogsBatch(

@@ -111,5 +111,6 @@ class Serving:
                 if answered is None:
                     return web.Response(status=503, text=f"modal-http: {error}")
                 with contextlib.suppress(Exception):
-                    request.transport.abort()  # type: ignore[union-attr]
+                    assert request.transport
+                    request.transport.abort()
                 return answered
