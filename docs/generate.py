@@ -84,7 +84,11 @@ def _commands(command: Any, words: list[str]) -> Iterator[str]:
     parameters = [p for p in command.params if p.name != "help"]
     if not children or parameters:
         arguments = "".join(f" {p.name.upper()}" for p in parameters if _is_argument(p))
-        told = [f"## {' '.join(words[1:])}", " ".join((command.help or "").split()), f"`{' '.join(words)}{arguments}`"]
+        told = [
+            f"## {' '.join(words[1:] or words)}",
+            " ".join((command.help or "").split()),
+            f"`{' '.join(words)}{arguments}`",
+        ]
         rows = [(" ".join(f"`{o}`" for o in _names(p)), _told(p)) for p in parameters]
         yield "\n\n".join(filter(None, [*told, markdown_table(("option", "meaning"), rows) if rows else ""]))
     for name, child in children.items():

@@ -1,5 +1,9 @@
 """Safe upgrades of a self-hosted llama.cpp server."""
 
+# `--help` and the shell's completion import this module, and so does every command. Prefect takes two seconds to load,
+# Modal, numpy and pydantic their share: so a verb imports in its body what it runs. tests/test_start.py says which may
+# load what.
+
 from __future__ import annotations
 
 import getpass
@@ -11,51 +15,60 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
-from uuid import UUID
-
-# Prefect's own console lines would drown the rows; its server has them all the same.
-os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
-from prefect import Flow
-from prefect.exceptions import ParameterTypeError
-from rich.markup import escape
 
-from flows import demo as demonstration
-from flows import serve as serving
-from flows.doctor import Asked, Finding, diagnose, exit_code
-from flows.outcome import Outcome
-from flows.patches import app as patches_app
-from flows.plan import plan as make_plan
-from flows.redeploy import redeploy as redeploy_flow
-from flows.restore_watch import restore_watch as watch_flow
-from flows.rollback import rollback as rollback_flow
-from flows.server import approver_at_the_terminal, prefect_server
-from flows.upgrade import upgrade as upgrade_flow
-from tasks import release_page
-from tasks.approval import terminal
-from tasks.doctor import live, needs
-from tasks.platforms import open_platform
-from tasks.promote import lift_hold, serve_pointer
-from tasks.release import BadInput, Problem, StageName, StagePointer, now
-from tasks.report import console, show_table
-from tasks.runbook import COLLECT
-from tasks.runbook import explain as explain_lines
-from tasks.settings import Settings, load
-from tasks.store import Store
+from tasks.console import console, show_table
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect import Flow
+
+    from flows import demo as demonstration
+    from flows.doctor import Finding
+    from flows.outcome import Outcome
+    from tasks.doctor import needs
+    from tasks.release import StagePointer
+    from tasks.settings import Settings
+    from tasks.store import Store
+
+# Prefect's own console lines would drown the rows; its server has them all the same. It reads this when it is imported.
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 INTERRUPTED = 130
 SEEN = 200  # characters of a line that `explain` quotes
+COST = "up to 12 requests of at most 400 tokens each"  # what tasks/doctor/live.py asks of a server
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 hold_app = typer.Typer(no_args_is_help=True, help="Production's hold after a rollback.")
+patches_app = typer.Typer(
+    help="The patch series on an upstream release: each patch's status, and the evidence for it.",
+)
 app.add_typer(hold_app, name="hold")
 app.add_typer(patches_app, name="patches")
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON; the rows then go to standard error")]
 To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]
 By = Annotated[str, typer.Option(help="who does it", default_factory=getpass.getuser, show_default="you")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"llama-release {version('llama-release')}")
+        raise typer.Exit
+
+
+@app.callback()
+def llama_release(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and end")
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 @app.command()
@@ -66,9 +79,12 @@ def upgrade(
     as_json: Json = False,
 ) -> None:
     """Bring production to a newer upstream release, when every proof holds and a person agrees."""
-    check_parameters(upgrade_flow, to=to, again=again)
+    from flows.upgrade import upgrade as flow
+    from tasks.doctor import needs
+
+    check_parameters(flow, to=to, again=again)
     with prefect_page(as_json, needed=needs.UPGRADE) as page:
-        outcome = run_flow(upgrade_flow, page, approver, to=to, again=again)
+        outcome = run_flow(flow, page, approver, to=to, again=again)
     _end(outcome, as_json)
 
 
@@ -80,8 +96,10 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Put production back to a retained release, and hold it there until the hold is lifted."""
+    from flows.rollback import rollback as flow
+
     with prefect_page(as_json) as page:
-        outcome = run_flow(rollback_flow, page, None, by=by, reason=reason, to=to)
+        outcome = run_flow(flow, page, None, by=by, reason=reason, to=to)
     _end(outcome, as_json)
 
 
@@ -93,7 +111,11 @@ def approve(
     note: Annotated[str, typer.Option(help="why")] = "",
 ) -> None:
     """Decide on a release that waits for a person, as the Prefect page does. At a terminal it asks first."""
-    store = open_platform(load()).store
+    from tasks.approval import terminal
+    from tasks.platforms import open_store
+    from tasks.settings import load
+
+    store = open_store(load())
     request = terminal.find(store, run)
     terminal.show(store, request)
     decision: Literal["approve", "reject"] = "reject" if reject else "approve"
@@ -111,22 +133,75 @@ def redeploy(
     as_json: Json = False,
 ) -> None:
     """Send production's release through staging, idle windows and promotion again: for a new key, image or runtime."""
-    check_parameters(redeploy_flow, by=by, reason=reason, release=release)
+    from flows.redeploy import redeploy as flow
+    from tasks.doctor import needs
+
+    check_parameters(flow, by=by, reason=reason, release=release)
     with prefect_page(as_json, needed=needs.REDEPLOY) as page:
-        outcome = run_flow(redeploy_flow, page, None, by=by, reason=reason, release=release)
+        outcome = run_flow(flow, page, None, by=by, reason=reason, release=release)
     _end(outcome, as_json)
 
 
 @hold_app.command("lift")
 def hold_lift(by: By) -> None:
     """Lift production's hold."""
-    lifted = lift_hold(open_platform(load()).store, by)
+    from tasks.platforms import open_store
+    from tasks.promote import lift_hold
+    from tasks.settings import load
+
+    lifted = lift_hold(open_store(load()), by)
     console.print(f"lifted the hold that {lifted.by} set: {lifted.reason}")
+
+
+@patches_app.callback(invoke_without_command=True)
+def patches(
+    context: typer.Context,
+    to: To = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one record a patch: file, title, status, evidence")] = False,
+) -> None:
+    """Show what becomes of each patch on a release. Exits 1 when one is blocked."""
+    if context.invoked_subcommand:
+        return
+    from flows import patches
+
+    patches.show(to, as_json)
+
+
+@patches_app.command("refresh")
+def patches_refresh(to: To = None) -> None:
+    """Write the series as it stands on a release. Writes nothing when a patch is blocked."""
+    from flows import patches
+
+    patches.refresh(to)
+
+
+@patches_app.command("retire")
+def patches_retire(which: Annotated[str, typer.Argument(metavar="N|FILE")], to: To = None) -> None:
+    """Take a patch out of the series when upstream has it or its probe passes without it, and commit that."""
+    from flows import patches
+
+    patches.retire_one(which, to)
+
+
+@patches_app.command("edit")
+def patches_edit(
+    which: Annotated[str | None, typer.Argument(metavar="N|FILE")] = None,
+    to: To = None,
+    go_on: Annotated[bool, typer.Option("--continue", help="export what you made of it as the patch")] = False,
+    abort: Annotated[bool, typer.Option("--abort", help="drop the work folder, leave the patch as it was")] = False,
+) -> None:
+    """Take a patch into your hands: a work folder with the release and the patch merged in, as git users expect."""
+    from flows import patches
+
+    patches.edit_one(which, to, go_on, abort)
 
 
 @app.command()
 def plan(to: To = None, as_json: Json = False) -> None:
     """Say what an upgrade would do, and change nothing."""
+    from flows.plan import plan as make_plan
+    from tasks.settings import load
+
     found = make_plan(load(), to)
     if as_json:
         print(found.model_dump_json(indent=1))
@@ -137,20 +212,26 @@ def plan(to: To = None, as_json: Json = False) -> None:
 @app.command()
 def status(as_json: Json = False) -> None:
     """Show both stages: release, age, hold, what is retained."""
-    platform = open_platform(load())
-    store = platform.store
+    from tasks.platforms import open_store
+    from tasks.release import StageName
+    from tasks.settings import load
+
+    settings = load()
+    store = open_store(settings)
     pointers = [store.pointer(stage) for stage in get_args(StageName)]
     if as_json:
         print(json.dumps([p.model_dump(mode="json") for p in pointers], indent=1))
         return
     show_table(
-        f"{platform.name} platform, store {store.root}",
+        f"{settings.platform} platform, store {store.root}",
         ("stage", "release", "since", "hold", "retained"),
         (_status_row(store, pointer) for pointer in pointers),
     )
 
 
 def _status_row(store: Store, pointer: StagePointer) -> tuple[str, ...]:
+    from tasks.release import now
+
     def label(release_id: str | None) -> str:
         found = store.release(release_id) if release_id else None
         return found.label if found else release_id or "-"
@@ -165,7 +246,10 @@ def history(
     last: Annotated[int, typer.Option(min=1, help="how many of the latest events")] = 40, as_json: Json = False
 ) -> None:
     """Show the ledger."""
-    events = open_platform(load()).store.ledger()[-last:]
+    from tasks.platforms import open_store
+    from tasks.settings import load
+
+    events = open_store(load()).ledger()[-last:]
     if as_json:
         print(json.dumps([e.model_dump(mode="json") for e in events], indent=1))
         return
@@ -176,8 +260,10 @@ def history(
 @app.command()
 def watch(as_json: Json = False) -> None:
     """Look at production once as the scheduled restore watch does: latency after idle and warm, restores, alerts."""
+    from flows.restore_watch import restore_watch as flow
+
     with prefect_page(as_json) as page:
-        outcome = run_flow(watch_flow, page, None)
+        outcome = run_flow(flow, page, None)
     _end(outcome, as_json)
 
 
@@ -186,11 +272,15 @@ def report(
     release: Annotated[str | None, typer.Argument(help="its id or its tag; production's by default")] = None,
 ) -> None:
     """Write one HTML page with all that is known of a release, and say where it is."""
+    from tasks import release_page
+    from tasks.platforms import open_platform
+    from tasks.settings import load
+
     platform = open_platform(load())
     chosen = release_page.choose(platform.store, release)
     costs: list[release_page.Cost] = []
     if platform.name == "modal":
-        from tasks.platforms.modal import ModalPlatform  # Modal's SDK takes a second to load
+        from tasks.platforms.modal import ModalPlatform
 
         assert isinstance(platform, ModalPlatform)
         costs = [release_page.Cost(c.stage, c.seconds, c.usd) for c in platform.costs(chosen)]
@@ -204,13 +294,21 @@ def rebuild(digest: Annotated[str, typer.Argument(help="of a build, as the upgra
     Rarely right: its digest names source, recipe and toolchain, so it cannot be stale, and a damaged build is noticed
     and made again by itself. Releases that were made of it cannot be served until then.
     """
-    forgotten = open_platform(load()).store.forget_build(digest)
+    from tasks.platforms import open_store
+    from tasks.settings import load
+
+    forgotten = open_store(load()).forget_build(digest)
     console.print(f"{digest} will be made anew: `llama-release upgrade --to {forgotten.tag}`")
 
 
 @app.command()
 def start() -> None:
     """Have both stages serve what their pointers say, after a `stop` or a reboot of this machine."""
+    from tasks.platforms import open_platform
+    from tasks.promote import serve_pointer
+    from tasks.release import StageName
+    from tasks.settings import load
+
     platform = open_platform(load())
     for stage in get_args(StageName):
         if served := serve_pointer(platform, stage):
@@ -220,6 +318,10 @@ def start() -> None:
 @app.command()
 def stop() -> None:
     """Have both stages serve nothing; their pointers stay, and `start` brings them back."""
+    from tasks.platforms import open_platform
+    from tasks.release import StageName
+    from tasks.settings import load
+
     platform = open_platform(load())
     for stage in get_args(StageName):
         platform.stop(stage)
@@ -228,7 +330,7 @@ def stop() -> None:
 @app.command()
 def doctor(
     platform: Annotated[str | None, typer.Option(help="local or modal; the settings' own by default")] = None,
-    endpoint: Annotated[str | None, typer.Option(help=f"base URL of a live server to ask too: {live.COST}")] = None,
+    endpoint: Annotated[str | None, typer.Option(help=f"base URL of a live server to ask too: {COST}")] = None,
     binary: Annotated[Path | None, typer.Option(help="a llama-server to ask instead of the store's builds")] = None,
     argv: Annotated[str | None, typer.Option(help="a server's command line to check against the binary")] = None,
     code: Annotated[list[Path] | None, typer.Option(help="Python files or folders that call Modal")] = None,
@@ -239,6 +341,8 @@ def doctor(
     Exits 0 when all is well or noted, 10 when there are warnings only, else as the first error: 1 a release or server
     is bad, 2 input or settings, 3 machine or tooling.
     """
+    from flows.doctor import Asked, diagnose, exit_code
+
     if platform:
         os.environ["LLAMA_RELEASE_PLATFORM"] = platform
     found: list[Finding] = []
@@ -256,7 +360,7 @@ _MARKS = {"ok": "[green]ok[/]  ", "note": "[cyan]note[/]", "warning": "[yellow]w
 
 def _show(finding: Finding, new: bool) -> None:
     if new:
-        console.print(f"[bold]{finding.section}[/]" + (f"  ({live.COST})" if finding.section == "server" else ""))
+        console.print(f"[bold]{finding.section}[/]" + (f"  ({COST})" if finding.section == "server" else ""))
     console.print(f"  {_MARKS[finding.severity]} {finding.check:<12}", end=" ")
     console.print(finding.evidence.replace("\n", f"\n{'':<20}"), markup=False, soft_wrap=True)
     if finding.todo:
@@ -272,6 +376,9 @@ def explain(
 
     Exits 0 when something was known, 1 when not.
     """
+    from tasks.runbook import COLLECT
+    from tasks.runbook import explain as explain_lines
+
     matches = explain_lines(text.splitlines() if text is not None else sys.stdin)
     if as_json:
         print(json.dumps([match.model_dump(mode="json") for match in matches], indent=1))
@@ -291,7 +398,10 @@ def explain(
 @app.command()
 def cost(release: Annotated[str, typer.Argument(help="id of a release")], as_json: Json = False) -> None:
     """Show what a release has cost on Modal: seconds of containers and GPUs by stage, and their price."""
-    from tasks.platforms.modal import ModalPlatform  # Modal's SDK takes a second to load
+    from tasks.platforms import open_platform
+    from tasks.platforms.modal import ModalPlatform
+    from tasks.release import BadInput
+    from tasks.settings import load
 
     platform = open_platform(load())
     if not isinstance(platform, ModalPlatform):
@@ -316,6 +426,9 @@ def serve(
 
     With PREFECT_API_URL set it works for that server instead of starting its own.
     """
+    from flows import serve as serving
+    from tasks.doctor import needs
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with prefect_page(False, port, needed=needs.MACHINE) as page:
         serving.deploy()
@@ -330,6 +443,10 @@ def demo(
     approver: Annotated[str | None, typer.Option(envvar="DEMO_APPROVER", help="approve as this person")] = None,
 ) -> None:
     """Upgrade a real llama.cpp server on this machine, from upstream's source to promotion."""
+    from flows import demo as demonstration
+    from flows.rollback import rollback as rollback_flow
+    from flows.upgrade import upgrade as upgrade_flow
+
     demonstration.configure(os.environ, keep)
     with prefect_page(False, needed=demonstration.NEEDED) as page:
 
@@ -363,6 +480,12 @@ def prefect_page(as_json: bool, port: int | None = None, needed: needs.Needs = (
 
     Raises one Problem for all that this machine lacks of what is needed, before any server is started.
     """
+    from rich.markup import escape
+
+    from flows.server import prefect_server
+    from tasks.platforms import open_platform
+    from tasks.settings import load
+
     console.stderr = as_json
     settings = load()
     doubtful = _look(settings, needed)
@@ -376,6 +499,10 @@ def prefect_page(as_json: bool, port: int | None = None, needed: needs.Needs = (
 def _look(settings: Settings, needed: needs.Needs) -> list[str]:
     """What is doubtful; what is missing is raised, unless a move of production was left open: the flow finishes or
     undoes that before it looks, whatever this machine lacks."""
+    from tasks.doctor import needs
+    from tasks.platforms import open_platform
+    from tasks.release import Problem
+
     try:
         return needs.require(settings, needed)
     except Problem:
@@ -386,6 +513,10 @@ def _look(settings: Settings, needed: needs.Needs) -> list[str]:
 
 def check_parameters(flow: Flow[..., Any], **parameters: Any) -> None:
     """Raises BadInput for what the flow does not take, as Prefect would once a server runs."""
+    from prefect.exceptions import ParameterTypeError
+
+    from tasks.release import BadInput
+
     try:
         flow.validate_parameters(parameters)
     except ParameterTypeError as error:
@@ -394,6 +525,9 @@ def check_parameters(flow: Flow[..., Any], **parameters: Any) -> None:
 
 def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters: Any) -> Outcome:
     """Run a flow here and give back what it came to; its approval is asked for at this terminal too."""
+    from flows.outcome import Outcome
+    from flows.server import approver_at_the_terminal
+
     with approver_at_the_terminal(approver) as tell:
         told: list[UUID] = []
 
@@ -426,12 +560,16 @@ def main() -> None:
     """
     try:
         app()
-    except Problem as problem:
-        print(f"\n{problem}", file=sys.stderr)
-        sys.exit(problem.exit_code)
     except KeyboardInterrupt:
         print("\ninterrupted; nothing is lost: run it again", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        from tasks.release import Problem
+
+        if not isinstance(error, Problem):
+            raise
+        print(f"\n{error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

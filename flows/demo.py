@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import get_args
 
 from flows.outcome import Outcome
+from tasks.console import console
 from tasks.doctor import needs
 from tasks.endpoint import Client, content
 from tasks.platforms import Platform, open_platform
 from tasks.promote import lift_hold
 from tasks.release import BadInput, StageName
-from tasks.report import console
 from tasks.settings import Settings, load
 from tasks.upstream.pypi import download
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tasks.doctor import Check, Seen, Severity, configuration, live, machine, modal_calls, stored
+from tasks.doctor import Check, Seen, Severity, configuration, machine, modal_calls, stored
 from tasks.platforms import open_platform
 from tasks.platforms.local import doctor as local
 from tasks.release import Endpoint, Model, Problem, ToolingError
@@ -118,6 +118,8 @@ def _checks(settings: Settings, asked: Asked) -> Iterator[tuple[str, Check]]:
     yield from (("configuration", check) for check in modal_calls.checks(settings, asked.code))
     yield from (("store", check) for check in stored.checks(platform, settings))
     if asked.endpoint:
+        from tasks.doctor import live  # it asks with the promises of tasks/contracts, and numpy behind them
+
         key = settings.api_key.get_secret_value() if settings.api_key else None
         wait_s = settings.local.start_timeout_s if here else settings.modal.start_timeout_s
         endpoint = Endpoint(base_url=asked.endpoint.rstrip("/").removesuffix("/v1"), api_key=key)

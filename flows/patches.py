@@ -1,26 +1,19 @@
-"""The life of the patch series at the command line: its table for a target, and what a person does to it."""
+"""The life of the patch series: its table for a target, and what a person does to it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated
-
-import typer
 
 from tasks import upstream
+from tasks.console import console, show_table
 from tasks.patches import Placed, edit, place_series, read_series, refuse_blocked, retire, select
 from tasks.patches.export import refresh as export_series
-from tasks.platforms import open_platform
+from tasks.platforms import open_store
 from tasks.release import BadInput, Event, UpstreamRelease
-from tasks.report import console, show_table
 from tasks.settings import Settings, load
 from tasks.sources import Sources
 from tasks.store import Store
-
-app = typer.Typer(help="The patch series on an upstream release: each patch's status, and the evidence for it.")
-
-To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]
 
 
 @dataclass(frozen=True)
@@ -52,15 +45,8 @@ class Series:
         return patches.index(select(patches, which))
 
 
-@app.callback(invoke_without_command=True)
-def table(
-    context: typer.Context,
-    to: To = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one record a patch: file, title, status, evidence")] = False,
-) -> None:
-    """Show what becomes of each patch on a release. Exits 1 when one is blocked."""
-    if context.invoked_subcommand:
-        return
+def show(to: str | None, as_json: bool) -> None:
+    """Print what becomes of each patch on a release. Raises ReleaseFailed when one is blocked."""
     series = Series.on(to)
     results = [one.result for one in series.placed]
     if as_json:
@@ -77,12 +63,11 @@ def table(
     refuse_blocked(series.placed, series.release, series.settings.patches)
 
 
-@app.command()
-def refresh(to: To = None) -> None:
+def refresh(to: str | None) -> None:
     """Write the series as it stands on a release. Writes nothing when a patch is blocked."""
     series = Series.on(to)
     refuse_blocked(series.placed, series.release, series.settings.patches)
-    store = open_platform(series.settings).store
+    store = open_store(series.settings)
     with store.lock("patches", holder={"doing": "patches refresh"}):
         told = export_series(series.sources, series.placed, series.upstream_tree, series.release)
         for path, what in told:
@@ -91,28 +76,21 @@ def refresh(to: To = None) -> None:
             store.log(Event(kind="patches.refreshed", summary=f"{', '.join(changed)} exported on {series.release.tag}"))
 
 
-@app.command("retire")
-def retire_one(which: Annotated[str, typer.Argument(metavar="N|FILE")], to: To = None) -> None:
+def retire_one(which: str, to: str | None) -> None:
     """Take a patch out of the series when upstream has it or its probe passes without it, and commit that."""
     series = Series.on(to)
     result = series.placed[series.pick(which)].result
-    store = open_platform(series.settings).store
+    store = open_store(series.settings)
     with store.lock("patches", holder={"doing": "patches retire"}):
         result = retire.proved_obsolete(store, result.file, series.release) or result
         console.print(retire.retire(store, series.settings.patches, result, series.release), markup=False)
 
 
-@app.command("edit")
-def edit_one(
-    which: Annotated[str | None, typer.Argument(metavar="N|FILE")] = None,
-    to: To = None,
-    go_on: Annotated[bool, typer.Option("--continue", help="export what you made of it as the patch")] = False,
-    abort: Annotated[bool, typer.Option("--abort", help="drop the work folder, leave the patch as it was")] = False,
-) -> None:
-    """Take a patch into your hands: a work folder with the release and the patch merged in, as git users expect."""
+def edit_one(which: str | None, to: str | None, go_on: bool, abort: bool) -> None:
+    """Take a patch into your hands, or export (`go_on`) or drop (`abort`) what you made of it."""
     if [which is not None, go_on, abort].count(True) != 1:
         raise BadInput("one of FILE, --continue or --abort", todo="llama-release patches edit FILE --to bN")
-    store = open_platform(load()).store
+    store = open_store(load())
     with store.lock("patches", holder={"doing": "patches edit"}):
         if which:
             _begin(store, which, to)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from rich.markup import escape
 
-from flows.upgrade import required
+from flows.required import required
 from tasks import patches, preflight, upstream
 from tasks.doctor import needs
 from tasks.faults import Fault

@@ -7,7 +7,7 @@ from prefect import State, flow
 from flows.deployed import load
 from flows.outcome import Outcome, ended, one_at_a_time
 from flows.parameters import ReleaseId, Words
-from flows.upgrade import required
+from flows.required import required
 from tasks import contracts, notify, promote, restore
 from tasks import redeploy as redeploying
 from tasks.doctor import needs

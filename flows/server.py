@@ -39,10 +39,10 @@ from prefect.states import Crashed
 
 from modal_app.redaction import redact
 from tasks.approval import held
+from tasks.console import console
 from tasks.platforms.local.proc import free_port, holder
 from tasks.process import die_with_parent
 from tasks.release import BadInput, ToolingError
-from tasks.report import console
 from tasks.store import write_atomic
 
 START_TIMEOUT_S = 300.0

@@ -8,6 +8,7 @@ from prefect.runtime import flow_run
 from flows.deployed import load
 from flows.outcome import Outcome, ended, one_at_a_time
 from flows.parameters import Tag
+from flows.required import required
 from tasks import approval, build, contracts, evals, notify, patches, preflight, promote, proof, restore
 from tasks.doctor import needs
 from tasks.platforms import open_platform
@@ -17,12 +18,6 @@ from tasks.upstream import stage as upstream
 SAME_BUILD = "changed settings or patches go out on production's own build with `llama-release upgrade --to bN`"
 RESUMED_S = 15 * 60
 """Seconds that a run which a person has just answered waits for another to let go of the release lock."""
-
-
-def required() -> tuple[str, ...]:
-    """The names of all verifications that must be in a dossier before anybody may approve it."""
-    ours = (proof.NAME, preflight.NAME, preflight.SURFACE, promote.STAGING, restore.NAME, evals.NAME)
-    return tuple(sorted((*ours, *contracts.required())))
 
 
 def _run_name() -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tasks.faults import Fault, known
 from tasks.platforms import Platform
 from tasks.release import Build, Recipe, SourceTree
-from tasks.report import Row, markdown_table, stage
+from tasks.report import markdown_table
+from tasks.stage import Row, stage
 
 
 @stage("build", "build {source.upstream}")

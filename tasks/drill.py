@@ -15,7 +15,8 @@ from tasks.contracts.trials import ORDER, trial_release
 from tasks.platforms import Platform, Progress
 from tasks.promote import check_serving
 from tasks.release import Endpoint, Event, Release, Verdict, Verification
-from tasks.report import Row, markdown_table, stage
+from tasks.report import markdown_table
+from tasks.stage import Row, stage
 
 MUST = [contract for contract in CONTRACTS.values() if contract.must]
 """What is asked: the promises that must be kept whatever production does."""

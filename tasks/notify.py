@@ -23,8 +23,9 @@ from slack_sdk.http_retry.builtin_handlers import (
     ServerErrorRetryHandler,
 )
 
+from tasks.console import console
 from tasks.release import Event, Model, ToolingError, Verdict, digest_of
-from tasks.report import NAME_WIDTH, console
+from tasks.report import NAME_WIDTH
 from tasks.settings import NotifySettings
 from tasks.store import Store
 

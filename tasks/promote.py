@@ -33,9 +33,10 @@ from tasks.release import (
     Verification,
     now,
 )
-from tasks.report import Row, markdown_table, stage
+from tasks.report import markdown_table
 from tasks.restore.comeback import comes_back
 from tasks.restore.deaths import naming_deaths
+from tasks.stage import Row, stage
 from tasks.store import Store
 
 STAGING = "staging"

@@ -22,8 +22,9 @@ from tasks.release import (
     Verification,
     digest_of,
 )
-from tasks.report import Row, markdown_table, stage
+from tasks.report import markdown_table
 from tasks.settings import Settings
+from tasks.stage import Row, stage
 
 NAME = "patches"
 

@@ -14,7 +14,7 @@ import secrets
 from tasks.platforms import Platform
 from tasks.promote import refuse_on_hold, whole
 from tasks.release import Approval, BadInput, Dossier, Redeploy
-from tasks.report import Row, stage
+from tasks.stage import Row, stage
 
 
 @stage("redeploy", "redeploy {release_id}")

@@ -37,6 +37,8 @@ hypothesis_settings.load_profile("short")
 REPOSITORY = Path(__file__).parent.parent
 TIERS = ("unit", "wire", "real", "browser")
 TIER = "tier"
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+"""Set where tests run side by side, in the processes that run them."""
 NEWER, OLDER = "b11434", "b11401"
 OLD = ("b8672", "b9105", "b10605")
 """Upstream tags whose command lines and routes differ, the first of them the most."""
@@ -52,15 +54,18 @@ class Tiers:
     def __init__(self) -> None:
         self.count: Counter[tuple[str, str]] = Counter()
 
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             item.user_properties.append((TIER, tier_of(item)))  # travels with the report from a worker
         # alone the quick ones first; side by side the slow files first, so that no worker is left with one at the end
-        items.sort(key=lambda item: TIERS.index(tier_of(item)), reverse=hasattr(config, "workerinput"))
+        items.sort(key=lambda item: TIERS.index(tier_of(item)), reverse=bool(WORKER))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.skipped:
             self.count[str(dict(report.user_properties)[TIER]), report.outcome] += 1
+        if report.failed and not WORKER:  # said at once: a run that is stopped for its time has no summary
+            reason = report.longreprtext.strip().splitlines()[-1]
+            print(f"\nFAILED {report.nodeid} ({report.when}): {reason}", flush=True)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for tier in TIERS:
@@ -68,7 +73,7 @@ class Tiers:
             terminalreporter.write_line(f"tier {tier}: {seen}")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if hasattr(session.config, "workerinput"):
+        if WORKER:
             return
         wanted = [t for t in os.environ.get("LLAMA_RELEASE_TIERS", "").split(",") if t]
         short = [t for t in wanted if self.count[t, "skipped"] or not self.count[t, "passed"]]
@@ -146,7 +151,7 @@ def made(base: Settings, request: pytest.FixtureRequest, tmp_path_factory: pytes
     one that found another's build before it would wait for that."""
     first = first_patch_alone(base, tmp_path_factory.mktemp("patches"))
     made = Made(base, first, series_of(base, tmp_path_factory.mktemp("none")))
-    if hasattr(request.config, "workerinput"):
+    if WORKER:
         made.everything(OLD[:1] if request.config.option.markexpr == "not long" else OLD)
     return made
 

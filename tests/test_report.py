@@ -8,13 +8,13 @@ import sys
 import httpx
 import pytest
 
-from tasks.report import patiently
+from tasks.stage import patiently
 
 
 def test_a_run_goes_on_when_whoever_read_its_lines_is_gone() -> None:
     script = (
         "import logging, sys; from prefect.logging.handlers import PrefectConsoleHandler\n"
-        "from tasks.report import console\n"
+        "from tasks.console import console\n"
         "console.print('one'); logger = logging.getLogger('a'); logger.addHandler(PrefectConsoleHandler())\n"
         "sys.stdin.readline(); logger.error('two'); console.print('three'); logger.error('four'); sys.exit(7)"
     )

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact
@@ -22,12 +22,13 @@ from pydantic import Field
 
 from tasks.approval import held
 from tasks.approval.attend import attend, close, closed, given, stale
-from tasks.approval.page import page
 from tasks.platforms import Platform
 from tasks.release import Approval, BadInput, Dossier, Event, ReleaseFailed, Request, ToolingError, now
 from tasks.settings import Settings
 from tasks.store import Store
-from tasks.upstream.notes import Assessment, show
+
+if TYPE_CHECKING:
+    from tasks.upstream.notes import Assessment
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,9 @@ def ask(
     Must be called in a flow, not in a task, by the holder of the release lock. Raises ReleaseFailed when the dossier
     leaves nothing to decide, and what `refuse` raises.
     """
+    from tasks.approval.page import page  # it shows every proof; who answers a question needs none of them
+    from tasks.upstream.notes import show
+
     store = platform.store
     if dossier.blockers:
         raise ReleaseFailed(

@@ -9,8 +9,9 @@ from prefect.settings import PREFECT_API_URL
 
 from tasks.approval import held
 from tasks.approval.attend import clock, given, stale
+from tasks.console import console
 from tasks.release import BadInput, Request, ToolingError
-from tasks.report import console, show_dossier
+from tasks.report import show_dossier
 from tasks.store import Store
 
 

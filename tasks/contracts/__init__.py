@@ -60,7 +60,8 @@ from tasks.release import (
     Verification,
     by_cause,
 )
-from tasks.report import Row, markdown_table, stage
+from tasks.report import markdown_table
+from tasks.stage import Row, stage
 
 SUBJECTS = (
     health, models, chat, sampling, auth, metrics, responses, messages, errors, settings, slots, template, thinking,

@@ -18,7 +18,6 @@ from tasks.doctor.configuration import template_thinks
 from tasks.endpoint import Answer
 from tasks.release import BadInput, Endpoint, Release, ReleaseFailed, UpstreamRelease
 
-COST = "up to 12 requests of at most 400 tokens each"
 QUESTION = "What is 17 times 23? Think it through step by step, then say the number."
 WEATHER = f"How will the weather be in the next 3 days, in metric units? Use {FIRST}."
 BUDGET = 8

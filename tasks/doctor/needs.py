@@ -21,8 +21,8 @@ from tasks.doctor.packages import Kind, NotInstalled, system
 from tasks.doctor.room import disk, memory, nearest
 from tasks.doctor.tools import cuda, git, toolchain, wheels
 from tasks.patches.series import read_series
-from tasks.platforms.local.activator import bind
 from tasks.platforms.local.control import Control, load_deployment
+from tasks.platforms.local.proc import bind
 from tasks.release import BadInput, Problem, StageName, ToolingError
 from tasks.settings import Settings
 

@@ -14,8 +14,8 @@ from tasks.evals.model import Item, ItemSet
 from tasks.evals.shown import cost, evidence, markdown, summary
 from tasks.platforms import Platform, Progress
 from tasks.release import BadInput, Endpoint, Release, ReleaseFailed, ToolingError, Verdict, Verification, digest_of
-from tasks.report import Row, stage
 from tasks.settings import EvalSettings
+from tasks.stage import Row, stage
 
 NAME = "evals"
 PROMISE = (

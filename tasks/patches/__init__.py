@@ -18,9 +18,10 @@ from tasks.release import (
     ToolingError,
     UpstreamRelease,
 )
-from tasks.report import Row, markdown_table, stage
+from tasks.report import markdown_table
 from tasks.settings import Settings
 from tasks.sources import Sources
+from tasks.stage import Row, stage
 from tasks.upstream import Upstream, find, open_upstream
 
 __all__ = [

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from modal_app.warmup import Golden
-from tasks.faults import Fault
-from tasks.release import BootRecord, Build, Endpoint, Model, Recipe, Release, SourceTree, StageName, Wake
+from tasks.release import BadInput, BootRecord, Build, Endpoint, Model, Recipe, Release, SourceTree, StageName, Wake
 from tasks.settings import Settings
 from tasks.store import Store
+
+if TYPE_CHECKING:  # the store is opened without what serving takes
+    from modal_app.warmup import Golden
+    from tasks.faults import Fault
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what) while something long goes on."""
@@ -115,3 +118,33 @@ def open_platform(settings: Settings) -> Platform:
     from tasks.platforms.local import LocalPlatform
 
     return LocalPlatform(settings)
+
+
+def open_store(settings: Settings) -> Store:
+    """The store of the platform that the settings name, for what needs no servers: it opens ten times as fast.
+
+    Raises what `open_platform` raises.
+    """
+    if settings.platform == "modal":
+        return open_platform(settings).store
+    refuse_open_host(settings)
+    return Store(settings.store)
+
+
+def refuse_open_host(settings: Settings) -> None:
+    """Raises BadInput for a local host that other machines reach, where there is no API key."""
+    if not _is_loopback(settings.local.host) and settings.api_key is None:
+        raise BadInput(
+            f"{settings.local.host} is reachable from other machines, and there is no API key",
+            evidence=f"{settings.server.api_key_env} is not set",
+            todo=f"set {settings.server.api_key_env}, or local.host = 127.0.0.1",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -23,9 +23,10 @@ from tasks.preflight.observe import observe
 from tasks.preflight.surface import Surface, read
 from tasks.preflight.uses import uses
 from tasks.release import Build, Release, ReleaseFailed, ToolingError, Verdict, Verification, digest_of
-from tasks.report import Row, markdown_table, stage
+from tasks.report import markdown_table
 from tasks.settings import Settings
 from tasks.sources import Sources
+from tasks.stage import Row, stage
 from tasks.store import sha256_of
 from tasks.upstream import open_upstream
 

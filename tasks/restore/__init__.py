@@ -9,11 +9,12 @@ from collections.abc import Callable
 from modal_app.warmup import TEXTS, Golden
 from tasks.platforms import Platform
 from tasks.release import Release, StageName, Verdict, Verification, digest_of
-from tasks.report import Row, markdown_table, stage
+from tasks.report import markdown_table
 from tasks.restore.cycle import Cycle, recorded, run
 from tasks.restore.judge import Judgement, counted, fault, judge, unfinished
 from tasks.restore.plot import svg
 from tasks.settings import RestoreSettings
+from tasks.stage import Row, stage
 from tasks.store import Store, write_atomic
 
 NAME = "restore"

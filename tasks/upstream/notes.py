@@ -9,8 +9,9 @@ from enum import StrEnum
 from pydantic import Field
 from rich.markup import escape
 
+from tasks.console import console, show_table
 from tasks.release import Change, Model, Problem, ReleaseNotes
-from tasks.report import console, markdown_table, show_table
+from tasks.report import markdown_table
 from tasks.sources import fits
 from tasks.upstream.ours import Ours
 from tasks.upstream.rules import (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tasks.platforms import Platform
 from tasks.release import UpstreamRelease
-from tasks.report import Row, markdown_table, stage
+from tasks.report import markdown_table
 from tasks.settings import Settings
+from tasks.stage import Row, stage
 from tasks.upstream import Upstream, choose, newer, notes, open_upstream
 from tasks.upstream.notes import Assessment, Risk
 from tasks.upstream.ours import used_by

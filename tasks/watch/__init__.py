@@ -17,11 +17,13 @@ from statistics import median
 from typing import Literal
 
 from tasks import drill as drilling
+from tasks.console import show_table
 from tasks.platforms import Platform
 from tasks.promote import AUTOMATIC
 from tasks.release import Event, Latency, Model, Release, now
-from tasks.report import Row, markdown_table, show_table, stage
+from tasks.report import markdown_table
 from tasks.settings import RestoreSettings, WatchSettings
+from tasks.stage import Row, stage
 from tasks.store import Store
 from tasks.watch import alerts, judge, plot, series
 from tasks.watch.alerts import Incident, change

@@ -20,11 +20,13 @@ from tests.benchmarks import (
     snapshot,
     soak,
     stages,
+    start,
     surface,
     watch,
 )  # fmt: skip
 
 SECTIONS = {
+    "start": start.main,
     "stages": stages.main,
     "patches": patches.main,
     "notes": notes.main,

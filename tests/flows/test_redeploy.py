@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from flows.doctor import examine
-from flows.upgrade import required
+from flows.required import required
 from tasks import contracts, promote, restore
 from tasks.contracts.scripted import Script
 from tasks.contracts.scripted import build as scripted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import secrets
@@ -18,7 +17,7 @@ from typing import Any, get_args
 from modal_app.redaction import harmless
 from modal_app.warmup import Golden
 from tasks.faults import Fault
-from tasks.platforms import Progress, Sight
+from tasks.platforms import Progress, Sight, refuse_open_host
 from tasks.platforms.local import compile, server, snapshot
 from tasks.platforms.local.boot import DUMP_LIMIT_S
 from tasks.platforms.local.control import (
@@ -65,12 +64,7 @@ class LocalPlatform:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store(settings.store)
-        if not _is_loopback(settings.local.host) and settings.api_key is None:
-            raise BadInput(
-                f"{settings.local.host} is reachable from other machines, and there is no API key",
-                evidence=f"{settings.server.api_key_env} is not set",
-                todo=f"set {settings.server.api_key_env}, or local.host = 127.0.0.1",
-            )
+        refuse_open_host(settings)
 
     def build(self, source: SourceTree, recipe: Recipe, progress: Progress) -> Build:
         """The build of this source tree: made, or taken from the store. Raises ReleaseFailed when it won't compile."""
@@ -354,15 +348,6 @@ def _first_line(process: subprocess.Popen[bytes], timeout_s: float) -> dict[str,
             return {}
         line = pipe.readline()
     return dict(json.loads(line)) if line.strip() else {}
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _dialled(host: str) -> str:

@@ -38,12 +38,12 @@ from tasks.platforms.local.control import (
     save_wake,
     socket_path,
 )
-from tasks.platforms.local.proc import descendants, holder, is_alive
+from tasks.platforms.local.proc import bind, descendants, is_alive
 from tasks.platforms.local.proxy import Body, forward, refusal, session
 from tasks.platforms.local.replica import Replica, ended
 from tasks.platforms.local.server import EXECUTABLE
 from tasks.platforms.local.snapshot import Wanted, folder_name, snapshots_folder, sweep
-from tasks.release import BadInput, Problem, StageName, ToolingError, Wake
+from tasks.release import Problem, StageName, ToolingError, Wake
 from tasks.store import Store
 
 log = logging.getLogger("activator")
@@ -361,24 +361,6 @@ def _verb(
 
 
 # -- process --------------------------------------------------------------------------------------------
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises BadInput that names the port and who has it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise BadInput(
-            f"port {port} of {host} can't be had: {error.strerror}",
-            evidence=f"it is held by {holder(port)}",
-            todo="stop that process, or set another port (local.staging_port, local.production_port)",
-        ) from error
-    return listener
 
 
 @contextlib.asynccontextmanager

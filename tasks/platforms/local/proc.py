@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tasks.linux import has_proc
 from tasks.process import run
-from tasks.release import ToolingError
+from tasks.release import BadInput, ToolingError
 
 if has_proc():  # Linux has cheaper answers: a restore asks every 5 ms
     from tasks.platforms.local.procfs import (
@@ -33,7 +33,7 @@ else:
     )
 
 __all__ = [
-    "children", "connections", "cpu_ticks", "descendants", "free_port", "gpu_memory_mb", "holder", "is_alive",
+    "bind", "children", "connections", "cpu_ticks", "descendants", "free_port", "gpu_memory_mb", "holder", "is_alive",
     "lasting_port", "owns_loopback_port",
 ]  # fmt: skip
 
@@ -52,6 +52,24 @@ def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))
         return int(probe.getsockname()[1])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises BadInput that names the port and who has it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise BadInput(
+            f"port {port} of {host} can't be had: {error.strerror}",
+            evidence=f"it is held by {holder(port)}",
+            todo="stop that process, or set another port (local.staging_port, local.production_port)",
+        ) from error
+    return listener
 
 
 def lasting_port(host: str = "127.0.0.1") -> int:
