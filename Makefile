@@ -17,6 +17,7 @@ test: $(READY)
 # All of it, with what repeats a kind of test at scale: hours.
 test-long: $(READY)
 	$(PYTEST) --hypothesis-profile long
+	$(BIN)/python -m tests.benchmarks suite
 	$(BIN)/python -m tests.versions
 
 check: $(READY)

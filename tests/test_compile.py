@@ -15,11 +15,12 @@ import pytest
 from modal_app.compile import first_error
 from tasks.platforms.local.compile import build as compile_build
 from tasks.platforms.local.compile import check_version
-from tasks.process import run
+from tasks.process import Output, run
 from tasks.release import Build, Recipe, ReleaseFailed, SourceTree, ToolingError
 from tasks.settings import Settings
 from tasks.store import Store
 from tests.platforms.stand import command_lines
+from tests.test_release import a_build
 from tests.tiny import CMAKE, MAIN, tiny
 
 REPOSITORY = Path(__file__).parent.parent
@@ -52,6 +53,20 @@ def test_the_first_error_is_shown_not_the_end_of_the_log() -> None:
 
 def test_a_log_without_a_known_error_shows_its_end() -> None:
     assert first_error("one\ntwo") == "one\ntwo"
+
+
+def test_a_binary_is_taken_for_the_build_and_the_tree_that_it_names_and_for_no_other() -> None:
+    source = a_build().source
+    assert check_version(Output(0, "version: 11434 (ttttttttt)\nbuilt with c++", ""), source).startswith("version")
+    for said in (
+        Output(0, "version: 11434 (uuuuuuuuu)", ""),
+        Output(0, "version: 11433 (ttttttttt)", ""),
+        Output(0, "version: 114341 (ttttttttt)", ""),
+        Output(1, "version: 11434 (ttttttttt)", ""),
+        Output(0, "", ""),
+    ):
+        with pytest.raises(ReleaseFailed, match="the finished binary is not b11434 of tree ttttttttt"):
+            check_version(said, source)
 
 
 @pytest.mark.real

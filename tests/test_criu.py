@@ -109,6 +109,7 @@ def test_a_name_means_the_installed_criu_and_a_path_means_itself(tmp_path: Path)
     installed.parent.mkdir()
     installed.touch()
     assert criu.find("criu", tmp_path) == str(installed)
+    assert criu.find("/opt/criu", tmp_path) == "/opt/criu"
 
 
 def test_criu_s_own_words_are_the_reason(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from tasks.platforms.local import LocalPlatform
 from tasks.release import Build, Event, Release, Verdict
 from tasks.settings import Settings
 from tasks.store import Store
+from tests.test_release import a_release
 
-pytestmark = pytest.mark.real
+real = pytest.mark.real
 
 ARGV = (
     "--model", "{model}", "--ctx-size", "8192", "--parallel", "2", "--load-mode", "none", "--metrics", "--slots",
@@ -48,6 +49,7 @@ def drilled(platform: LocalPlatform, release: Release) -> Event:
     return run(platform, release, lambda *_: None)
 
 
+@real
 def test_a_release_that_boots_and_keeps_what_must_hold_passes_and_its_dossier_stays(
     platform: LocalPlatform, retained: Release
 ) -> None:
@@ -59,10 +61,11 @@ def test_a_release_that_boots_and_keeps_what_must_hold_passes_and_its_dossier_st
     assert platform.store.dossier(retained, tuple(event.detail["contracts"])).verifications == ()
 
 
+@real
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"argv": (*ARGV, "--no-such-flag")}, "did not come up"),
+        ({"argv": (*ARGV, "--no-such-flag")}, "ended before it could listen: exit code 1"),
         ({"tree": "0" * 40}, "does not serve"),
     ],
     ids=["does not boot", "is another binary"],
@@ -75,6 +78,7 @@ def test_one_that_does_not_do_is_failed(
     assert words in event.summary
 
 
+@real
 def test_one_whose_binary_was_altered_is_not_even_started(platform: LocalPlatform, retained: Release) -> None:
     binary: Path = platform.store.build_dir(retained.build) / "llama-server"
     away = binary.rename(binary.with_suffix(".away"))
@@ -87,3 +91,10 @@ def test_one_whose_binary_was_altered_is_not_even_started(platform: LocalPlatfor
         ["llama-server"],
         {},
     )
+
+
+def test_one_of_which_the_store_has_nothing_is_failed_and_not_passed_for_want_of_promises(store: Store) -> None:
+    gone = a_release(build="0" * 16)
+    event = drilled(LocalPlatform(Settings(store=store.root)), gone)
+    assert (event.detail["verdict"], event.detail["lost"]) == ("failed", [f"build {gone.build}", "m.gguf"])
+    assert f"{gone.label} is not whole in the store" in event.summary

@@ -8,7 +8,7 @@ import pytest
 
 from tasks import faults, hardware
 from tasks.faults import Making, striking
-from tasks.hardware import Hardware, compiler_here, cpu_here, parse_compiler, parse_cpu, parse_nvcc
+from tasks.hardware import Compiler, Hardware, compiler_here, cpu_here, parse_compiler, parse_cpu, parse_nvcc
 from tasks.platforms.local.compile import needs_of_cpu, toolchain
 from tasks.platforms.local.compile import striking as striking_here
 from tasks.platforms.local.server import lacks
@@ -122,6 +122,18 @@ def test_every_row_says_what_is_seen_who_says_so_and_what_to_do() -> None:
 def test_compilers_are_known_by_what_they_say(says: str, family: str, version: str) -> None:
     found = parse_compiler(says)
     assert (found.family, found.version) == (family, version)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "knows"),
+    [
+        ("gcc 10.5.0", False), ("gcc 11.1.0", True), ("gcc 13.3.0", True), ("clang 10.0.1", False),
+        ("clang 11.0.0", True), ("apple-clang 12.0.5", False), ("apple-clang 13.0.0", True), ("unknown 0", True),
+    ],
+)  # fmt: skip
+def test_a_compiler_that_makes_amx_code_is_known_by_its_version(compiler: str, knows: bool) -> None:
+    family, version = compiler.split()
+    assert Compiler(family=family, version=version).knows_amx is knows
 
 
 def test_nvcc_tells_its_patch_level_in_its_last_lines() -> None:

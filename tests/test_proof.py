@@ -57,7 +57,7 @@ def test_what_upstream_is_said_to_have_must_pass_on_upstreams_code() -> None:
 
 def test_a_probe_that_could_not_be_run_proves_nothing_either_way() -> None:
     for seen in (proof(Verdict.ERRORED, Verdict.FAILED), proof(Verdict.PASSED, Verdict.ERRORED)):
-        with pytest.raises(ToolingError):
+        with pytest.raises(ToolingError, match="the probes of 0001-x.patch could not be run"):
             judge(result(PatchStatus.CLEAN), seen)
 
 

@@ -170,3 +170,13 @@ def test_models_are_frozen_and_refuse_unknown_fields() -> None:
         a_release().alias = "x"
     with pytest.raises(ValidationError):
         a_release(colour="red")
+
+
+def test_no_error_says_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "a-secret-of-somebody")
+    secret = "a-secret-of-somebody"
+    problem = Problem(f"{secret} was refused", evidence=f"said {secret}", todo=f"ask {secret}")
+    assert (problem.what, problem.evidence, problem.todo) == (
+        "[SOME_TOKEN] was refused", "said [SOME_TOKEN]", "ask [SOME_TOKEN]",
+    )  # fmt: skip
+    assert secret not in f"{problem} {problem!r}"

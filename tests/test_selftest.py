@@ -79,6 +79,16 @@ def test_the_types_of_the_served_model_are_tried_too(tmp_path: Path) -> None:
     assert selftest.untried(tmp_path / "m.gguf") == ()
 
 
+def test_what_is_there_and_not_whole_is_made_again(tmp_path: Path) -> None:
+    folder = selftest.prepare(tmp_path, ("F16",))
+    whole = (folder / MODEL).read_bytes()
+    for name, left in ((MODEL, whole[:-100]), (CASE, b"")):
+        (folder / name).write_bytes(left)
+        assert selftest.prepare(tmp_path, ("F16",)) == folder
+        assert (folder / MODEL).read_bytes() == whole
+        assert Case.from_json((folder / CASE).read_text()).model_sha256 == sha256_of(folder / MODEL)
+
+
 # -- builds -----------------------------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from tasks.release import (
     BadInput,
+    BootKind,
     Build,
     Event,
     Intent,
+    Latency,
     Recipe,
     Release,
     SourceTree,
@@ -142,6 +144,27 @@ def test_pointers_intents_and_ledger_come_back_as_written(store: Store) -> None:
     store.close_intent("production")
     assert store.intent("production") is None
     assert [e.summary for e in store.ledger()] == ["0", "1", "2"]
+
+
+def test_no_secret_gets_into_the_ledger_or_a_dossier(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "a-secret-of-somebody")
+    logged = store.log(Event(kind="k", summary="said a-secret-of-somebody", detail={"why": ["a-secret-of-somebody"]}))
+    assert (logged.summary, logged.detail) == ("said [SOME_TOKEN]", {"why": ["[SOME_TOKEN]"]})
+    store.record(a_verification().model_copy(update={"evidence": {"answer": {"text": "a-secret-of-somebody"}}}))
+    written = [path.read_text() for path in store.root.rglob("*") if path.is_file()]
+    assert len(written) == 2
+    assert not [text for text in written if "a-secret-of-somebody" in text]
+
+
+def test_of_too_many_idle_cycles_the_first_and_the_latest_stay(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.store.MAX_LATENCIES", 4)
+    for n in range(9):
+        cycle = Latency(
+            stage="staging", kind=BootKind.RESTORED, health_s=1.0, after_idle_s=n, warm_s=1.0,
+            at=now() + timedelta(seconds=n),
+        )  # fmt: skip
+        store.add_latency("r1", cycle)
+    assert [each.after_idle_s for each in store.latencies("r1")] == [0, 1, 7, 8]
 
 
 def test_a_lock_is_refused_to_a_second_process_and_names_the_first(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tasks.contracts.scripted import COUNTED
 _SEEDS = range(1, 7)
 _MEET_S = 30.0
 _ENDLESS = 3000  # tokens: some seconds, unless somebody ends it
-_ROUNDS = 3  # on a busy machine short streams may come one after the other, and then have nothing to mix
+_ROUNDS = 3  # on a busy machine one may show nothing: short streams may come one after the other, with nothing to mix
 _SETTLE_S = 10.0
 _SOURCE = "llama.cpp tools/server/README.md `--parallel`, GET /slots"
 
@@ -74,8 +74,10 @@ def cancelled(ctx: Context) -> str:
     fits = min(_ENDLESS, at(ctx.client.get("/props").body, "default_generation_settings", "n_ctx") - 100)
     if fits < _ENDLESS // 2:
         return "a slot is too small to tell"
-    with ctx.client.open_stream(PROMPT, **endless(ctx)) as lines:
-        next(lines)
-    went_on = until_idle(ctx)
-    expect(went_on < fits // 2, f"the slot was seen to go on for {went_on} of {fits} tokens for nobody")
-    return f"seen to go on for {went_on} of {fits} tokens, then the slot was free"
+    longest = 0
+    for _ in range(_ROUNDS):  # on a busy machine the first look may come when the slot has nearly gone on to the end
+        with ctx.client.open_stream(PROMPT, **endless(ctx)) as lines:
+            next(lines)
+        longest = max(longest, until_idle(ctx))
+        expect(longest < fits // 2, f"the slot was seen to go on for {longest} of {fits} tokens for nobody")
+    return f"{_ROUNDS} times seen to go on for at most {longest} of {fits} tokens, then the slot was free"

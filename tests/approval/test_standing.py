@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.approval import refuse
+from tasks.approval import recorded, refuse
 from tasks.approval.attend import given, stale
 from tasks.release import Approval, BadInput, Request, StagePointer, ToolingError, Verdict, now
 from tasks.store import Store
@@ -49,6 +49,10 @@ def change_dossier(store: Store) -> None:
     a_dossier(store, verdict=Verdict.FAILED)
 
 
+def change_evidence(store: Store) -> None:
+    a_dossier(store, verdict=Verdict.INCONCLUSIVE)
+
+
 def test_a_question_stands_while_nothing_moved(store: Store) -> None:
     request = a_request(store)
     assert stale(store, request) == ""
@@ -63,6 +67,7 @@ def test_a_question_stands_while_nothing_moved(store: Store) -> None:
         (move_production, "production moved: asked to replace nothing, it is"),
         (move_staging, "staging serves"),
         (change_dossier, r"the dossier changed: asked about \w+, it is \w+ now; a failed: s"),
+        (change_evidence, r"the dossier changed: asked about \w+, it is \w+ now\s"),
     ],
 )
 def test_an_answer_to_a_question_that_no_longer_stands_is_refused(store: Store, moved: Any, why: str) -> None:
@@ -105,3 +110,16 @@ def test_an_approval_from_before_the_question_does_not_answer_it(store: Store) -
     later = approval.model_copy(update={"at": now()})
     store.save_approval(later)
     assert given(store, request) == later
+
+
+def test_what_a_run_that_died_was_given_is_taken_for_the_same_dossier_and_production_only(store: Store) -> None:
+    dossier = a_dossier(store)
+    approval = Approval(
+        release=RELEASE.id, dossier=dossier.digest, expected=None, decision="approve", approver="ada"
+    )  # fmt: skip
+    store.save_approval(approval)
+    assert recorded(store, dossier, None) == approval
+    assert recorded(store, dossier, OTHER.id) is None, "it was to replace nothing"
+    assert recorded(store, a_dossier(store, verdict=Verdict.INCONCLUSIVE), None) is None
+    store.save_approval(approval.model_copy(update={"decision": "reject"}))
+    assert recorded(store, dossier, None) is None

@@ -1,6 +1,7 @@
 """`make bench`: the measures, each printed with what it was measured on. Name sections to run only those.
 
-The soak is long and runs only when it is named; a number after it is how many cycles.
+The soak and the suite are long and run only when they are named. What follows one of them is for it: how many cycles of
+the soak, which breaks of the suite.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Callable, Iterator, Sequence
 
 from tests.benchmarks import (
     activator,
@@ -21,6 +23,7 @@ from tests.benchmarks import (
     soak,
     stages,
     start,
+    suite,
     surface,
     watch,
 )  # fmt: skip
@@ -39,16 +42,26 @@ SECTIONS = {
     "activator": activator.main,
     "watch": watch.main,
 }
-LONG = {"soak": soak.main}
+LONG: dict[str, Callable[[Sequence[str]], Iterator[str]]] = {
+    "soak": lambda words: soak.main(*map(int, words)),
+    "suite": lambda words: suite.main(*words),
+}
+
+
+def asked(words: Sequence[str]) -> Iterator[tuple[str, Iterator[str]]]:
+    """(name, lines) of each section that is named."""
+    for at, word in enumerate(words):
+        if word in LONG:
+            yield word, LONG[word](words[at + 1 :])
+            return
+        yield word, SECTIONS[word]()
 
 
 def main() -> None:
-    chosen = [word for word in sys.argv[1:] if not word.isdecimal()] or list(SECTIONS)
-    numbers = [int(word) for word in sys.argv[1:] if word.isdecimal()]
     print(f"{platform.system()} {platform.release()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    for name in chosen:
+    for name, lines in asked(sys.argv[1:] or list(SECTIONS)):
         print(f"\n## {name}", flush=True)
-        for line in SECTIONS[name]() if name in SECTIONS else LONG[name](*numbers):
+        for line in lines:
             print(line, flush=True)
 
 

@@ -136,14 +136,17 @@ class NeverSaysDone(Breakage):
 
 
 class MixesStreams(Breakage):
-    """Swaps words between two streams that run at the same time: the first word of each waits for another's."""
+    """Swaps words between two streams that run at the same time: the first word of each waits for another's.
+
+    Only where there is a seed: any other stream may be alone, and its client gone.
+    """
 
     def __init__(self) -> None:
         self.held: dict[int, bytes] = {}
         self.came = Condition()
 
     def line(self, ask: Ask, line: bytes) -> bytes:
-        if b'"content":"w' not in line:
+        if b'"content":"w' not in line or b'"seed"' not in ask.body:
             return line
         with self.came:
             first, self.held[id(ask)] = id(ask) not in self.held, line

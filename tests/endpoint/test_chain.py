@@ -29,8 +29,8 @@ def broken(cause: Exception) -> ToolingError:
     return error
 
 
-def chain(clock: Clock, *, timeout_s: float = 120.0, cold: bool = True) -> Chain:
-    return Chain(chat_body("Hi"), Patience(), timeout_s=timeout_s, cold=cold, clock=clock)
+def chain(clock: Clock, *, timeout_s: float = 120.0, cold: bool = True, key: str | None = None) -> Chain:
+    return Chain(chat_body("Hi"), Patience(), timeout_s=timeout_s, cold=cold, key=key, clock=clock)
 
 
 def wait(chain: Chain, clock: Clock) -> float:
@@ -96,3 +96,12 @@ def test_a_request_that_never_reached_the_server_is_repeated_whatever_it_may_run
 def test_a_request_that_may_have_reached_it_is_not(cause: Exception, what: str) -> None:
     with pytest.raises(ToolingError, match=what):
         calling().take(broken(cause))
+
+
+@pytest.mark.parametrize("before", range(280, 300, 6))
+def test_a_key_in_the_servers_words_is_hidden_before_they_are_cut(before: int) -> None:
+    key = "a-key-that-no-log-may-have"
+    said = Answer("POST", "/v1/chat/completions", None, 500, "x" * before + key, 0.1)
+    with pytest.raises(ToolingError) as caught:
+        chain(Clock(), key=key).take(said)
+    assert key[:4] not in caught.value.evidence

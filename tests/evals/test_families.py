@@ -46,6 +46,11 @@ def test_each_family_has_at_least_eight_templates_says_what_it_protects_and_give
     assert min(counts.values()) >= 300
 
 
+def test_no_item_of_a_template_is_asked_twice(many: list[Item]) -> None:
+    said = [item.model_dump_json(exclude={"id"}) for item in many]
+    assert len(set(said)) == len(said)
+
+
 class Rules(BaseModel, extra="forbid"):
     """All that the rules of an item may ask of its text."""
 

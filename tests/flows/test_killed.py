@@ -66,7 +66,7 @@ AT_PRODUCTION = {
 
 SHORT = {
     "in the middle of patches", "in the middle of proof, a trial server up", "in the middle of staging",
-    "in the middle of evals", "with the intent open",
+    "in the middle of evals", "with the intent open", "after the pointer has moved",
 }  # fmt: skip
 """At each of the others a run dies in the same ways: in the middle of something, or between two things."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.patches import apply_series, read_series
+from tasks.patches.trees import apply_strictly
 from tasks.release import BadInput, PatchStatus, ReleaseFailed, ToolingError, UpstreamRelease
 from tasks.settings import Settings
 from tasks.sources import Sources
@@ -96,6 +97,15 @@ def test_one_changed_line_of_context_is_a_conflict_never_fuzz(sources: Sources, 
         apply_series(sources, RELEASE, archive(tmp_path, chat), series(tmp_path))
 
 
+@pytest.mark.parametrize("line", [7, 9, 11, 13])
+def test_a_strict_apply_takes_no_line_of_context_that_is_another(sources: Sources, tmp_path: Path, line: int) -> None:
+    patch = series(tmp_path) / "0001-ten.patch"
+    _, whole = sources.add(RELEASE, archive(tmp_path, BODY))
+    _, other = sources.add(RELEASE, archive(tmp_path, BODY.replace(f"line {line}\n", f"line {line} changed\n")))
+    assert apply_strictly(sources, patch, whole)[0]
+    assert apply_strictly(sources, patch, other)[0] is None
+
+
 def test_half_a_patch_is_broken(sources: Sources, tmp_path: Path) -> None:
     half = PATCH[: PATCH.index(" line 11")]
     with pytest.raises(ReleaseFailed, match="is broken on b9000"):
@@ -109,9 +119,10 @@ def test_a_series_naming_a_missing_file_or_another_folder_is_bad_input(tmp_path:
         read_series(series(tmp_path, name="../0001-ten.patch"))
 
 
-def test_a_patch_that_leaves_the_tree_is_refused(sources: Sources, tmp_path: Path) -> None:
-    outside = PATCH.replace("common/chat.cpp", "../../outside")
-    with pytest.raises(ReleaseFailed):
+@pytest.mark.parametrize("path", ["../../outside", "common/../../outside", ".git/config", "common/.git/hooks/x"])
+def test_a_patch_that_leaves_the_tree_is_refused(sources: Sources, tmp_path: Path, path: str) -> None:
+    outside = PATCH.replace("common/chat.cpp", path)
+    with pytest.raises(ReleaseFailed, match=rf"is broken on b9000[\s\S]*it leaves the source tree: {path}"):
         apply_series(sources, RELEASE, archive(tmp_path, BODY), series(tmp_path, outside))
 
 
@@ -121,6 +132,13 @@ def test_an_archive_is_imported_once_and_exports_what_it_held(sources: Sources, 
     assert sources.add(RELEASE, path) == first
     sources.export(first[1], tmp_path / "out")
     assert (tmp_path / "out" / "common" / "chat.cpp").read_text() == BODY
+
+
+def test_what_upstreams_own_gitignore_names_is_in_the_tree_too(sources: Sources, tmp_path: Path) -> None:
+    archive(tmp_path, BODY)
+    (tmp_path / "pack" / "pkg-1" / "llama.cpp" / ".gitignore").write_text("*.cpp\n")
+    _, tree = sources.add(RELEASE, archive(tmp_path, BODY))
+    assert sources.files(tree, "**/*") == [".gitignore", "CMakeLists.txt", "common/chat.cpp"]
 
 
 def test_an_archive_that_would_write_outside_is_refused(sources: Sources, tmp_path: Path) -> None:

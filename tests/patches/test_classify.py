@@ -121,6 +121,17 @@ def test_upstreams_change_in_other_white_space_is_upstreamed_though_git_sees_a_c
     assert tagged.one(101).result.status is PatchStatus.UPSTREAMED
 
 
+def test_what_upstream_has_half_of_is_not_upstreamed_and_the_other_half_is_built_with(world: World) -> None:
+    world.upstream(100, SIBLINGS)
+    both = {CHAT: HEAD + function("init_gpt_oss", TAG) + function("init_gemma4", TAG) + function("init_qwen")}
+    world.patch(100, both)
+    world.upstream(101, {CHAT: HEAD + function("init_gpt_oss", TAG) + function("init_gemma4") + function("init_qwen")})
+    placed = world.one(101)
+    assert placed.result.status is PatchStatus.REBASED
+    assert "upstream has 1 of its 2 changed lines already" in placed.result.evidence
+    assert world.sources.read(placed.tree, CHAT) == both[CHAT]
+
+
 def test_an_older_release_without_the_function_is_not_applicable(tagged: World) -> None:
     tagged.upstream(99, {CHAT: HEAD + function("init_gpt_oss")})
     placed = tagged.one(99)

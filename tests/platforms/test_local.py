@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -193,6 +194,17 @@ def test_a_socket_path_is_short_however_deep_the_store_is(tmp_path: Path, monkey
     path = socket_path(tmp_path / ("deep/" * 40), "production")
     assert len(str(path)) <= 100
     assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_socket_is_put_into_no_folder_that_others_may_enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        monkeypatch.setattr("tempfile.tempdir", short)
+        folder = socket_path(tmp_path, "production").parent
+        assert folder.parent == Path(short)
+        folder.chmod(0o755)
+        with pytest.raises(ToolingError, match="is not a folder of this user alone") as caught:
+            socket_path(tmp_path, "production")
+        assert "drwxr-xr-x" in caught.value.evidence
 
 
 def test_a_problem_comes_through_the_socket_as_it_was() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from modal_app.warmup import ask_again
@@ -23,7 +21,7 @@ from tasks.release import (
 )
 from tasks.restore.comeback import comes_back
 from tests.platforms.modal_stand import ModalStand, create_secret, platform_on_modal, say, set_gpu_memory
-from tests.platforms.stand import KEY_ENV, command_lines, until
+from tests.platforms.stand import KEY_ENV, until
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("error::modal.exception.AsyncUsageWarning")]
 
@@ -156,10 +154,11 @@ def test_a_failed_check_never_leaves_a_stage_with_nothing_that_its_pointer_says_
 def test_no_setting_of_the_container_reaches_the_server_and_no_secret_but_its_key(modal_stand: ModalStand) -> None:
     say(serves(modal_stand, modal_stand.first))
     served = f"builds/{modal_stand.first.build}/llama-server"
-    mine = [pid for pid, words in command_lines().items() if words[0].endswith(served)]
+    within = [process for container in modal_stand.fake.containers.live() for process in container.processes()]
+    mine = [process for process in within if (process / "cmdline").read_text().split("\0")[0].endswith(served)]
     assert mine
-    for pid in mine:
-        names = {word.split("=")[0] for word in Path(f"/proc/{pid}/environ").read_text().split("\0")}
+    for process in mine:
+        names = {word.split("=")[0] for word in (process / "environ").read_text().split("\0")}
         assert {name for name in names if name.startswith(("LLAMA_", "MODAL_"))} == {"LLAMA_API_KEY"}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from modal_app import images
-from tasks.platforms.modal import ModalPlatform
+from tasks.platforms.modal import ModalPlatform, building
 from tasks.platforms.modal.building import toolchain
 from tasks.release import BadInput, Build, Recipe, ReleaseFailed, SourceTree, ToolingError
 from tests.fakes.modal import FakeModal
@@ -67,6 +67,14 @@ def test_a_build_is_compiled_inspected_and_only_then_published(site: Site) -> No
     assert site.platform.on_volume.files.listed("calls") == {}
 
 
+def test_a_build_that_is_another_one_on_the_volume_than_was_made_is_not_taken() -> None:
+    made = {"files": {"llama-server": "1", "libggml.so": "2"}}
+    building._check({**made, "missing": []}, made)
+    for seen in ({"llama-server": "1"}, {"llama-server": "1", "libggml.so": "3"}):
+        with pytest.raises(ToolingError, match="the build is not on the Volume as it was made"):
+            building._check({"files": seen, "missing": []}, made)
+
+
 def test_the_same_source_is_not_compiled_again(site: Site) -> None:
     source = site.source()
     first, before = site.build(source), builder_starts(site)
@@ -91,6 +99,7 @@ def test_a_build_that_is_damaged_on_the_volume_is_made_again(site: Site) -> None
     site.platform.store.files.write(f"builds/{first.digest}/llama-server", "rubbish")
     assert site.platform.store.damaged(first) == ["llama-server"]
     assert site.build(source).files == first.files
+    assert site.platform.store.damaged(first) == []
 
 
 def test_a_flow_that_was_killed_picks_the_same_build_up_again(site: Site) -> None:

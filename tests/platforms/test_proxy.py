@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from tasks.platforms.local.proxy import Body, forward, session
+from tasks.platforms.local.proxy import REPLAY_BYTES, Body, forward, session
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -158,6 +158,25 @@ def test_a_body_can_be_sent_again_from_its_beginning() -> None:
             return await answer.read()
 
     assert _through(echo, talk, tries=2) == b"abc"
+
+
+@pytest.mark.parametrize(("size", "whole"), [(REPLAY_BYTES, True), (REPLAY_BYTES + 1, False)])
+def test_a_larger_body_is_not_kept_to_be_sent_again(size: int, whole: bool) -> None:
+    async def reads_twice(request: web.Request) -> web.Response:
+        body = Body(request)
+        assert body.replayable
+        lengths = [sum([len(chunk) async for chunk in body]) for _ in range(2)]
+        return web.json_response([lengths, body.replayable])
+
+    async def ask() -> Any:
+        async with (
+            _serving(reads_twice) as port,
+            aiohttp.ClientSession() as http,
+            http.post(f"http://127.0.0.1:{port}/", data=b"x" * size) as answer,
+        ):
+            return await answer.json()
+
+    assert asyncio.run(ask()) == [[size, size if whole else 0], whole]
 
 
 def _through(handler: Handler, talk: Callable[[aiohttp.ClientSession, str], Awaitable[Any]], tries: int = 1) -> Any:

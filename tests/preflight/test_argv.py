@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from tasks.contracts.trials import with_model
-from tasks.preflight.argv import Argv, bundle, complaint, render, wants
+from tasks.preflight.argv import Argv, bundle, complaint, refusal, render, wants
+from tasks.process import Output
 from tasks.release import BadInput, Build, ReleaseFailed
 from tasks.settings import ServerSettings
 from tasks.store import Store
@@ -38,6 +39,22 @@ def test_a_flag_without_any_known_spelling_fails_by_name_with_the_binarys_words(
     with pytest.raises(ReleaseFailed, match="memory_map.*invalid argument: --load-mode") as failed:
         render(SERVER, binary_without("--load-mode", "--no-mmap", "--metrics"))
     assert "metrics: `--metrics`" in failed.value.evidence
+
+
+def test_a_binary_takes_an_argv_when_it_ends_well_whatever_it_says() -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def said(code: int, words: str) -> str:
+        def ask(*argv: str) -> Output:
+            asked.append(argv)
+            return Output(code, "", words)
+
+        return refusal(ask, ("--chat-template-file", "{chat_template}", "--x"))
+
+    assert said(0, "version: 11434") == ""
+    assert said(1, "error: invalid argument: --x\n") == "error: invalid argument: --x"
+    assert said(-11, "") == "exit status -11"
+    assert set(asked) == {("--chat-template-file", "/dev/null", "--x", "--version")}
 
 
 def test_context_is_per_slot_in_the_settings_and_a_total_for_the_server() -> None:

@@ -183,3 +183,10 @@ def test_at_a_tie_either_token_is_the_same_answer_and_the_rest_is_not_compared()
 def test_nothing_is_infinitely_unlikely() -> None:
     before = answer((1, {1: 0.0, 2: -3.4e38}))
     assert not list(differences(Golden((1,), (2,), (before,), (before,)), (answer((1, {1: 0.0, 2: -87.0})),)))
+
+
+@pytest.mark.parametrize("kinds", [(FELL_BACK, RESTORED), (RESTORED, FELL_BACK), (RESTORED, FELL_BACK, RESTORED)])
+def test_a_cycle_is_as_bad_as_its_worst_boot(kinds: tuple[BootKind, ...]) -> None:
+    several = cycle(RESTORED, boots=tuple(map(boot, kinds)), nonce=asked(False))
+    assert several.kind is FELL_BACK
+    assert judge([several] * 5, FIVE).verdict is Verdict.FAILED

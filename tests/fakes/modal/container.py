@@ -103,13 +103,19 @@ class Container:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid() or self.process.pid, number)
 
-    def handles(self) -> Iterator[Path]:
-        """What its processes have open, as links."""
+    def processes(self) -> Iterator[Path]:
+        """Their folders in this machine's /proc."""
         own = os.readlink(f"/proc/{self.pid()}/ns/pid")
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if os.readlink(process / "ns" / "pid") == own:
-                    yield from (process / "fd").iterdir()
+                    yield process
+
+    def handles(self) -> Iterator[Path]:
+        """What its processes have open, as links."""
+        for process in self.processes():
+            with contextlib.suppress(OSError):
+                yield from (process / "fd").iterdir()
 
     def socket_inside(self, _: Any = None) -> socket.socket:
         """A socket in the container's own network."""

@@ -1,0 +1,33 @@
+"""When production is not to be woken by its own watch."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from tasks.platforms import Sight
+from tasks.platforms.local import LocalPlatform
+from tasks.release import Intent, now
+from tasks.settings import Settings, WatchSettings
+from tasks.store import Store
+from tasks.watch.probe import not_now
+
+AT = now()
+IDLE = Sight(servers=0, in_flight=0)
+SIX_HOURLY = WatchSettings(probes_per_day=4)
+
+
+def test_it_is_woken_when_it_is_idle_stands_still_and_the_budget_allows(store: Store) -> None:
+    platform = LocalPlatform(Settings(store=store.root))
+
+    def refused(sight: Sight = IDLE, hours: float = 6, settings: WatchSettings = SIX_HOURLY) -> str:
+        return not_now(platform, sight, AT - timedelta(hours=hours), settings, AT)
+
+    assert refused() == ""
+    assert not_now(platform, IDLE, None, SIX_HOURLY, AT) == ""
+    assert refused(Sight(servers=1, in_flight=0)) == "production is up, and is left alone"
+    assert refused(Sight(servers=0, in_flight=1)) == "production is up, and is left alone"
+    assert refused(Sight(servers=0, down="it was killed")) == "nothing would answer: it was killed"
+    assert refused(hours=5.9).startswith("the next probe is due at ")
+    assert refused(settings=WatchSettings(probes_per_day=0)) == "watch.probes_per_day is 0"
+    store.open_intent(Intent(stage="production", action="promote", before=None, after="r", dossier=None, by="ada"))
+    assert refused() == "production is being moved"
