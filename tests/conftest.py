@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from flows.demo import model as demo_model
+from flows.server import prefect_server
 from tasks.patches import apply_series
 from tasks.platforms.local import compile as local_compile
 from tasks.release import Build
@@ -184,6 +186,22 @@ def build_at(made: Made) -> Callable[[str], Build]:
 def smollm2(base: Settings) -> Path:
     """SmolLM2-135M-Instruct, a real instruct model of 98 MB."""
     return demo_model(base.cache)
+
+
+@contextmanager
+def own_prefect(home: Path) -> Iterator[str]:
+    """A Prefect server of our own, in force in this process; the address of its page."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        with prefect_server(home) as address:
+            yield address
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server of our own, in force for this module."""
+    with own_prefect(tmp_path_factory.mktemp("prefect")) as address:
+        yield address
 
 
 @pytest.fixture

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import httpx
 import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.objects import Artifact
 
-from flows.server import prefect_server
 from tasks import build as building
 from tasks.platforms import Platform
 from tasks.platforms.local import LocalPlatform
@@ -51,14 +49,6 @@ def test_what_prefect_is_told_waits_until_its_server_is_there_again() -> None:
     away.append(httpx.ConnectError("refused"))
     with pytest.raises(httpx.ConnectError):
         patiently(tell, limit_s=-1)("told")
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        with prefect_server(tmp_path_factory.mktemp("prefect")) as address:
-            yield address
 
 
 @stage("look", "look at it")

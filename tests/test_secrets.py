@@ -23,13 +23,13 @@ from flows.server import prefect_server
 from tasks.platforms.local import LocalPlatform
 from tasks.settings import LocalSettings, Settings
 from tasks.store import Store
+from tests.conftest import NEWER, OLDER
 from tests.fakes.slack import TOKEN, FakeSlack, fake_slack
 from tests.platforms.stand import command_lines, listens_on
 
 pytestmark = pytest.mark.real
 
 REPOSITORY = Path(__file__).parent.parent
-OLDER, NEWER = "b11401", "b11434"
 PATIENCE_S = 1500.0
 KEY = "planted-api-key-4711"
 URL_PASSWORD = "planted-url-password-4711"

@@ -14,21 +14,19 @@ from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments.runner import RunnerDeployment
 
-from flows.server import prefect_server
 from tasks.release import Request
 from tasks.store import Store
 from tests.approval.asking import SCRIPT
+from tests.conftest import own_prefect
 from tests.flows.conftest import PATIENCE_S, REPOSITORY
 
 
 @pytest.fixture(scope="package")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server of our own, in force for these tests and for the processes that they start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        with prefect_server(tmp_path_factory.mktemp("prefect")) as address:
-            patch.setenv("PREFECT_API_URL", f"{address}/api")
-            yield address
+    with own_prefect(tmp_path_factory.mktemp("prefect")) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", f"{address}/api")
+        yield address
 
 
 @dataclass

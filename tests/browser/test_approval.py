@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from tests.conftest import NEWER, OLDER
 from tests.flows.conftest import PATIENCE_S, Machine
 from tests.flows.test_upgrade import answered_by
 from tests.platforms.stand import until
 
 pytestmark = pytest.mark.browser
 
-OLDER, NEWER = "b11401", "b11434"
 PATIENCE_MS = 180_000.0
 
 

@@ -23,13 +23,13 @@ from tasks.preflight import bundle
 from tasks.promote import check_serving
 from tasks.release import Build, Event, Release, StageName, StagePointer
 from tasks.settings import Settings
+from tests.conftest import NEWER
 from tests.flows.conftest import KEY, Traffic
 from tests.flows.deployed import FINAL, Deployed, Kill, prefect_on
 from tests.platforms.stand import command_lines, until
 
 pytestmark = pytest.mark.real
 
-OLDER, NEWER = "b11401", "b11434"
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
 

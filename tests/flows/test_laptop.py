@@ -21,8 +21,9 @@ from tasks.release import BootKind, Build, StagePointer
 from tasks.settings import LocalSettings, ServerSettings, Settings
 from tasks.store import Store
 from tests import laptop
+from tests.conftest import OLDER
 from tests.fakes.github import FakeGithub, fake_github
-from tests.flows.test_modal import OLDER, Account, account_in
+from tests.flows.test_modal import Account, account_in
 from tests.laptop import Laptop
 from tests.platforms.modal_stand import NO_BLOCKING, SECRET, create_secret, fake_modal
 from tests.platforms.stand import KEY_ENV, until

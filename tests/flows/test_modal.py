@@ -27,13 +27,13 @@ from tasks.platforms.modal.building import toolchain
 from tasks.release import BootKind, Build, StageName
 from tasks.settings import Settings
 from tasks.store import Store
+from tests.conftest import NEWER, OLDER
 from tests.fakes.modal import FakeModal
 from tests.platforms.modal_stand import KEY, NO_BLOCKING, create_secret, fake_modal, platform_on_modal, upload
 from tests.platforms.stand import KEY_ENV
 
 pytestmark = pytest.mark.real
 
-OLDER, NEWER = "b11401", "b11434"
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 1500.0
 PLANTED = {"GITHUB_TOKEN": "planted-github-token-4711", "HF_TOKEN": "planted-hf-token-4711"}

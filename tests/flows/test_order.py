@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,6 @@ from flows.redeploy import redeploy
 from flows.required import required
 from flows.restore_watch import restore_watch
 from flows.rollback import rollback
-from flows.server import prefect_server
 from flows.upgrade import upgrade
 from tasks import contracts
 from tasks.contracts.scripted import build as build_model
@@ -41,14 +40,6 @@ def test_a_name_and_a_reason_are_not_blank() -> None:
         with pytest.raises(BadInput, match="rollback does not take this"):
             check_parameters(rollback, **given)
     check_parameters(rollback, by="ada", reason="worse")
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        with prefect_server(tmp_path_factory.mktemp("prefect")) as address:
-            yield address
 
 
 @pytest.fixture

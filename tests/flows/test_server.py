@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -50,15 +50,6 @@ def a_dossier(verdict: Verdict = Verdict.PASSED) -> Dossier:
 
 
 DOSSIER = a_dossier()
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server of our own, in force for this module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        with prefect_server(tmp_path_factory.mktemp("store")) as address:
-            yield address
 
 
 def asking(store: Store, dossier: Dossier = DOSSIER, timeout_s: int = 120) -> Flow[[], State[Outcome]]:

@@ -18,13 +18,12 @@ import httpx
 import pytest
 
 from tasks.release import StageName
+from tests.conftest import NEWER, OLDER
 from tests.flows.conftest import KEY, PATIENCE_S, REPOSITORY, Machine, Traffic
 from tests.flows.operations import Api
 from tests.platforms.stand import command_lines, until
 
 pytestmark = pytest.mark.real
-
-OLDER, NEWER = "b11401", "b11434"
 
 
 def answered_by(machine: Machine, stage: StageName = "production") -> str:

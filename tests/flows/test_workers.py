@@ -21,15 +21,13 @@ from tasks.platforms.local.proc import free_port
 from tasks.release import Build, StageName
 from tasks.settings import Settings
 from tasks.store import Store
-from tests.conftest import _link
+from tests.conftest import NEWER, _link
 from tests.flows.conftest import KEY, REPOSITORY
 from tests.flows.operations import COMMAND_S, Api, Shell, environment, serving, wait_for
 from tests.flows.postgres import Postgres, postgres
 from tests.platforms.stand import command_lines
 
 pytestmark = pytest.mark.real
-
-NEWER = "b11434"
 
 
 @dataclass

@@ -10,7 +10,6 @@ import pytest
 
 from flows.outcome import Outcome
 from flows.restore_watch import restore_watch
-from flows.server import prefect_server
 from tasks.contracts.scripted import Script
 from tasks.contracts.scripted import build as build_model
 from tasks.endpoint import Client
@@ -21,6 +20,7 @@ from tasks.release import BootKind, Build, Event, Release, StagePointer, now
 from tasks.settings import Settings
 from tasks.watch import alerts, series
 from tasks.watch.series import Series
+from tests.conftest import own_prefect
 from tests.platforms.conftest import platform_at, stand_of
 from tests.platforms.stand import KEY_ENV, Stand
 
@@ -79,10 +79,8 @@ class Production:
 @pytest.fixture(scope="package")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server of our own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        with prefect_server(tmp_path_factory.mktemp("prefect")) as address:
-            yield address
+    with own_prefect(tmp_path_factory.mktemp("prefect")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
