@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +24,7 @@ from flows.server import prefect_server
 from tasks.platforms.local import LocalPlatform
 from tasks.settings import LocalSettings, Settings
 from tasks.store import Store
-from tests.conftest import NEWER, OLDER
+from tests.conftest import NEWER, OLDER, own_prefect
 from tests.fakes.slack import TOKEN, FakeSlack, fake_slack
 from tests.platforms.stand import command_lines, listens_on
 
@@ -115,7 +116,13 @@ def story(built: Settings, smollm2: Path, tmp_path_factory: pytest.TempPathFacto
             told.said[f"{words} {len(told.said)}"] = done.stdout
             assert done.returncode == code, done.stdout
 
-        try:
+        with ExitStack() as ends, pytest.MonkeyPatch.context() as planted:
+            for name, value in PLANTED.items():
+                planted.setenv(name, value)
+            ends.enter_context(own_prefect(store.root, port=0))
+            planted.undo()
+            ends.callback(told.platform.stop, "staging")
+            ends.callback(told.platform.stop, "production")
             run("upgrade", "--to", OLDER, "--approver", "alice")
             run("upgrade", "--to", NEWER, "--approver", "alice")
             run("upgrade", code=3, **FAILING)
@@ -124,9 +131,6 @@ def story(built: Settings, smollm2: Path, tmp_path_factory: pytest.TempPathFacto
             for words in (["status"], ["history", "--json"], ["doctor"], ["report"]):
                 run(*words)
             yield told
-        finally:
-            told.platform.stop("staging")
-            told.platform.stop("production")
 
 
 def environments(root: Path) -> dict[int, bytes]:

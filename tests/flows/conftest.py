@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self, get_args
 
 import httpx
 import pytest
 
 from tasks.platforms.local import LocalPlatform
-from tasks.release import Build, Event
+from tasks.release import Build, Event, StageName
 from tasks.settings import LocalSettings, Settings
 from tasks.store import Store
+from tests.conftest import own_prefect
 
 REPOSITORY = Path(__file__).parent.parent.parent
 KEY = "key-for-flow-tests"
@@ -70,6 +72,18 @@ class Machine:
         pointer = self.store.pointer("production")
         return self.store.get_release(pointer.release).upstream.tag if pointer.release else None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """End its commands and its servers."""
+        for process in self.running:
+            if process.poll() is None:
+                process.kill()
+                process.wait(10)
+        for stage in get_args(StageName):
+            self.platform.stop(stage)
+
     @property
     def platform(self) -> LocalPlatform:
         return LocalPlatform(Settings(store=self.store.root, local=LocalSettings(staging_port=0, production_port=0)))
@@ -110,7 +124,10 @@ class Traffic:
 
 @contextmanager
 def machine_with(base: Settings, builds: Iterable[Build], model: Path, root: Path) -> Iterator[Machine]:
-    """A machine whose store, in this folder, has these builds; its servers and commands end with the block."""
+    """A machine whose store, in this folder, has these builds; its servers and commands end with the block.
+
+    One Prefect server serves all its commands: each would take seconds to start its own.
+    """
     store = Store(root)
     for made in builds:
         shutil.copytree(Store(base.store).build_dir(made.digest), store.build_dir(made.digest))
@@ -138,13 +155,8 @@ def machine_with(base: Settings, builds: Iterable[Build], model: Path, root: Pat
         "COLUMNS": "160",
     }
     machine = Machine(store, env)
-    yield machine
-    for process in machine.running:
-        if process.poll() is None:
-            process.kill()
-            process.wait(10)
-    for stage in ("staging", "production"):
-        machine.platform.stop(stage)
+    with own_prefect(root, port=0), machine:
+        yield machine
 
 
 @pytest.fixture(scope="module")

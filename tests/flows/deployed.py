@@ -19,6 +19,7 @@ import httpx
 
 from tasks.platforms.local.proc import free_port
 from tasks.process import die_with_parent
+from tests.conftest import migrated
 from tests.flows.operations import Api
 from tests.platforms.stand import until
 
@@ -50,7 +51,7 @@ class Deployed:
     parts: dict[Part, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.home.mkdir(parents=True)
+        migrated(self.home)
         self.port = free_port()
         self.plan = self.home / "kill.json"
         killing = Path(__file__).parent / "killing"

@@ -21,7 +21,7 @@ from tasks.release import BootKind, Build, StagePointer
 from tasks.settings import LocalSettings, ServerSettings, Settings
 from tasks.store import Store
 from tests import laptop
-from tests.conftest import OLDER
+from tests.conftest import OLDER, migrated
 from tests.fakes.github import FakeGithub, fake_github
 from tests.flows.test_modal import Account, account_in
 from tests.laptop import Laptop
@@ -48,6 +48,7 @@ def at(tmp_path: Path, github: FakeGithub) -> Laptop:
     """A laptop with a store of its own, an empty series and that upstream; the platform is the default."""
     (tmp_path / "patches").mkdir()
     (tmp_path / "patches" / "series").touch()
+    migrated(tmp_path / "store" / "prefect")
     ours = ("LLAMA_", "PREFECT_", "DEMO_", "GITHUB_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     env |= {

@@ -27,7 +27,7 @@ from tasks.platforms.modal.building import toolchain
 from tasks.release import BootKind, Build, StageName
 from tasks.settings import Settings
 from tasks.store import Store
-from tests.conftest import NEWER, OLDER
+from tests.conftest import NEWER, OLDER, own_prefect
 from tests.fakes.modal import FakeModal
 from tests.platforms.modal_stand import KEY, NO_BLOCKING, create_secret, fake_modal, platform_on_modal, upload
 from tests.platforms.stand import KEY_ENV
@@ -129,7 +129,8 @@ def account_in(folder: Path, base: Settings) -> Iterator[Account]:
             "USER": "tester",
             "COLUMNS": "160",
         }
-        yield Account(fake, platform, env)
+        with own_prefect(platform.settings.store, port=0):
+            yield Account(fake, platform, env)
 
 
 def test_the_first_release_goes_the_whole_way_to_production(account: Account) -> None:

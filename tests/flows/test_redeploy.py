@@ -27,6 +27,7 @@ from tasks.platforms.local.snapshot import folder_name, snapshots_folder
 from tasks.release import Approval, BootKind, Build, Release, StageName, Verdict, Verification
 from tasks.settings import LocalSettings, ServerSettings, Settings
 from tasks.store import Store
+from tests.conftest import own_prefect
 from tests.flows.conftest import Machine
 from tests.platforms.stand import KEY_ENV, until
 
@@ -137,13 +138,8 @@ def two(
     for release in (older, newer):
         made.verified(release)
         made.promoted(release)
-    yield made
-    for process in made.running:
-        if process.poll() is None:
-            process.kill()
-            process.wait(10)
-    for stage in ("staging", "production"):
-        made.platform.stop(stage)
+    with own_prefect(store.root, port=0), made:
+        yield made
 
 
 @dataclass
