@@ -74,7 +74,7 @@ def prefect_server(store: Path, port: int | None = None) -> Iterator[str]:
         with _in_force(page, home):
             yield page
     else:
-        with _own_server(home, _free(port or 0)) as page, _in_force(page, home):
+        with _own_server(home, port or 0) as page, _in_force(page, home):
             if port is None:
                 yield page
                 return
@@ -87,8 +87,25 @@ def prefect_server(store: Path, port: int | None = None) -> Iterator[str]:
 
 @contextmanager
 def _own_server(home: Path, port: int) -> Iterator[str]:
-    page = f"http://127.0.0.1:{port}"
+    """On this port; 0: any, and another one when somebody is faster than the server, which binds it seconds later."""
     home.mkdir(parents=True, exist_ok=True)
+    log = home / "server.log"
+    for more in (2, 1, 0):
+        page = f"http://127.0.0.1:{_free(port)}"
+        process = _start(page, home, log)
+        try:
+            if _comes_up(page, process, log, others=0 if port else more):
+                yield page
+                return
+        finally:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _start(page: str, home: Path, log: Path) -> subprocess.Popen[bytes]:
     env = os.environ | {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"{page}/api",
@@ -96,22 +113,13 @@ def _own_server(home: Path, port: int) -> Iterator[str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
-    log = home / "server.log"
+    port = page.rpartition(":")[2]
     with open(log, "w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        return subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port],
             env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, preexec_fn=die_with_parent,
             start_new_session=True,  # Ctrl-C at the terminal is for the runs first: they tell this server
         )  # fmt: skip
-    try:
-        _wait(page, process, log)
-        yield page
-    finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 @contextmanager
@@ -124,8 +132,10 @@ def _in_force(page: str, home: Path) -> Iterator[None]:
             PREFECT_SERVER_ANALYTICS_ENABLED: False,
         }
     ):
-        yield
-        APILogWorker.drain_all(timeout=5)  # what is still queued would find no server
+        try:
+            yield
+        finally:  # what is still queued would find no server, and Prefect would go on trying for a minute at exit
+            APILogWorker.drain_all(timeout=5)
 
 
 def _free(port: int) -> int:
@@ -150,17 +160,24 @@ def _healthy(page: str) -> bool:
     return httpx.get(f"{page}/api/health", timeout=5, trust_env=False).status_code == 200
 
 
-def _wait(page: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _comes_up(page: str, process: subprocess.Popen[bytes], log: Path, others: int) -> bool:
+    """Wait until it answers; false when its port was taken meanwhile, and others are left to try.
+
+    Raises ToolingError when it does not come up.
+    """
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
             if _healthy(page):
-                return
+                return True
         except httpx.HTTPError:
             time.sleep(0.2)
+    said = log.read_text(errors="replace")
+    if others and process.poll() is not None and "already in use" in said:
+        return False
     raise ToolingError(
         "the Prefect server did not start",
-        evidence=f"{log}:\n{log.read_text(errors='replace')[-800:]}",
+        evidence=f"{log}:\n{said[-800:]}",
         todo="set PREFECT_API_URL to a running server, or mend this one",
     )
 

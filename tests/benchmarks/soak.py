@@ -295,9 +295,10 @@ class Soak:
     def _kill_server(self) -> None:
         status = self.platform.status("production")
         if status and status.server_pid:
+            began = time.monotonic()
             with suppress(ProcessLookupError):
                 os.kill(status.server_pid, signal.SIGKILL)
-            self.downs.append((time.monotonic() - 0.05, time.monotonic() + 0.05))
+            self.downs.append((began, time.monotonic() + 0.05))
 
     def _kill_activator(self) -> None:
         status = self.platform.status("production")

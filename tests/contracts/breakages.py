@@ -14,6 +14,7 @@ from tasks.contracts.vision import RED
 from tests.contracts.breaking_proxy import Ask, Breakage, Reply
 
 CHAT = "/v1/chat/completions"
+LOADING = b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}'
 
 
 def resent(ask: Ask, edit: Callable[[Any], object]) -> Ask:
@@ -255,14 +256,29 @@ class ThinksAlways(Breakage):
         body["choices"][0]["message"]["reasoning_content"] = "hm"
 
 
-class HealthyTooEarly(Breakage):
+class StillLoading(Breakage):
+    """Its first chat is answered as while the model loads, with this status: a real one may have loaded by then."""
+
+    def __init__(self, status: int, healthy: bool) -> None:
+        self.status, self.healthy, self.chats = status, healthy, 0
+
     def reply(self, ask: Ask, reply: Reply) -> Reply:
-        return Reply(200, b'{"status":"ok"}') if ask.path == "/health" else reply
+        if ask.path == "/health" and self.healthy:
+            return Reply(200, b'{"status":"ok"}')
+        self.chats += ask.path == CHAT
+        if ask.path == CHAT and (self.chats == 1 or reply.status == 503):
+            return Reply(self.status, LOADING)
+        return reply
 
 
-class FailsWhileLoading(Breakage):
-    def reply(self, ask: Ask, reply: Reply) -> Reply:
-        return Reply(500, reply.body) if reply.status == 503 and ask.path == CHAT else reply
+class HealthyTooEarly(StillLoading):
+    def __init__(self) -> None:
+        super().__init__(503, healthy=True)
+
+
+class FailsWhileLoading(StillLoading):
+    def __init__(self) -> None:
+        super().__init__(500, healthy=False)
 
 
 class TakesLongPrompts(Breakage):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,12 @@ import pytest
 from tasks import contracts
 from tasks.contracts.judge import told
 from tasks.contracts.trials import ORDER
-from tasks.platforms.local import LocalPlatform
-from tasks.release import Build, Endpoint, Release, Verdict, Verification
+from tasks.release import Build, Release, Verdict, Verification
 from tasks.settings import Settings
 from tasks.store import Store
 from tests.contracts.conftest import release_of
 from tests.contracts.test_real import SHORTCOMINGS
+from tests.platforms.stand import Counting
 
 pytestmark = pytest.mark.real
 MENDED = {
@@ -25,18 +24,6 @@ MENDED = {
     "tools.named_responses", "tools.named_unknown", "tools.required", "tools.responses_required",
 }  # fmt: skip
 """What b8672 does not keep and b11434 with its patches does."""
-
-
-class Counting(LocalPlatform):
-    """The local platform, which counts its trials."""
-
-    trials = 0
-
-    @contextmanager
-    def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:
-        self.trials += 1
-        with super().trial(release, wait=wait) as endpoint:
-            yield endpoint
 
 
 def verdicts(found: list[Verification], verdict: Verdict) -> set[str]:

@@ -67,7 +67,7 @@ def late() -> None:
 @app.server(
     image=image, secrets=[key], port=8000, gpu="L40S", enable_memory_snapshot=True, scaledown_window=60,
     experimental_options={{"enable_gpu_snapshot": True}}, target_concurrency=2, unauthenticated=True,
-    volumes={{"/store": store.with_mount_options(read_only=True)}}, startup_timeout=20,
+    volumes={{"/store": store.with_mount_options(read_only=True)}}, startup_timeout=300,
 )
 class Web:
     @modal.enter(snap=True)
@@ -330,7 +330,7 @@ def test_a_call_outlives_the_client_that_made_it(tiny: Tiny) -> None:
     code = "import modal; print(modal.Function.from_name('tiny', 'work').spawn('seen').object_id)"
     call_id = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     call = modal.FunctionCall.from_id(call_id)
-    assert call.get(timeout=30) == "second" == call.get(timeout=30)
+    assert call.get(timeout=300) == "second" == call.get(timeout=300)
     assert (tiny.fake.volumes.folder_of("store") / "seen").read_text() == "s3cret" and tiny.fake.volumes.commits
     assert [entry.message for entry in call.logs.tail()] == ["working on seen\n"]
     assert "working on seen" in tiny.cli("app", "logs", "tiny").stdout
@@ -365,7 +365,7 @@ def test_what_goes_wrong_in_a_function_reaches_its_caller(tiny: Tiny) -> None:
     until(lambda: "working on too long" in tiny.fake.logs.text())
     call.cancel(terminate_containers=True)
     with pytest.raises(modal.exception.RemoteError, match="cancelled"):
-        call.get(timeout=30)
+        call.get(timeout=300)
 
 
 def test_a_killed_container_fails_its_call_and_a_stopped_one_hands_it_on(tiny: Tiny) -> None:
@@ -375,7 +375,7 @@ def test_a_killed_container_fails_its_call_and_a_stopped_one_hands_it_on(tiny: T
     [container] = tiny.fake.containers.live()
     tiny.fake.containers.crash(container.task_id, 137)
     with pytest.raises(modal.exception.RemoteError, match="exit code: 137"):
-        call.get(timeout=30)
+        call.get(timeout=300)
     assert "out of memory" in tiny.cli("container", "logs", container.task_id).stdout
     again = tiny.work.spawn("too long")
     until(lambda: tiny.fake.logs.text().count("working on too long") == 2)

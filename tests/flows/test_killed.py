@@ -99,7 +99,7 @@ class Scene:
 
     def check(self) -> None:
         """What holds after every kill: nothing finished was made again, nothing runs on, production answers."""
-        assert until(lambda: not self.orphans(), 20.0), self.orphans()
+        assert until(lambda: not self.orphans(), 120.0), self.orphans()
         for path, was in self.finished.items():
             assert _identity(path) == was, f"{path} was made again"
         kinds = ["proofs/*", "surfaces/*", "approvals/*", "builds/*/manifest.json", "releases/*"]

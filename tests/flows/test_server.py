@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import socket
 import subprocess
 import sys
 import threading
@@ -31,9 +32,11 @@ from flows.server import LOST_AFTER, mark_crashed, prefect_server, settle
 from tasks.approval import ask
 from tasks.approval.held import answer
 from tasks.platforms.local import LocalPlatform
+from tasks.platforms.local.proc import free_port
 from tasks.release import Dossier, ReleaseFailed, StagePointer, ToolingError, Verdict, now
 from tasks.settings import ApprovalSettings, Settings
 from tasks.store import Store
+from tests.conftest import migrated
 from tests.flows.conftest import REPOSITORY
 from tests.test_release import a_release, seen
 from tests.versions import PINS
@@ -111,6 +114,19 @@ def test_the_installed_versions_are_the_pinned_ones_and_fit_our_bounds() -> None
 def test_our_server_comes_up_serves_its_page_and_the_api(page: str) -> None:
     assert httpx.get(f"{page}/api/health", trust_env=False).status_code == 200
     assert "<html" in httpx.get(f"{page}/v2/runs", headers={"Accept": "text/html"}, trust_env=False).text.lower()
+
+
+def test_a_port_that_another_takes_first_is_given_up_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    migrated(tmp_path / "prefect")
+    with socket.create_server(("127.0.0.1", 0)) as faster:
+        ports = iter((faster.getsockname()[1], free_port()))
+        monkeypatch.setattr("flows.server.free_port", lambda port: next(ports))  # noqa: ARG005 - as it is called
+        with prefect_server(tmp_path) as page:
+            assert httpx.get(f"{page}/api/health", trust_env=False).status_code == 200
+    assert list(ports) == []
 
 
 def test_a_server_that_is_given_is_used_and_not_stopped(
@@ -217,7 +233,7 @@ def test_somebody_at_a_terminal_is_asked_and_answers_there(store: Store, page: s
     )
     os.close(slave)
     said, answered = "", 0
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not re.search(r"OUTCOME \w+\s", said) and time.monotonic() < deadline:
         if select.select([master], [], [], 0.5)[0]:
             said += os.read(master, 4096).decode(errors="replace")

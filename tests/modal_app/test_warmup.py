@@ -166,7 +166,8 @@ def test_an_answer_in_a_form_of_a_later_build_is_no_answer(running: Endpoint) ->
 @real
 def test_a_server_that_still_comes_up_is_asked_again(running: Endpoint) -> None:
     class Starting(Breakage):
-        refusals = 2
+        def __init__(self, refusals: int = 2) -> None:
+            self.refusals = refusals
 
         def ask(self, ask: Ask) -> Ask:
             self.refusals -= 1
@@ -180,8 +181,8 @@ def test_a_server_that_still_comes_up_is_asked_again(running: Endpoint) -> None:
         seen = asked(endpoint, golden)
     assert seen.nonce.found
     assert seen.nonce.first_token_s > 2 * warmup.RETRY_S
-    with broken(running, Starting()) as endpoint, pytest.raises(NoAnswer, match="503 loading"):
-        ask_again(endpoint.base_url, endpoint.api_key, golden, patience_s=0.2)
+    with broken(running, Starting(refusals=1000)) as endpoint, pytest.raises(NoAnswer, match="503 loading"):
+        ask_again(endpoint.base_url, endpoint.api_key, golden, patience_s=2)
 
 
 @pytest.mark.wire

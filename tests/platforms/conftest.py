@@ -60,7 +60,7 @@ def modal_stand(base: Settings, build: Build, tmp_path_factory: pytest.TempPathF
         yield made
 
 
-def platform_at(root: Path, idle_s: float = 1.5, staging_port: int = 0, **local_settings: Any) -> LocalPlatform:
+def platform_at(root: Path, idle_s: float = 600.0, staging_port: int = 0, **local_settings: Any) -> LocalPlatform:
     """Without snapshots, unless told otherwise."""
     given = {"snapshots": "off", "idle_s": idle_s, "staging_port": staging_port, **local_settings}
     local = LocalSettings(production_port=0, start_timeout_s=60, **given)

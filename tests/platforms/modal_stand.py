@@ -73,7 +73,7 @@ def set_gpu_memory(folder: Path, line: str) -> None:
 
 
 def platform_on_modal(folder: Path, cache: Path | None = None, **modal: Any) -> ModalPlatform:
-    given = {"secret": SECRET, "start_timeout_s": 60, "server_cpu": 1.0, "idle_s": 60, **modal}
+    given = {"secret": SECRET, "start_timeout_s": 300, "server_cpu": 1.0, "idle_s": 60, **modal}
     return ModalPlatform(
         Settings(
             platform="modal",

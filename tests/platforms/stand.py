@@ -6,8 +6,8 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,18 @@ from tasks.release import Endpoint, Release
 
 LISTENS = "0A"
 KEY_ENV = "LLAMA_RELEASE_TEST_KEY"
+
+
+class Counting(LocalPlatform):
+    """The local platform, which counts its trials."""
+
+    trials = 0
+
+    @contextmanager
+    def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:
+        self.trials += 1
+        with super().trial(release, wait=wait) as endpoint:
+            yield endpoint
 
 
 def command_lines() -> dict[int, list[str]]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import pytest
 
 from tasks.endpoint import Client, chat_body
 from tasks.platforms.local.control import pointer_to_socket
-from tasks.release import BadInput, BootKind, ReleaseFailed
+from tasks.release import BadInput, BootKind, Build, ReleaseFailed
+from tasks.settings import Settings
+from tests.platforms.conftest import platform_at, stand_of
 from tests.platforms.stand import Stand, command_lines, until
 
 pytestmark = pytest.mark.real
@@ -36,7 +39,15 @@ def test_a_cold_start_holds_twenty_clients_and_starts_once(stand: Stand) -> None
     assert stand.servers() == [boots[0].pid]
 
 
-def test_it_stops_after_the_idle_window_and_comes_back(stand: Stand) -> None:
+@pytest.fixture
+def hasty(base: Settings, build: Build, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """A stand whose idle window is short."""
+    with stand_of(platform_at(tmp_path_factory.mktemp("hasty"), idle_s=1.5), base, build, smollm2) as made:
+        yield made
+
+
+def test_it_stops_after_the_idle_window_and_comes_back(hasty: Stand) -> None:
+    stand = hasty
     stand.serve(stand.first)
     stand.say()
     assert until(lambda: stand.servers() == [])
@@ -44,7 +55,8 @@ def test_it_stops_after_the_idle_window_and_comes_back(stand: Stand) -> None:
     assert stand.say() == "first"
 
 
-def test_a_busy_server_outlives_the_idle_window_and_a_disconnect_frees_its_slot(stand: Stand) -> None:
+def test_a_busy_server_outlives_the_idle_window_and_a_disconnect_frees_its_slot(hasty: Stand) -> None:
+    stand = hasty
     endpoint = stand.serve(stand.first)
     stand.say()
     pid = stand.status().server_pid
@@ -106,7 +118,7 @@ def test_a_killed_activator_takes_its_server_along_and_comes_back_on_its_port(st
 def test_a_second_activator_of_a_stage_is_refused(stand: Stand) -> None:
     stand.serve(stand.first)
     argv = [sys.executable, *command_lines()[stand.status().pid][1:-1]]
-    second = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    second = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert second.returncode == 3
     assert "another process holds the" in second.stderr and "activator-staging" in second.stderr
     assert stand.say() == "first"
@@ -129,7 +141,7 @@ def test_a_deploy_under_load_loses_no_request(stand: Stand) -> None:
         asking = [pool.submit(ask) for _ in range(3)]
         reading = pool.submit(read_long)
         try:
-            until(lambda: stand.status().in_flight == 4)
+            assert until(lambda: stand.status().in_flight == 4)
             stand.serve(stand.second)
             assert stand.say() == "second"
             assert until(lambda: "second" in said, 60.0)

@@ -64,6 +64,14 @@ def test_a_port_is_owned_by_who_listens_on_it_and_by_nobody_else(
     assert machine.holder(proc.free_port()) == "a process that can't be seen from here"
 
 
+def test_a_listener_is_seen_past_a_descriptor_that_is_closed_meanwhile(machine: ModuleType) -> None:
+    """A listing of one's own descriptors names its own, which is closed by then: here it is below the listener's."""
+    hole = os.open("/dev/null", os.O_RDONLY)
+    with socket.create_server(("127.0.0.1", 0)) as mine:
+        os.close(hole)
+        assert machine.owns_loopback_port(os.getpid(), mine.getsockname()[1])
+
+
 def test_a_port_that_two_listen_on_is_owned_by_neither(machine: ModuleType) -> None:
     """As llama-server allows: cpp-httplib sets SO_REUSEPORT (default_socket_options in httplib.h)."""
     shares = (

@@ -132,16 +132,21 @@ def test_twenty_clients_at_once_bring_about_one_restore(frozen: Frozen) -> None:
     assert [b.kind for b in records] == [BootKind.RESTORED]
 
 
-def test_a_client_that_goes_away_leaves_the_restore_to_the_others(frozen: Frozen) -> None:
+def test_a_client_that_goes_away_leaves_the_restore_to_the_others(frozen: Frozen, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+
     def come_and_go() -> None:
         url = httpx.URL(frozen.stand.platform.endpoint("staging").base_url)
         with socket.create_connection((url.host, url.port or 0)) as client:
             client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n")
             assert until(lambda: frozen.stand.status().state == "starting")
+        gone.touch()
         assert until(lambda: frozen.stand.status().state == "up" and frozen.stand.status().in_flight == 0)
         frozen.stand.say()
 
-    assert [b.kind for b in frozen.boots(come_and_go)] == [BootKind.RESTORED]
+    wait = f"case $1 in restore) while [ ! -e {gone} ]; do sleep 0.05; done;; esac; {REAL}"
+    with frozen.other_criu(wait):
+        assert [b.kind for b in frozen.boots(come_and_go)] == [BootKind.RESTORED]
 
 
 def test_a_killed_activator_leaves_no_restored_server_behind(frozen: Frozen) -> None:

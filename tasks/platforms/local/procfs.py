@@ -78,14 +78,18 @@ def _tcp() -> Iterator[tuple[str, int, str, str]]:
 
 def _sockets(pid: int) -> set[str]:
     folder = f"/proc/{pid}/fd"
-    found = set()
     try:
-        for fd in os.listdir(folder):
-            target = os.readlink(f"{folder}/{fd}")
-            if target.startswith("socket:["):
-                found.add(target[8:-1])
+        descriptors = os.listdir(folder)
     except OSError:  # gone meanwhile, or another user's
-        pass
+        return set()
+    found = set()
+    for fd in descriptors:
+        try:
+            target = os.readlink(f"{folder}/{fd}")
+        except OSError:  # closed meanwhile, as that of the listing itself always is
+            continue
+        if target.startswith("socket:["):
+            found.add(target[8:-1])
     return found
 
 
