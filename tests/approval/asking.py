@@ -16,7 +16,7 @@ from tests.test_release import a_release, seen
 
 RELEASE = a_release()
 OTHER = a_release(alias="other")
-SCRIPT = "tests/approval/asking.py:asking"
+ENTRYPOINT = "tests.approval.asking.asking"
 
 
 def a_dossier(store: Store, release: Release = RELEASE, verdict: Verdict = Verdict.PASSED) -> Dossier:

@@ -12,11 +12,10 @@ from uuid import UUID
 import pytest
 from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.deployments.runner import RunnerDeployment
 
 from tasks.release import Request
 from tasks.store import Store
-from tests.approval.asking import SCRIPT
+from tests.approval.asking import ENTRYPOINT, asking
 from tests.conftest import own_prefect
 from tests.flows.conftest import PATIENCE_S, REPOSITORY
 
@@ -78,6 +77,9 @@ class Deployed:
 @pytest.fixture
 def deployed(page: str, store: Store) -> Deployed:  # noqa: ARG001 - the server that is in force
     name = f"of {store.root.parent.name}"
-    made = RunnerDeployment.from_entrypoint(SCRIPT, name=name).apply()
-    assert isinstance(made, UUID)  # and not a coroutine of it, as in an event loop
+    # as prefect.yaml does: without a pull step each run is given a copy of the whole checkout, its .venv too
+    pull = {"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}
+    with get_client(sync_client=True) as client:
+        flow = client.create_flow_from_name(asking.name)
+        made = client.create_deployment(flow, name, entrypoint=ENTRYPOINT, pull_steps=[pull])
     return Deployed(made, store)
