@@ -1,6 +1,7 @@
 """The command line on an operator's machine that is no Linux (`tests.laptop`): Modal whole, local as far as it goes.
 
 The fake Modal runs on this machine as it is, since its containers need /proc; only the operator's processes have none.
+A whole upgrade on Modal, from a laptop, begins the story of test_modal.py.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,9 @@ from tasks.release import BootKind, Build, StagePointer
 from tasks.settings import LocalSettings, ServerSettings, Settings
 from tasks.store import Store
 from tests import laptop
-from tests.conftest import OLDER, migrated
+from tests.conftest import migrated
 from tests.fakes.github import FakeGithub, fake_github
-from tests.flows.test_modal import Account, account_in
-from tests.laptop import Laptop
+from tests.laptop import Laptop, laptop_in
 from tests.platforms.modal_stand import NO_BLOCKING, SECRET, create_secret, fake_modal
 from tests.platforms.stand import KEY_ENV, until
 
@@ -64,7 +64,7 @@ def at(tmp_path: Path, github: FakeGithub) -> Laptop:
         "USER": "tester",
         "COLUMNS": "160",
     }
-    return Laptop(_window(tmp_path), env)
+    return laptop_in(tmp_path, env)
 
 
 @pytest.fixture
@@ -74,11 +74,6 @@ def on_modal(at: Laptop, tmp_path: Path) -> Iterator[Laptop]:
         create_secret()
         env = {**at.env, **fake.env, "LLAMA_RELEASE_PLATFORM": "modal", "PYTHONWARNINGS": NO_BLOCKING}
         yield Laptop(at.window, {**env, "LLAMA_RELEASE_MODAL__SECRET": SECRET})
-
-
-def _window(folder: Path) -> Path:
-    (window := folder / "proc").mkdir()
-    return window
 
 
 def findings(laptop: Laptop, code: int) -> dict[str, dict[str, str]]:
@@ -182,26 +177,3 @@ def test_on_the_local_platform_a_server_comes_up_cold_and_comes_back_cold(
         assert _of(at) == []
     finally:
         platform.stop("production")
-
-
-@pytest.fixture(scope="module")
-def account(
-    built: Settings, build_at: Callable[[str], Build], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Account]:
-    build_at(OLDER)  # what the proof compares with: see tests/flows/test_modal.py
-    with account_in(tmp_path_factory.mktemp("laptop-modal"), built) as account:
-        yield account
-
-
-@pytest.mark.real
-def test_on_modal_a_release_goes_the_whole_way_to_production_and_back_is_refused(
-    account: Account, tmp_path: Path
-) -> None:
-    operator = Laptop(_window(tmp_path), account.env)
-    said = operator.run("upgrade", "--to", OLDER, "--approver", "alice", timeout_s=1500.0)
-    assert "1 of 1 restored" in said
-    assert account.tag("production") == OLDER == account.answered_by("production")
-    status = {each["stage"]: each for each in json.loads(operator.run("status", "--json"))}
-    assert status["production"]["release"] == account.platform.store.pointer("production").release
-    operator.run("rollback", "--reason", "none is retained", "--by", "carol", code=2)
-    assert Path(operator.run("report").strip().splitlines()[-1]).is_file()

@@ -32,6 +32,12 @@ def why_not() -> str:
     return f"/proc can't be hidden here: {done.stderr.strip()}" if done.returncode else ""
 
 
+def laptop_in(folder: Path, env: Mapping[str, str]) -> Laptop:
+    """A laptop whose window is in this folder."""
+    (window := folder / "proc").mkdir()
+    return Laptop(window, env)
+
+
 @dataclass(frozen=True)
 class Laptop:
     """Runs the command line of a user, and any Python, without /proc and prctl."""
