@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,11 @@ class Tiers:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Tiers())
+
+
+def long_but(short: Container[str], names: Iterable[str]) -> list[object]:
+    """These names as a test's parameters, of which those that are not short run with the long tests alone."""
+    return [pytest.param(name, marks=() if name in short else pytest.mark.long) for name in names]
 
 
 @pytest.fixture(scope="session")

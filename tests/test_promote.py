@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks import restore
+from tasks.contracts import scripted
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.snapshot import snapshots_folder
 from tasks.preflight import bundle
@@ -45,21 +46,26 @@ def platform(store_with: Store, base: Settings) -> Iterator[LocalPlatform]:
     made.stop("staging")
 
 
-def release_called(platform: LocalPlatform, build: Build, smollm2: Path, alias: str) -> Release:
-    server = ServerSettings(model=smollm2, alias=alias, ctx_per_slot=512, slots=1, threads=1)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scripted.build(scripted.thinks_then_answers(3), tmp_path_factory.mktemp("model") / "scripted.gguf")
+
+
+def release_called(platform: LocalPlatform, build: Build, model: Path, alias: str) -> Release:
+    server = ServerSettings(model=model, alias=alias, ctx_per_slot=512, slots=1, threads=1)
     release, _ = bundle(platform.store, build, server)
     platform.store.save_release(release)
     return release
 
 
 @pytest.fixture
-def one(platform: LocalPlatform, build: Build, smollm2: Path) -> Release:
-    return release_called(platform, build, smollm2, "one")
+def one(platform: LocalPlatform, build: Build, model: Path) -> Release:
+    return release_called(platform, build, model, "one")
 
 
 @pytest.fixture
-def two(platform: LocalPlatform, build: Build, smollm2: Path) -> Release:
-    return release_called(platform, build, smollm2, "two")
+def two(platform: LocalPlatform, build: Build, model: Path) -> Release:
+    return release_called(platform, build, model, "two")
 
 
 def dossier_of(release: Release, verdict: Verdict = Verdict.PASSED, names: tuple[str, ...] = ("a",)) -> Dossier:

@@ -26,7 +26,7 @@ FLOWS = ("upgrade", "redeploy", "rollback", "restore-watch")
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """Somebody's folder with settings in it, and a shell without the API key."""
+    """Somebody's folder with settings in it, and a shell without the API key. Prefect makes its database here."""
     folder = tmp_path_factory.mktemp("served")
     (folder / "llama-release.toml").write_text(
         f'store = "{folder}/store"\n[local]\nstaging_port = 0\nproduction_port = 0\n'

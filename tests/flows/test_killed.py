@@ -23,7 +23,7 @@ from tasks.preflight import bundle
 from tasks.promote import check_serving
 from tasks.release import Build, Event, Release, StageName, StagePointer
 from tasks.settings import Settings
-from tests.conftest import NEWER
+from tests.conftest import NEWER, long_but
 from tests.flows.conftest import KEY, Traffic
 from tests.flows.deployed import FINAL, Deployed, Kill, prefect_on
 from tests.platforms.stand import command_lines, until
@@ -69,10 +69,6 @@ SHORT = {
     "in the middle of evals", "with the intent open", "after the pointer has moved",
 }  # fmt: skip
 """At each of the others a run dies in the same ways: in the middle of something, or between two things."""
-
-
-def points(of: dict[str, Kill]) -> list[object]:
-    return [pytest.param(name, marks=[] if name in SHORT else pytest.mark.long) for name in of]
 
 
 @dataclass
@@ -193,7 +189,7 @@ def scene(built: Settings, older_build: Build, tmp_path_factory: pytest.TempPath
                 platform.stop(stage)
 
 
-@pytest.mark.parametrize("point", points(UNTIL_STAGING))
+@pytest.mark.parametrize("point", long_but(SHORT, UNTIL_STAGING))
 def test_a_run_is_killed(scene: Scene, point: str) -> None:
     scene.kill(UNTIL_STAGING[point])
 
@@ -221,7 +217,7 @@ def test_the_activators_are_killed_and_brought_back(scene: Scene) -> None:
     scene.seen.lost[:] = before
 
 
-@pytest.mark.parametrize("point", points(UNTIL_APPROVED))
+@pytest.mark.parametrize("point", long_but(SHORT, UNTIL_APPROVED))
 def test_a_later_run_is_killed(scene: Scene, point: str) -> None:
     scene.kill(UNTIL_APPROVED[point])
 
@@ -253,7 +249,7 @@ def test_worker_and_server_are_killed_while_a_run_is_suspended_and_it_dies_on_re
     scene.check()
 
 
-@pytest.mark.parametrize("point", points(AT_PRODUCTION))
+@pytest.mark.parametrize("point", long_but(SHORT, AT_PRODUCTION))
 def test_a_run_that_may_promote_is_killed(scene: Scene, point: str) -> None:
     scene.kill(AT_PRODUCTION[point])
 

@@ -117,7 +117,8 @@ def account(
             "LLAMA_RELEASE_RESTORE__CYCLES": "1",
             "LLAMA_RELEASE_RESTORE__REQUIRED": "0.1",
             # a scripted model reads letter by letter: what is long for it is short for others
-            "LLAMA_RELEASE_EVALS__ITEMS": "60",
+            "LLAMA_RELEASE_EVALS__ITEMS": "20",
+            "LLAMA_RELEASE_EVALS__BATCH": "20",
             "LLAMA_RELEASE_EVALS__HARDEST": "0",
             "LLAMA_RELEASE_EVALS__FAMILIES": '["arithmetic", "instructions", "structured"]',
             **PLANTED,

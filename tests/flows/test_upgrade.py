@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tasks.release import StageName
-from tests.conftest import NEWER, OLDER
+from tests.conftest import NEWER, OLDER, migrated
 from tests.flows.conftest import KEY, PATIENCE_S, REPOSITORY, Machine, Traffic
 from tests.flows.operations import Api
 from tests.platforms.stand import command_lines, until
@@ -227,10 +227,12 @@ def test_every_stage_left_its_evidence_in_prefect_and_no_run_is_stuck(machine: M
 
 
 def test_the_flow_runs_as_any_prefect_flow_does(machine: Machine) -> None:
+    home = machine.store.root / "prefect-home"
+    migrated(home)
     done = subprocess.run(
         [sys.executable, "-m", "flows.upgrade"],
         cwd=REPOSITORY,
-        env=machine.env | {"PREFECT_HOME": str(machine.store.root / "prefect-home")},
+        env=machine.env | {"PREFECT_HOME": str(home)},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

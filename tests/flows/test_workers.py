@@ -21,7 +21,7 @@ from tasks.platforms.local.proc import free_port
 from tasks.release import Build, StageName
 from tasks.settings import Settings
 from tasks.store import Store
-from tests.conftest import NEWER, _link
+from tests.conftest import NEWER, _link, migrated
 from tests.flows.conftest import KEY, REPOSITORY
 from tests.flows.operations import COMMAND_S, Api, Shell, environment, serving, wait_for
 from tests.flows.postgres import Postgres, postgres
@@ -114,7 +114,8 @@ cycles = 1
 required = 0.2
 
 [evals]
-items = 60
+items = 20
+batch = 20
 hardest = 0
 families = ["arithmetic", "instructions", "structured"]
 """)
@@ -131,6 +132,7 @@ def served(base: Settings, build: Build, tmp_path: Path) -> Iterator[Shell]:
     """A small team's folder, on a machine that has the release compiled."""
     folder = machine(tmp_path / "team")
     store = store_of(base, build, folder)
+    migrated(store.root / "prefect")
     model = scripted.build(scripted.thinks_then_answers(3), folder / "model.gguf")
     settings_file(folder, base, store, model, cache=base.cache)
     found = Shell(folder, environment(folder / "prefect") | {"LLAMA_RELEASE_API_KEY": KEY})

@@ -17,6 +17,7 @@ from tasks.settings import Settings
 from tasks.sources import Sources
 from tasks.upstream import Upstream, find, history, open_upstream
 from tasks.upstream.pypi import download
+from tests.conftest import long_but
 from tests.patches.conftest import World
 
 pytestmark = pytest.mark.real
@@ -39,6 +40,8 @@ EXPECTED = {
     "b11010": (PatchStatus.UPSTREAMED, f"common/parsers/gemma4.cpp:174: {END_TAGS}"),
     "b11434": (PatchStatus.UPSTREAMED, f"common/parsers/gemma4.cpp:174: {END_TAGS}"),
 }
+SHORT = {"b8646", "b8672", "b8863", "b11434"}
+"""One tree of each kind: without the function, with the fault, with the fix, with the function elsewhere."""
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,7 @@ def result(sources: Sources, upstream: Upstream, folder: Path, tag: str) -> tupl
     return placed.result, placed.tree
 
 
-@pytest.mark.parametrize("tag", EXPECTED)
+@pytest.mark.parametrize("tag", long_but(SHORT, EXPECTED))
 def test_the_thinking_tags_patch_has_its_true_status_and_the_line_that_shows_it(
     base: Settings, sources: Sources, upstream: Upstream, tmp_path: Path, tag: str
 ) -> None:
@@ -137,7 +140,7 @@ def plain(folder: Path, text: str, *words: str) -> tuple[bool, str]:
     return done.returncode == 0, file.read_text()
 
 
-@pytest.mark.parametrize("tag", HAZARD)
+@pytest.mark.parametrize("tag", long_but(SHORT, HAZARD))
 def test_plain_tools_put_the_tags_into_another_models_parser_and_ours_does_not(
     sources: Sources, upstream: Upstream, tags_only: Path, tmp_path: Path, tag: str
 ) -> None:
@@ -170,7 +173,7 @@ def test_a_reverse_apply_sees_the_fix_in_one_of_the_trees_that_have_it(
 # -- what it stands on -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tag", ["b8672", "b11434"])
+@pytest.mark.parametrize("tag", long_but(["b11434"], ["b8672", "b11434"]))
 def test_every_source_file_of_upstream_is_read_for_functions(sources: Sources, upstream: Upstream, tag: str) -> None:
     own = tree(sources, upstream, tag)
     paths = [p for p in sources.files(own, "**/*") if is_source(p) and p.startswith(("common/", "tools/server/"))]
