@@ -136,7 +136,7 @@ def machine_with(base: Settings, builds: Iterable[Build], model: Path, root: Pat
         "LLAMA_RELEASE_STORE": str(root),
         "LLAMA_RELEASE_CACHE": str(base.cache),
         "LLAMA_RELEASE_SERVER__MODEL": str(model),
-        "LLAMA_RELEASE_SERVER__ALIAS": "smollm2",
+        "LLAMA_RELEASE_SERVER__ALIAS": "served",
         "LLAMA_RELEASE_SERVER__THREADS": "1",
         "LLAMA_RELEASE_LOCAL__STAGING_PORT": "0",
         "LLAMA_RELEASE_LOCAL__PRODUCTION_PORT": "0",
