@@ -9,11 +9,13 @@ import pty
 import re
 import select
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -127,6 +129,21 @@ def test_a_port_that_another_takes_first_is_given_up_for_another(
         with prefect_server(tmp_path) as page:
             assert httpx.get(f"{page}/api/health", trust_env=False).status_code == 200
     assert list(ports) == []
+
+
+def test_a_command_that_fails_tells_its_own_server_and_ends_with_one_message(tmp_path: Path) -> None:
+    """What it has logged is sent before that server stops: at exit Prefect tried to for a minute, and said so."""
+    migrated(tmp_path / "prefect")
+    ours = {"LLAMA_RELEASE_STORE": str(tmp_path), "PREFECT_API_URL": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "rollback", "--reason", "why not", "--by", "carol"], cwd=REPOSITORY,
+        env=os.environ | ours, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout
+    assert "production cannot go back" in done.stdout
+    assert "Error logging" not in done.stdout
+    with closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as database:
+        assert database.execute("select count(*) from log").fetchone()[0] > 0
 
 
 def test_a_server_that_is_given_is_used_and_not_stopped(
