@@ -25,6 +25,7 @@ from hypothesis import settings as hypothesis_settings
 
 from flows.demo import model as demo_model
 from flows.server import prefect_server
+from tasks.contracts import scripted
 from tasks.patches import apply_series
 from tasks.platforms.local import compile as local_compile
 from tasks.release import Build
@@ -217,6 +218,12 @@ def migrated(home: Path) -> None:
                 os.replace(f"{folder}/whole.db", made)
     home.mkdir(parents=True)
     shutil.copyfile(made, home / "prefect.db")
+
+
+@pytest.fixture(scope="session")
+def scripted_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that thinks and then answers, where it does not matter what is said."""
+    return scripted.build(scripted.thinks_then_answers(3), tmp_path_factory.mktemp("scripted") / "scripted.gguf")
 
 
 @contextmanager

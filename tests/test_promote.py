@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tasks import restore
-from tasks.contracts import scripted
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.snapshot import snapshots_folder
 from tasks.preflight import bundle
@@ -46,11 +45,6 @@ def platform(store_with: Store, base: Settings) -> Iterator[LocalPlatform]:
     made.stop("staging")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scripted.build(scripted.thinks_then_answers(3), tmp_path_factory.mktemp("model") / "scripted.gguf")
-
-
 def release_called(platform: LocalPlatform, build: Build, model: Path, alias: str) -> Release:
     server = ServerSettings(model=model, alias=alias, ctx_per_slot=512, slots=1, threads=1)
     release, _ = bundle(platform.store, build, server)
@@ -59,13 +53,13 @@ def release_called(platform: LocalPlatform, build: Build, model: Path, alias: st
 
 
 @pytest.fixture
-def one(platform: LocalPlatform, build: Build, model: Path) -> Release:
-    return release_called(platform, build, model, "one")
+def one(platform: LocalPlatform, build: Build, scripted_model: Path) -> Release:
+    return release_called(platform, build, scripted_model, "one")
 
 
 @pytest.fixture
-def two(platform: LocalPlatform, build: Build, model: Path) -> Release:
-    return release_called(platform, build, model, "two")
+def two(platform: LocalPlatform, build: Build, scripted_model: Path) -> Release:
+    return release_called(platform, build, scripted_model, "two")
 
 
 def dossier_of(release: Release, verdict: Verdict = Verdict.PASSED, names: tuple[str, ...] = ("a",)) -> Dossier:

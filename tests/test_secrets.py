@@ -21,7 +21,6 @@ import httpx
 import pytest
 
 from flows.server import prefect_server
-from tasks.contracts import scripted
 from tasks.platforms.local import LocalPlatform
 from tasks.settings import LocalSettings, Settings
 from tasks.store import Store
@@ -78,10 +77,8 @@ def holding(texts: Mapping[Place, bytes]) -> list[tuple[Place, str]]:
 
 
 @pytest.fixture(scope="module")
-def story(built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    folder = tmp_path_factory.mktemp("secrets")
-    store = Store(folder / "store")
-    model = scripted.build(scripted.thinks_then_answers(3), folder / "scripted.gguf")
+def story(built: Settings, scripted_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    store = Store(tmp_path_factory.mktemp("secrets") / "store")
     shutil.copytree(Store(built.store).root / "builds", store.root / "builds", copy_function=os.link)
     settings = Settings(store=store.root, cache=built.cache, local=LocalSettings(staging_port=0, production_port=0))
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "PREFECT_", "DEMO_"))}
@@ -91,7 +88,7 @@ def story(built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             "LLAMA_RELEASE_STORE": str(store.root),
             "LLAMA_RELEASE_CACHE": str(built.cache),
             "LLAMA_RELEASE_SERVER__API_KEY_ENV": "OUR_SERVERS_WORD",
-            "LLAMA_RELEASE_SERVER__MODEL": str(model),
+            "LLAMA_RELEASE_SERVER__MODEL": str(scripted_model),
             "LLAMA_RELEASE_SERVER__THREADS": "1",
             "LLAMA_RELEASE_LOCAL__STAGING_PORT": "0",
             "LLAMA_RELEASE_LOCAL__PRODUCTION_PORT": "0",

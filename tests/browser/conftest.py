@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tasks.contracts import scripted
 from tasks.release import Build
 from tasks.settings import Settings
 from tasks.store import Store
@@ -29,11 +29,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def machine(
-    base: Settings, build: Build, older_build: Build, tmp_path_factory: pytest.TempPathFactory
+    base: Settings, build: Build, older_build: Build, scripted_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Machine]:
     """A store with every build of both tags: nothing is compiled."""
-    folder = tmp_path_factory.mktemp("browser")
-    model = scripted.build(scripted.thinks_then_answers(3), folder / "scripted.gguf")
     made = [each for each in Store(base.store).builds() if each.tag in (build.tag, older_build.tag)]
-    with machine_with(base, made, model, folder / "store") as machine:
+    with machine_with(base, made, scripted_model, tmp_path_factory.mktemp("browser") / "store") as machine:
         yield machine

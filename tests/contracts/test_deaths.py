@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,11 +77,12 @@ def test_servers_that_do_not_come_up_are_one_message_with_their_signal_and_words
 
 def test_the_promise_that_a_server_died_of_is_named_and_the_others_were_not_asked(platform: LocalPlatform) -> None:
     release = dying(platform.store, "ILL", "asked")
+    began = time.monotonic()
     found = contracts.run_all(platform, release, silent)
+    assert time.monotonic() - began < 20  # two seconds for each promise that is not asked would be a hundred
     killers = [v for v in found if DIED in v.evidence]
     lost = [v for v in found if NOT_ASKED in v.evidence]
     assert {v.evidence["server"] for v in killers} == set(ORDER) - {"starting"}
-    assert not any(v.evidence.get("exchanges") for v in lost)
     assert all(v.seconds < 1.5 for v in killers)  # a refused connection is a death at once
     assert all(any("/completions" in e["path"] for e in v.evidence["exchanges"]) for v in killers)
     assert {v.summary for v in (*killers, *lost)} == {

@@ -124,6 +124,16 @@ def test_a_second_activator_of_a_stage_is_refused(stand: Stand) -> None:
     assert stand.say() == "first"
 
 
+def test_a_start_that_says_nothing_in_time_is_none_of_a_stage_that_another_looks_after(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.serve(stand.first)
+    monkeypatch.setattr("tasks.platforms.local.ACTIVATOR_START_S", 0.0)
+    stand.platform._start_activator("staging")
+    assert len(_activators(stand)) == 1
+    assert stand.say() == "first"
+
+
 def test_a_deploy_under_load_loses_no_request(stand: Stand) -> None:
     stand.serve(stand.first)
     over = threading.Event()

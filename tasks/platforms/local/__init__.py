@@ -49,7 +49,7 @@ from tasks.settings import Settings
 from tasks.store import Store
 
 ACTIVATOR_START_S = 120.0
-"""What hangs takes as long; one that fails ends at once, and one on a machine at its limits needs most of a minute."""
+"""For one that hangs: one that fails ends at once, and what it imports takes long on a busy machine."""
 IDLE_LIMIT_S = 60.0
 STOP_LIMIT_S = 10.0
 
