@@ -93,9 +93,17 @@ def rollback(
     reason: Annotated[str, typer.Option(help="why")],
     by: By,
     to: Annotated[str | None, typer.Option(help="id of a retained release; the latest by default")] = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="whatever else runs or is broken: without Prefect, idle window or trial")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Put production back to a retained release, and hold it there until the hold is lifted."""
+    if now:
+        from flows import rollback_now
+
+        return rollback_now.roll_back(by, reason, to, as_json)
+
     from flows.rollback import rollback as flow
 
     with prefect_page(as_json) as page:

@@ -46,7 +46,7 @@ def redeploy(by: Words, reason: Words, release: ReleaseId | None = None) -> Stat
             restore.check(platform, "staging", chosen, settings.restore)
             dossier = store.dossier(chosen, required())
             show_dossier(dossier)
-            approval = redeploying.approval(begun, dossier, production.release)
+            approval = redeploying.approval(begun, dossier, production)
             promote.promote(platform, dossier, approval, settings.retain, "redeploy")
         except ReleaseFailed:
             store.close_redeploy()  # another try is another generation, and verified anew

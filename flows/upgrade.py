@@ -67,7 +67,7 @@ def upgrade(to: Tag | None = None, again: bool = False) -> State[Outcome]:
 
         dossier = store.dossier(release, required())
         show_dossier(dossier)
-        decision = approval.ask(platform, dossier, production.release, settings, notes)
+        decision = approval.ask(platform, dossier, production, settings, notes)
         if decision.decision == "reject":
             return ended("rejected", release)
         promote.promote(platform, store.dossier(release, required()), decision, settings.retain)

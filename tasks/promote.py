@@ -7,9 +7,12 @@ or the new one, and `recover` brings the servers, the pointer and the ledger in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Literal
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Literal, NamedTuple
 
 from tasks import restore
 from tasks.endpoint import Client, content
@@ -40,8 +43,12 @@ from tasks.stage import Row, stage
 from tasks.store import Store
 
 STAGING = "staging"
+LOCK = "production"
+"""The lock around every move of production."""
 AUTOMATIC = "llama-release"
 HEALTH_DEADLINE_S = 120.0
+SEIZE_LIMIT_S = 300.0
+"""For a holder that can't be killed from here: longer than the lease of one that died on another machine (180 s)."""
 PROOF_TODO = (
     "production answers, but may not come back once it was idle: read the evidence, keep it awake meanwhile, and "
     "`llama-release redeploy` gives it a new snapshot"
@@ -81,7 +88,39 @@ def check_serving(endpoint: Endpoint, release: Release) -> dict[str, object]:
 
 def production_lock(store: Store) -> AbstractContextManager[None]:
     """Held around every move of production. Raises ToolingError when another process is at it."""
-    return store.lock("production", holder={"doing": "moving production", "since": now().isoformat(timespec="seconds")})
+    return store.lock(LOCK, holder={"doing": "moving production", "since": now().isoformat(timespec="seconds")})
+
+
+@contextmanager
+def seized(store: Store, tell: Callable[[str], None]) -> Iterator[None]:
+    """Production's lock, held: a process of this machine that has it is killed, which no move of production minds.
+
+    One that can't be killed from here is waited for. Raises ToolingError that names it when that takes too long.
+    """
+    deadline = time.monotonic() + SEIZE_LIMIT_S
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(production_lock(store))
+                break
+            except ToolingError as error:
+                if time.monotonic() > deadline:
+                    raise
+                tell(_interrupted(store) or f"{error.what}: {error.evidence}; waiting for it")
+            time.sleep(0.1)
+        yield
+
+
+def _interrupted(store: Store) -> str:
+    """What was killed because it moves production; '' when it can't be."""
+    pid = store.lock_holder(LOCK)
+    if pid is None:
+        return ""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:  # another user's
+        return ""
+    return f"pid {pid} was moving production and is killed; what it left open is settled here"
 
 
 def swap(
@@ -137,10 +176,11 @@ def _refuse_unless(pointer: StagePointer, dossier: Dossier, approval: Approval, 
         )
     if release.id != pointer.release:
         refuse_on_hold(pointer)
-    if pointer.release != approval.expected:
+    if (pointer.release, pointer.version) != (approval.expected, approval.version):
         raise BadInput(
             "production moved since the approval was given",
-            evidence=f"approved to replace {approval.expected}, production is {pointer.release}",
+            evidence=f"approved to replace {approval.expected} (version {approval.version} of production), it is "
+            f"{pointer.release} (version {pointer.version}): each move, hold and lifting of one is another version",
             todo="run the upgrade again: it will ask again",
         )
     if dossier.digest != approval.dossier:
@@ -191,7 +231,7 @@ def _pointing(pointer: StagePointer, release: str, generation: str, retained: tu
     return StagePointer(stage=pointer.stage, release=release, since=now(), retained=retained, generations=generations)
 
 
-def _move(platform: Platform, intent: Intent, release: Release, moved: StagePointer) -> str:
+def _move(platform: Platform, intent: Intent, release: Release, moved: StagePointer, *, at_once: bool = False) -> str:
     """Intent, server, pointer, proof, ledger, in that order. Raises with production as it was before.
 
     Returns how production came back from an idle window, which is tried after a rollback alone.
@@ -199,20 +239,23 @@ def _move(platform: Platform, intent: Intent, release: Release, moved: StagePoin
     store = platform.store
     store.open_intent(intent)
     try:
-        _deploy(platform, "production", release, generation=intent.generation)
+        _deploy(platform, "production", release, generation=intent.generation, at_once=at_once)
     except Problem:
         _undo(platform, intent)
         raise
     store.save_pointer(moved)
-    return _finish(platform, intent)
+    return _finish(platform, intent, at_once=at_once)
 
 
 DONE = {"promote": "promoted", "redeploy": "redeployed", "rollback": "rolled_back"}
 """The ledger's word for each move that was finished."""
 
 
-def _finish(platform: Platform, intent: Intent) -> str:
-    """The pointer has moved: prove production through its own address, or go back and hold."""
+def _finish(platform: Platform, intent: Intent, *, at_once: bool = False) -> str:
+    """The pointer has moved: prove production through its own address, or go back and hold.
+
+    Returns what else is to be said. `at_once`, the ledger is told when it can be, and no idle window is forced.
+    """
     store = platform.store
     release = store.get_release(intent.after)
     try:
@@ -225,24 +268,29 @@ def _finish(platform: Platform, intent: Intent) -> str:
             evidence=error.evidence or error.what,
             todo="read the evidence; `llama-release hold lift` when it is mended",
         ) from error
-    _log_once(
-        store,
-        intent,
-        Event(
-            kind=DONE[intent.action],
-            release=intent.after,
-            stage="production",
-            summary=f"{release.label} is in production, {_replacing(store, intent)}, by {intent.by}"
-            + (f": {intent.note}" if intent.action == "redeploy" else ""),
-            detail={
-                "dossier": intent.dossier,
-                "note": intent.note,
-                "before": intent.before,
-                "generation": intent.generation,
-            },
-        ),
-    )
-    proof = _proved(platform, intent, release) if intent.action == "rollback" else ""
+    try:
+        _log_once(
+            store,
+            intent,
+            Event(
+                kind=DONE[intent.action],
+                release=intent.after,
+                stage="production",
+                summary=f"{release.label} is in production, {_replacing(store, intent)}, by {intent.by}"
+                + (f": {intent.note}" if intent.action == "redeploy" else ""),
+                detail={
+                    "dossier": intent.dossier,
+                    "note": intent.note,
+                    "before": intent.before,
+                    "generation": intent.generation,
+                },
+            ),
+        )
+    except ToolingError as error:
+        if not at_once:
+            raise
+        return f"the ledger could not be told, and the next flow tells it: {error.evidence or error.what}"
+    proof = _proved(platform, intent, release) if intent.action == "rollback" and not at_once else ""
     if intent.action == "redeploy":
         store.close_redeploy()
     store.close_intent("production")
@@ -317,7 +365,7 @@ def _go_back(platform: Platform, intent: Intent) -> None:
             release=intent.before,
             stage="production",
             summary=f"{intent.after} did not verify in production; back on {intent.before or 'nothing'}, hold set",
-            detail={"error": intent.failed},
+            detail={"error": intent.failed, "before": intent.after},
         ),
     )
     if intent.before:
@@ -354,6 +402,7 @@ def _deploy(
     check: Callable[[Endpoint], object] | None = None,
     *,
     generation: str,
+    at_once: bool = False,
 ) -> Endpoint:
     """As `platform.deploy`, by default with `check_serving`. A server that dies of its check is told as dead."""
 
@@ -361,7 +410,7 @@ def _deploy(
         return check(endpoint) if check else check_serving(endpoint, release)
 
     with naming_deaths(platform, stage_name, release):
-        return platform.deploy(stage_name, release, check_it, generation=generation)
+        return platform.deploy(stage_name, release, check_it, generation=generation, at_once=at_once)
 
 
 def _prove_serving(platform: Platform, stage_name: StageName, release: Release) -> dict[str, object]:
@@ -372,7 +421,8 @@ def _prove_serving(platform: Platform, stage_name: StageName, release: Release) 
 
 def _replacing(store: Store, intent: Intent) -> str:
     if intent.before == intent.after:
-        return f"on new servers (generation {intent.generation})"
+        renewed = intent.generation != intent.generation_before
+        return f"on new servers (generation {intent.generation})" if renewed else "as before a move that was left open"
     return f"replacing {_label(store, intent.before)}"
 
 
@@ -411,35 +461,108 @@ def recover(platform: Platform) -> str:
 def back_to(platform: Platform, to: str | None, by: str, reason: str, retain: int) -> Promotion:
     """Production back to a retained release (the latest one by default), with a hold, and proved by an idle window.
 
-    A proof that fails does not undo it. Raises BadInput when there is none to go back to, ReleaseFailed when it does
-    not verify.
+    A proof that fails does not undo it. Raises BadInput when there is none to go back to, or a hold says that this
+    was done and `to` does not say where else to go; ReleaseFailed when it does not verify.
     """
     store = platform.store
     with production_lock(store):
         pointer = store.pointer("production")
-        target = to or next(iter(pointer.retained), None)
-        if target is None or target not in pointer.retained:
-            raise BadInput(
-                f"production cannot go back to {target or 'anything'}",
-                evidence=f"retained: {', '.join(pointer.retained) or 'none'}",
-                todo="choose one of the retained releases (`llama-release status`)",
-            )
-        release = store.get_release(target)
-        whole(store, release)
-        intent = Intent(
-            stage="production",
-            action="rollback",
-            before=pointer.release,
-            after=target,
-            generation_before=pointer.generation(pointer.release),
-            generation=pointer.generation(target),
-            dossier=None,
-            by=by,
-            note=reason,
+        target = _way_back(pointer, None, to)
+        whole(store, store.get_release(target.release))
+        return _roll_back(platform, pointer, target, by, reason, retain)
+
+
+def back_now(
+    platform: Platform, to: str | None, by: str, reason: str, retain: int, tell: Callable[[str], None]
+) -> Promotion:
+    """As `back_to`, and all that it waits for is the boot of the release that it goes back to.
+
+    A process that moves production just now is killed, and a move that one left open is taken back with it: by
+    default production then has what it had before that. Nothing is looked at twice: there is no trial, no idle window
+    afterwards, and of the ledger nothing is needed. `tell` is told what happens meanwhile.
+
+    Raises what `back_to` raises; BadInput, too, when another rollback was faster.
+    """
+    store = platform.store
+    seen = store.pointer("production").version
+    with seized(store, tell):
+        pointer = store.pointer("production")
+        if pointer.version != seen and pointer.hold and to is None:
+            refuse_on_hold(pointer)  # it was done meanwhile
+        target = _way_back(pointer, _left_open(store, tell), to)
+        return _roll_back(platform, pointer, target, by, reason, retain, at_once=True)
+
+
+def _left_open(store: Store, tell: Callable[[str], None]) -> Intent | None:
+    """The move that was left open; none when what is known of it can't be read, which is said."""
+    try:
+        return store.intent("production")
+    except ToolingError as error:
+        tell(f"{error.what}: taken as none")
+        return None
+
+
+class _Way(NamedTuple):
+    release: str
+    generation: str
+
+
+def _way_back(pointer: StagePointer, left: Intent | None, to: str | None) -> _Way:
+    """What a rollback goes to. `left`: a move that was left open, which is taken back, or finished if it is one.
+
+    Raises BadInput when there is nothing, or it has to be said.
+    """
+    if left is None:
+        before = None
+    elif left.action == "rollback":
+        before = _Way(left.after, left.generation)
+    else:
+        before = _Way(left.before, left.generation_before) if left.before else None
+    if before and to in (None, before.release):
+        return before
+    if to is None and pointer.hold:
+        raise BadInput(
+            "production was rolled back already, and is on hold",
+            evidence=f"by {pointer.hold.by} at {pointer.hold.at:%Y-%m-%d %H:%M} UTC: {pointer.hold.reason}; "
+            f"it has {pointer.release or 'nothing'}, retained: {', '.join(pointer.retained) or 'none'}",
+            todo="say with --to which of them it is to go to now",
         )
-        moved = _pointing(pointer, target, pointer.generation(target), _retained(pointer, target, retain))
-        moved = moved.model_copy(update={"hold": Hold(reason=reason, by=by)})
-        proof = _move(platform, intent, release, moved)
+    target = to or next(iter(pointer.retained), None)
+    if target is None or target not in pointer.retained:
+        raise BadInput(
+            f"production cannot go back to {target or 'anything'}",
+            evidence=f"retained: {', '.join(pointer.retained) or 'none'}",
+            todo="choose one of the retained releases (`llama-release status`)",
+        )
+    return _Way(target, pointer.generation(target))
+
+
+def _roll_back(
+    platform: Platform,
+    pointer: StagePointer,
+    target: _Way,
+    by: str,
+    reason: str,
+    retain: int,
+    *,
+    at_once: bool = False,
+) -> Promotion:
+    """The caller holds production's lock."""
+    release = platform.store.get_release(target.release)
+    intent = Intent(
+        stage="production",
+        action="rollback",
+        before=pointer.release,
+        after=target.release,
+        generation_before=pointer.generation(pointer.release),
+        generation=target.generation,
+        dossier=None,
+        by=by,
+        note=reason,
+    )
+    moved = _pointing(pointer, target.release, target.generation, _retained(pointer, target.release, retain))
+    moved = moved.model_copy(update={"hold": Hold(reason=reason, by=by)})
+    proof = _move(platform, intent, release, moved, at_once=at_once)
     return Promotion(
         release=release,
         replaced=pointer.release,

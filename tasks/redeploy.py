@@ -13,7 +13,7 @@ import secrets
 
 from tasks.platforms import Platform
 from tasks.promote import refuse_on_hold, whole
-from tasks.release import Approval, BadInput, Dossier, Redeploy
+from tasks.release import Approval, BadInput, Dossier, Redeploy, StagePointer
 from tasks.stage import Row, stage
 
 
@@ -52,7 +52,7 @@ def begin(row: Row, platform: Platform, release_id: str | None, by: str, reason:
     return begun
 
 
-def approval(begun: Redeploy, dossier: Dossier, expected: str | None) -> Approval:
+def approval(begun: Redeploy, dossier: Dossier, production: StagePointer) -> Approval:
     """The approval of whoever started the redeploy by hand: of this dossier, to replace what production has now.
 
     It is not kept in the store, where an upgrade to the same release would find it.
@@ -60,7 +60,8 @@ def approval(begun: Redeploy, dossier: Dossier, expected: str | None) -> Approva
     return Approval(
         release=begun.release,
         dossier=dossier.digest,
-        expected=expected,
+        expected=production.release,
+        version=production.version,
         decision="approve",
         approver=begun.by,
         note=begun.reason,

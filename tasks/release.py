@@ -379,6 +379,9 @@ class StagePointer(Model):
     since: datetime | None = None
     retained: tuple[str, ...] = ()
     hold: Hold | None = None
+    version: int = Field(
+        default=0, description="counts what was written here, by the store: whatever was decided of another one is void"
+    )
     generations: dict[str, str] = Field(
         default_factory=dict, description="release -> its generation here, of those that were redeployed"
     )
@@ -415,11 +418,17 @@ class Intent(Model):
 
 
 class Approval(Model):
-    """A person's decision on one dossier."""
+    """A person's decision on one dossier, as the answer to one request.
+
+    It is used up by the move of production that it allows, as it was given for the version of production's pointer
+    before that; and void with any other move, hold or lifting of a hold.
+    """
 
     release: str
     dossier: str
     expected: str | None = Field(description="the release in production when the person was asked")
+    version: int = Field(default=0, description="of production's pointer when the person was asked")
+    request: str = Field(default="", description="key of the request that it answers; '' where nobody was asked")
     decision: Literal["approve", "reject"]
     approver: str
     note: str = ""
@@ -439,6 +448,7 @@ class Request(Model):
     dossier: str = Field(description="digest of the dossier that is to be approved")
     required: tuple[str, ...] = Field(description="names of the verifications in that dossier")
     expected: str | None = Field(description="the release in production when the person was asked")
+    version: int = Field(default=0, description="of production's pointer when the person was asked")
     asked_at: datetime
     expires_at: datetime
     reminded_at: datetime | None = None
@@ -448,7 +458,7 @@ class Request(Model):
 
     @property
     def key(self) -> str:
-        """What Prefect knows this pause by: another one each time that is asked."""
+        """What Prefect and the store know this question by: another one each time that is asked."""
         return f"{self.dossier}-{self.asked_at:%Y%m%d%H%M%S%f}"
 
 

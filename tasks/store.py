@@ -4,7 +4,7 @@
     files/<sha256>/<name>       models and templates by content
     releases/<id>.json
     dossiers/<id>/<verification>.json
-    approvals/<dossier digest>.json
+    approvals/<request key>.json
     requests/<flow run id>.json what a flow run asks a person
     proofs/<key>.json           what the probes of a patch said, with it and without it
     surfaces/<build digest>-<basis>.json     what may be asked of a build
@@ -36,7 +36,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args
 
@@ -65,6 +65,9 @@ from tasks.release import (
 M = TypeVar("M", bound=Model)
 MAX_LATENCIES = 500
 """Idle cycles that are kept of a release."""
+DAMAGED = "damaged"
+"""The kind of what stands in the place of an event that can't be read."""
+_PROC_LOCKS = Path("/proc/locks")
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -127,6 +130,9 @@ class Files(Protocol):
     ) -> AbstractContextManager[None]:
         """Hold a named lock, of which there is one for all who use these files: see `hold`."""
 
+    def lock_holder(self, name: str) -> int | None:
+        """The process of this machine that holds a named lock for certain; None when there is none, or none is seen."""
+
 
 class LocalFiles:
     """Documents in a folder of this machine: written, synced, renamed, and the folder synced."""
@@ -164,6 +170,9 @@ class LocalFiles:
         self, name: str, *, holder: dict[str, Any], stale: Callable[[dict[str, Any]], None] | None = None
     ) -> AbstractContextManager[None]:
         return hold(self._root / "locks" / f"{name}.lock", holder=holder, stale=stale)
+
+    def lock_holder(self, name: str) -> int | None:
+        return flock_holder(self._root / "locks" / f"{name}.lock")
 
 
 class Store:
@@ -398,10 +407,11 @@ class Store:
         )
 
     def save_approval(self, approval: Approval) -> None:
-        self._save(f"approvals/{approval.dossier}.json", approval)
+        self._save(f"approvals/{approval.request}.json", approval)
 
-    def approval(self, dossier_digest: str) -> Approval | None:
-        return self._load(f"approvals/{dossier_digest}.json", Approval)
+    def approval(self, request: str) -> Approval | None:
+        """What was answered to the request of this key."""
+        return self._load(f"approvals/{request}.json", Approval)
 
     def save_request(self, request: Request) -> Request:
         self._save(f"requests/{request.run}.json", request)
@@ -452,7 +462,9 @@ class Store:
         return self._load(f"stages/{stage}.json", StagePointer) or StagePointer(stage=stage)
 
     def save_pointer(self, pointer: StagePointer) -> None:
-        self._save(f"stages/{pointer.stage}.json", pointer)
+        """Write it as the next version, whatever version it was made of."""
+        version = self.pointer(pointer.stage).version + 1
+        self._save(f"stages/{pointer.stage}.json", pointer.model_copy(update={"version": version}))
 
     def intent(self, stage: StageName) -> Intent | None:
         return self._load(f"stages/{stage}.intent.json", Intent)
@@ -515,15 +527,23 @@ class Store:
         return event
 
     def ledger(self) -> list[Event]:
-        """Every event, oldest first."""
+        """Every event, oldest first; one of kind DAMAGED in the place of each that can't be read."""
         return [event for _, event in self.events()]
 
     def events(self, *, after: str = "", until: str = "~") -> Iterator[tuple[str, Event]]:
         """(file name, event), oldest first, of those whose name comes after `after`, up to and with `until`."""
         for path in self.files.names("ledger/*.json"):
             name = path.rpartition("/")[2]
-            if after < name <= until and (event := self._load(path, Event)):
+            if after < name <= until and (event := self._event(path, name)):
                 yield name, event
+
+    def _event(self, path: str, name: str) -> Event | None:
+        """One that can't be read stops nobody: whoever shows the ledger shows that it is there."""
+        try:
+            return self._load(path, Event)
+        except (ToolingError, OSError, ValueError) as error:
+            why = error.evidence if isinstance(error, ToolingError) else str(error)
+            return Event(kind=DAMAGED, summary=f"{path} can't be read: {why.splitlines()[0]}", at=_event_time(name))
 
     def load_outbox(self, kind: type[M]) -> M | None:
         """How far people were told of the ledger."""
@@ -539,6 +559,10 @@ class Store:
     ) -> AbstractContextManager[None]:
         """Hold a named lock of this store: see `hold`."""
         return self.files.lock(name, holder=holder, stale=stale)
+
+    def lock_holder(self, name: str) -> int | None:
+        """The process of this machine that holds a named lock for certain."""
+        return self.files.lock_holder(name)
 
 
 @contextmanager
@@ -576,9 +600,35 @@ def hold(
             _rewrite(file, "")
 
 
+def flock_holder(path: Path) -> int | None:
+    """The process that holds a lock file, by its own word and the kernel's; None where they do not both say so.
+
+    Its own word alone may be that of one that was killed, whose number another process has by now (Linux's
+    /proc/locks names number and inode, and is the only one to ask without taking the lock).
+    """
+    try:
+        pid = int(json.loads(path.read_text(encoding="utf-8"))["pid"])
+        held = [line.split() for line in _PROC_LOCKS.read_text().splitlines()]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    inode = str(path.stat().st_ino)
+    return pid if any(each[-4] == str(pid) and each[-3].rpartition(":")[2] == inode for each in held) else None
+
+
+_NAMED_BY_TIME = "%Y%m%dT%H%M%S.%fZ"
+
+
 def _event_name(at: datetime) -> str:
     """A file name that sorts by time and that no other event has."""
-    return f"{at.strftime('%Y%m%dT%H%M%S.%fZ')}-{secrets.token_hex(3)}.json"
+    return f"{at.strftime(_NAMED_BY_TIME)}-{secrets.token_hex(3)}.json"
+
+
+def _event_time(name: str) -> datetime:
+    """When a file of this name was written; the epoch where the name does not tell."""
+    try:
+        return datetime.strptime(name.partition("-")[0], _NAMED_BY_TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
 
 
 def _rewrite(file: Any, text: str) -> None:

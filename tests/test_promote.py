@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from tasks import restore
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.snapshot import snapshots_folder
 from tasks.preflight import bundle
-from tasks.promote import back_to, check_serving, lift_hold, recover, serve_pointer, swap, to_staging
+from tasks.promote import back_now, back_to, check_serving, lift_hold, recover, serve_pointer, swap, to_staging
 from tasks.release import (
     Approval,
     BadInput,
@@ -21,6 +23,7 @@ from tasks.release import (
     Dossier,
     Hold,
     Intent,
+    Promotion,
     Release,
     ReleaseFailed,
     StageName,
@@ -67,15 +70,16 @@ def dossier_of(release: Release, verdict: Verdict = Verdict.PASSED, names: tuple
     return Dossier(release=release, required=("a",), verifications=seen)
 
 
-def approved(dossier: Dossier, expected: str | None) -> Approval:
+def approved(dossier: Dossier, expected: str | None, version: int = 0) -> Approval:
     return Approval(
-        release=dossier.release.id, dossier=dossier.digest, expected=expected, decision="approve", approver="alice"
-    )
+        release=dossier.release.id, dossier=dossier.digest, expected=expected, version=version, decision="approve",
+        approver="alice",
+    )  # fmt: skip
 
 
 def promote(platform: LocalPlatform, release: Release, expected: str | None) -> None:
     dossier = dossier_of(release)
-    swap(platform, dossier, approved(dossier, expected), retain=2)
+    swap(platform, dossier, approved(dossier, expected, platform.store.pointer("production").version), retain=2)
 
 
 def served(platform: LocalPlatform) -> str:
@@ -105,7 +109,7 @@ def test_what_the_approval_was_not_given_for_is_refused_and_nothing_moves(
 ) -> None:
     promote(platform, one, None)
     dossier = dossier_of(two)
-    good = approved(dossier, one.id)
+    good = approved(dossier, one.id, version=1)
     changed = {
         "production moved": good.model_copy(update={"expected": None}),
         "dossier changed": good.model_copy(update={"dossier": "000000000000"}),
@@ -121,7 +125,23 @@ def test_what_the_approval_was_not_given_for_is_refused_and_nothing_moves(
     with pytest.raises(BadInput, match="on hold"):
         swap(platform, dossier, good, retain=2)
     lift_hold(platform.store, "carol")
+    with pytest.raises(BadInput, match="production moved"):  # it is as it was, but for a hold that came and went
+        swap(platform, dossier, good, retain=2)
     assert platform.store.pointer("production").release == one.id
+    assert served(platform) == "one"
+
+
+def test_an_approval_is_used_up_by_the_promotion_that_it_allowed(
+    platform: LocalPlatform, one: Release, two: Release
+) -> None:
+    promote(platform, one, None)
+    dossier = dossier_of(two)
+    approval = approved(dossier, one.id, version=1)
+    swap(platform, dossier, approval, retain=2)
+    back_to(platform, None, "carol", "tool calls broke", retain=2)
+    lift_hold(platform.store, "carol")
+    with pytest.raises(BadInput, match="production moved since the approval was given"):
+        swap(platform, dossier, approval, retain=2)
     assert served(platform) == "one"
 
 
@@ -310,3 +330,114 @@ def test_rollback_goes_to_a_retained_release_only(platform: LocalPlatform, one: 
     assert pointer.hold
     assert pointer.hold.reason == "tool calls broke"
     assert pointer.retained == (two.id,)
+    with pytest.raises(BadInput, match=r"rolled back already[\s\S]*carol[\s\S]*--to"):
+        back_to(platform, None, "dora", "once more", retain=2)
+    assert served(platform) == "one"
+
+
+def now_back(platform: LocalPlatform, to: str | None = None) -> tuple[Promotion, list[str]]:
+    """A rollback at once, and what was told meanwhile."""
+    told: list[str] = []
+    return back_now(platform, to, "carol", "it burns", 2, told.append), told
+
+
+STUCK = """
+import sys, time
+from pathlib import Path
+from tasks.platforms.local import LocalPlatform
+from tasks.promote import production_lock
+from tasks.release import Intent
+from tasks.settings import LocalSettings, Settings
+root, before, after = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+local = LocalSettings(staging_port=0, production_port=0, start_timeout_s=60)
+platform = LocalPlatform(Settings(store=root, local=local))
+with production_lock(platform.store):
+    left = Intent(stage="production", action="promote", before=before, after=after, dossier=None, by="alice")
+    platform.store.open_intent(left)
+    def check(endpoint):
+        print("moving", flush=True)
+        time.sleep(600)
+    platform.deploy("production", platform.store.get_release(after), check)
+"""
+
+
+def test_at_once_a_promotion_that_is_under_way_is_killed_and_taken_back(
+    platform: LocalPlatform, one: Release, two: Release
+) -> None:
+    promote(platform, one, None)
+    platform.deploy("staging", two, lambda _: None)  # as it does before it is promoted
+    store = platform.store
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK, store.root, one.id, two.id], stdout=subprocess.PIPE, text=True
+    ) as stuck:
+        assert stuck.stdout
+        assert stuck.stdout.readline() == "moving\n"
+        done, told = now_back(platform)
+        assert stuck.wait(10) == -signal.SIGKILL
+    assert [str(stuck.pid) in line for line in told] == [True]
+    assert (done.release.id, served(platform)) == (one.id, "one")
+    hold = store.pointer("production").hold
+    assert hold and hold.reason == "it burns"
+    assert store.intent("production") is None
+    assert recover(platform) == ""
+    promoting = dossier_of(two)
+    with pytest.raises(BadInput, match="on hold"):
+        swap(platform, promoting, approved(promoting, one.id, version=1), retain=2)
+
+
+def test_at_once_a_promotion_that_died_after_the_pointer_moved_is_taken_back_and_another_rollback_is_finished(
+    platform: LocalPlatform, one: Release, two: Release
+) -> None:
+    promote(platform, one, None)
+    promote(platform, two, one.id)
+    store, pointer = platform.store, platform.store.pointer("production")
+    left = Intent(stage="production", action="promote", before=one.id, after=two.id, dossier=None, by="alice")
+    store.open_intent(left)
+    assert now_back(platform)[0].release.id == one.id
+    store.save_pointer(pointer)
+    store.open_intent(left.model_copy(update={"action": "rollback", "before": two.id, "after": one.id}))
+    assert now_back(platform)[0].release.id == one.id
+    assert (served(platform), store.intent("production")) == ("one", None)
+
+
+def test_at_once_neither_a_damaged_ledger_nor_a_damaged_intent_nor_the_release_lock_is_in_the_way(
+    platform: LocalPlatform, one: Release, two: Release
+) -> None:
+    promote(platform, one, None)
+    promote(platform, two, one.id)
+    store = platform.store
+    first = sorted((store.root / "ledger").iterdir())[0]
+    first.write_bytes(first.read_bytes()[:20] + b"\xff")
+    (store.root / "stages" / "production.intent.json").write_text("{")
+    with store.lock("release", holder={"name": "an upgrade"}):
+        done, told = now_back(platform)
+    assert (done.release.id, served(platform)) == (one.id, "one")
+    assert ["production.intent.json" in line for line in told] == [True]
+    assert store.ledger()[-1].kind == "rolled_back"
+    assert store.ledger()[0].summary.startswith(f"ledger/{first.name} can't be read")
+    (store.root / "ledger").rename(store.root / "kept")
+    (store.root / "ledger").write_text("no folder")
+    done, _ = now_back(platform, two.id)
+    assert (done.release.id, served(platform)) == (two.id, "two")
+    assert "the ledger could not be told" in done.proof
+    (store.root / "ledger").unlink()
+    (store.root / "kept").rename(store.root / "ledger")
+    assert "finished the rollback" in recover(platform)
+    assert [e.release for e in store.ledger() if e.kind == "rolled_back"] == [one.id, two.id]
+
+
+def test_two_rollbacks_at_once_go_back_once(platform: LocalPlatform, one: Release, two: Release) -> None:
+    """Whoever comes second is told, and goes no further back than the first."""
+    promote(platform, one, None)
+    promote(platform, two, one.id)
+    seen = platform.store.pointer("production")
+    now_back(platform)
+    with pytest.MonkeyPatch.context() as patch:  # it looked before the first one moved
+        looks = iter([seen])
+        real = platform.store.pointer
+        patch.setattr(platform.store, "pointer", lambda stage: next(looks, None) or real(stage))
+        with pytest.raises(BadInput, match="on hold"):
+            now_back(platform)
+    with pytest.raises(BadInput, match="--to"):
+        now_back(platform)
+    assert served(platform) == "one"

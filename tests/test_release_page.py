@@ -109,7 +109,9 @@ def recorded(store: Store, release: Release) -> None:
         )
         store.record(found)
     store.save_approval(
-        Approval(release=release.id, dossier="d1", expected=None, decision="approve", approver=EVIL, note=EVIL)
+        Approval(
+            release=release.id, dossier="d1", expected=None, request="r1", decision="approve", approver=EVIL, note=EVIL
+        )
     )
 
 

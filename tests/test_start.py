@@ -42,6 +42,7 @@ MAY_LOAD = {
     "rebuild 0a1b2c": STORE,
     "explain x": STORE,
     "hold lift --by me": SERVERS,
+    "rollback --now --reason r --by me": FILES,
     "start": FILES,
     "stop": FILES,
     "plan": FILES,

@@ -25,7 +25,7 @@ from tasks.release import (
     Verification,
     now,
 )
-from tasks.store import Store, hold, write_atomic
+from tasks.store import DAMAGED, Store, hold, write_atomic
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -139,11 +139,49 @@ def test_pointers_intents_and_ledger_come_back_as_written(store: Store) -> None:
     store.open_intent(intent)
     for n in range(3):
         store.log(Event(kind="k", summary=str(n)))
-    assert Store(store.root).pointer("production") == pointer
+    assert Store(store.root).pointer("production") == pointer.model_copy(update={"version": 1})
     assert store.intent("production") == intent
     store.close_intent("production")
     assert store.intent("production") is None
     assert [e.summary for e in store.ledger()] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("left", [b"", b'{"kind": "k", "summ', b"\xff\x00", b"[]", b'{"kind": 7}'])
+def test_an_event_that_cannot_be_read_is_named_in_its_place_and_stops_nothing(store: Store, left: bytes) -> None:
+    for n in range(3):
+        store.log(Event(kind="k", summary=str(n)))
+    damaged = sorted((store.root / "ledger").iterdir())[1]
+    damaged.write_bytes(left)
+    first, second, third = store.ledger()
+    assert (first.summary, third.summary) == ("0", "2")
+    assert second.kind == DAMAGED
+    assert second.summary.startswith(f"ledger/{damaged.name} can't be read: ")
+    assert first.at <= second.at <= third.at
+    damaged.rename(damaged.with_name("0-by-hand.json"))
+    assert [e.kind for e in store.ledger()] == [DAMAGED, "k", "k"]
+
+
+def test_every_write_of_a_pointer_is_another_version_of_it(store: Store) -> None:
+    pointer = store.pointer("production")
+    for version in (1, 2, 3):
+        store.save_pointer(pointer)
+        assert store.pointer("production").version == version
+    assert store.pointer("staging").version == 0
+
+
+def test_who_holds_a_lock_is_told_for_certain_or_not_at_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.lock_holder("production") is None
+    path = store.root / "locks" / "production.lock"
+    with store.lock("production", holder={}):
+        assert store.lock_holder("production") == os.getpid()
+        path.write_text(json.dumps({"pid": os.getppid()}))  # what a killed one left, and its number is another's
+        assert store.lock_holder("production") is None
+        path.write_text(json.dumps({"pid": os.getpid()}))
+    path.write_text(json.dumps({"pid": os.getpid()}))
+    assert store.lock_holder("production") is None
+    monkeypatch.setattr("tasks.store._PROC_LOCKS", path.with_name("none"))
+    with store.lock("production", holder={}):
+        assert store.lock_holder("production") is None
 
 
 def test_no_secret_gets_into_the_ledger_or_a_dossier(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

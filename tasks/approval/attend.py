@@ -20,18 +20,18 @@ NOBODY = "llama-release"
 
 def given(store: Store, request: Request) -> Approval | None:
     """The answer to a question, when a person has given it."""
-    found = store.approval(request.dossier)
-    return found if found and found.at >= request.asked_at else None
+    return store.approval(request.key)
 
 
 def stale(store: Store, request: Request) -> str:
     """Why a question no longer stands, '' when it does."""
     release = store.get_release(request.release)
-    production, staging = store.pointer("production").release, store.pointer("staging").release
-    if production != request.expected:
-        return (
-            f"production moved: asked to replace {request.expected or 'nothing'}, it is {production or 'nothing'} now"
-        )
+    production, staging = store.pointer("production"), store.pointer("staging").release
+    if production.release != request.expected:
+        asked, is_now = request.expected or "nothing", production.release or "nothing"
+        return f"production moved: asked to replace {asked}, it is {is_now} now"
+    if production.version != request.version:
+        return f"production moved, or a hold did: it has {production.release or 'nothing'} again"
     dossier = store.dossier(release, request.required)
     if dossier.digest != request.dossier:
         why = f"; {dossier.blockers[0]}" if dossier.blockers else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tasks import evals, preflight, proof, restore
+from tasks.approval.question import rollbacks
 from tasks.platforms import Platform
 from tasks.preflight.compare import Difference
 from tasks.release import Dossier, PatchResult, Problem, Release, Verification
@@ -21,6 +22,8 @@ def page(platform: Platform, dossier: Dossier, expected: str | None, notes: Asse
 def _sections(platform: Platform, dossier: Dossier, notes: Assessment | None) -> Iterator[tuple[str, str]]:
     """(title, Markdown) of what there is more to see of than a verdict."""
     found = {v.name: v for v in dossier.verifications}
+    if before := rollbacks(platform.store, dossier.release):
+        yield "It was rolled back before", "\n".join(f"- {line}" for line in before)
     if notes:
         yield "What changed upstream", digest(notes)
     if proved := found.get(proof.NAME):

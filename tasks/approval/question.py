@@ -21,9 +21,20 @@ from prefect.settings import PREFECT_UI_URL
 from pydantic import Field
 
 from tasks.approval import held
-from tasks.approval.attend import attend, close, closed, given, stale
+from tasks.approval.attend import attend, clock, close, closed, given, stale
 from tasks.platforms import Platform
-from tasks.release import Approval, BadInput, Dossier, Event, ReleaseFailed, Request, ToolingError, now
+from tasks.release import (
+    Approval,
+    BadInput,
+    Dossier,
+    Event,
+    Release,
+    ReleaseFailed,
+    Request,
+    StagePointer,
+    ToolingError,
+    now,
+)
 from tasks.settings import Settings
 from tasks.store import Store
 
@@ -46,10 +57,22 @@ class Decision(RunInput):
     note: str = Field(default="", description="why")
 
 
-def recorded(store: Store, dossier: Dossier, expected: str | None) -> Approval | None:
-    """An approval given before for this very dossier and this very production, by a run that then died."""
-    found = store.approval(dossier.digest)
-    return found if found and found.decision == "approve" and found.expected == expected else None
+def recorded(store: Store, dossier: Dossier, production: StagePointer) -> Approval | None:
+    """An approval that was given for this very dossier and this very production to a run that then died.
+
+    It answers what was asked last: a later request, whatever it is about, or a rejection leaves nothing of it.
+    """
+    asked = store.requests()[-1:]
+    found = given(store, asked[0]) if asked and asked[0].state in ("open", "answered") else None
+    if found is None or found.decision != "approve":
+        return None
+    return found if (found.dossier, found.version) == (dossier.digest, production.version) else None
+
+
+def rollbacks(store: Store, release: Release) -> list[str]:
+    """When production was rolled back from this release, and why, oldest first: one line each."""
+    events = [e for e in store.ledger() if e.kind == "rolled_back" and e.detail.get("before") == release.id]
+    return [f"{clock(e.at)}: {e.summary}: {e.detail.get('note') or e.detail.get('error', '')}" for e in events]
 
 
 def asked(store: Store) -> Request | None:
@@ -94,12 +117,17 @@ def refuse(store: Store, request: Request | None) -> None:
 
 
 def ask(
-    platform: Platform, dossier: Dossier, expected: str | None, settings: Settings, notes: Assessment | None = None
+    platform: Platform,
+    dossier: Dossier,
+    production: StagePointer,
+    settings: Settings,
+    notes: Assessment | None = None,
 ) -> Approval:
     """The decision of a person, recorded. A run of a deployment is suspended until then: its process ends here, and
     the flow runs again from the top when a person has decided. Any other run is paused.
 
-    `notes` is what upstream tells of the changes, for the person to read: the approval is not bound to it.
+    `production` is what the release would replace. `notes` is what upstream tells of the changes, for the person to
+    read: the approval is not bound to it.
 
     Must be called in a flow, not in a task, by the holder of the release lock. Raises ReleaseFailed when the dossier
     leaves nothing to decide, and what `refuse` raises.
@@ -116,14 +144,14 @@ def ask(
         )
     if (before := store.request(str(flow_run.id))) and (answer := given(store, before)):
         return _accept(store, before, answer)
-    if answer := recorded(store, dossier, expected):
+    if answer := recorded(store, dossier, production):
         return answer
     if notes:
         show(notes)
-    read = page(platform, dossier, expected, notes)
+    read = page(platform, dossier, production.release, notes)
     create_markdown_artifact(key="approval", markdown=read, description=f"dossier {dossier.digest}")  # wider there
     question = Decision.with_initial_data(description=read)
-    request = _open(store, dossier, expected, settings)
+    request = _open(store, dossier, production, settings)
     timeout_s = settings.approval.timeout_s
     if request.suspended:
         suspend_flow_run(wait_for_input=question, timeout=timeout_s, key=request.key)
@@ -139,7 +167,7 @@ def ask(
     return _accept(store, request, _record(store, request, filled))
 
 
-def _open(store: Store, dossier: Dossier, expected: str | None, settings: Settings) -> Request:
+def _open(store: Store, dossier: Dossier, production: StagePointer, settings: Settings) -> Request:
     """The question of the running flow, in the store; older ones that it puts out of date are withdrawn."""
     release = dossier.release
     at = now()
@@ -153,7 +181,8 @@ def _open(store: Store, dossier: Dossier, expected: str | None, settings: Settin
         release=release.id,
         dossier=dossier.digest,
         required=dossier.required,
-        expected=expected,
+        expected=production.release,
+        version=production.version,
         asked_at=at,
         expires_at=at + timedelta(seconds=settings.approval.timeout_s),
     )
@@ -169,7 +198,8 @@ def _open(store: Store, dossier: Dossier, expected: str | None, settings: Settin
             kind="approval_wanted",
             release=release.id,
             stage="production",
-            summary=f"dossier {dossier.digest} of {release.label} waits for a person",
+            summary=f"dossier {dossier.digest} of {release.label} waits for a person"
+            + "".join(f"; it was rolled back before, {line}" for line in rollbacks(store, release)[-1:]),
             detail={"link": request.link, "run": request.run, "command": f"llama-release approve {request.run}"},
         )
     )
@@ -202,6 +232,8 @@ def _record(store: Store, request: Request, filled: Decision) -> Approval:
         release=request.release,
         dossier=request.dossier,
         expected=request.expected,
+        version=request.version,
+        request=request.key,
         decision=filled.decision,
         approver=filled.approver,
         note=filled.note,

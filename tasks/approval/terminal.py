@@ -9,6 +9,7 @@ from prefect.settings import PREFECT_API_URL
 
 from tasks.approval import held
 from tasks.approval.attend import clock, given, stale
+from tasks.approval.question import rollbacks
 from tasks.console import console
 from tasks.release import BadInput, Request, ToolingError
 from tasks.report import show_dossier
@@ -42,6 +43,8 @@ def show(store: Store, request: Request) -> None:
         markup=False,
         soft_wrap=True,
     )
+    for line in rollbacks(store, release):
+        console.print(f"it was rolled back before, {line}", markup=False, soft_wrap=True)
     if request.link:
         console.print(request.link, markup=False, soft_wrap=True)
 

@@ -16,7 +16,7 @@ from tasks.platforms.local.proc import is_alive
 from tasks.release import BadInput, BootKind, Problem, ReleaseFailed, StageName, ToolingError
 from tasks.runbook import explain
 from tasks.settings import Settings
-from tasks.store import Store
+from tasks.store import DAMAGED, Store
 
 _LOCKS = Path("/proc/locks")
 
@@ -35,6 +35,7 @@ def checks(platform: Platform, settings: Settings) -> Iterator[Check]:
     yield "intents", lambda: intents(store)
     if here:
         yield "locks", lambda: locks(store)
+    yield "ledger", lambda: ledger(store)
     yield "outbox", lambda: outbox(store, settings)
 
 
@@ -132,6 +133,17 @@ def intents(store: Store) -> str | Seen:
                 "the next upgrade, rollback or redeploy finishes or undoes it, if none is under way now",
             )
     return "none open"
+
+
+def ledger(store: Store) -> str | Seen:
+    """Every event of the ledger can be read. What can't stops nobody; it is missing from the history, though."""
+    events = store.ledger()
+    if damaged := [event for event in events if event.kind == DAMAGED]:
+        return warning(
+            "; ".join(event.summary for event in damaged[:3]) + (f" and {len(damaged) - 3} more" * (len(damaged) > 3)),
+            "put the files back from a backup of the store, or remove them",
+        )
+    return f"{len(events)} events"
 
 
 def locks(store: Store) -> str | Seen:

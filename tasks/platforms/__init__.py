@@ -70,11 +70,18 @@ class Platform(Protocol):
         """The names of this process's environment variables that servers see too, sorted."""
 
     def deploy(
-        self, stage: StageName, release: Release, check: Callable[[Endpoint], object], *, generation: str = ""
+        self,
+        stage: StageName,
+        release: Release,
+        check: Callable[[Endpoint], object],
+        *,
+        generation: str = "",
+        at_once: bool = False,
     ) -> Endpoint:
         """The stage serves this release from now on. `check` runs against the new server before traffic moves,
         and what it raises leaves the stage as it was. Nothing happens when the stage serves it already, of this
-        generation and with this API key: another generation is another server with a snapshot of its own."""
+        generation and with this API key: another generation is another server with a snapshot of its own. `at_once`:
+        of a release that served before, without what only looks at it once more before traffic moves."""
 
     def serving(self, stage: StageName) -> tuple[str, str] | None:
         """(release id, generation) that the stage serves, with whatever key; None when nothing is known to serve."""

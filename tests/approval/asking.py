@@ -47,5 +47,5 @@ def asking(root: str, alias: str = "m", timeout_s: int = 600) -> State[Outcome]:
         if other := approval.waiting(store, release):
             return ended("waiting", release, other.run)
         dossier = store.dossier(release, ("a",)) if asked else a_dossier(store, release)
-        decision = approval.ask(platform, dossier, store.pointer("production").release, settings)
+        decision = approval.ask(platform, dossier, store.pointer("production"), settings)
         return ended("promoted" if decision.decision == "approve" else "rejected", release)

@@ -134,6 +134,6 @@ def test_a_paused_run_ends_with_the_reason_when_its_question_is_withdrawn(store:
     person.join()
     (request,) = store.requests()
     assert request.state == "withdrawn"
-    assert store.approval(request.dossier) is None
+    assert store.approval(request.key) is None
     assert [e.kind for e in store.ledger()] == ["approval_wanted", "approval_withdrawn"]
     assert not [t for t in threading.enumerate() if t.name == "attend"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from tasks.approval import recorded, refuse
 from tasks.approval.attend import given, stale
-from tasks.release import Approval, BadInput, Request, StagePointer, ToolingError, Verdict, now
+from tasks.release import Approval, BadInput, Hold, Request, StagePointer, ToolingError, Verdict, now
 from tasks.store import Store
 from tests.approval.asking import OTHER, RELEASE, a_dossier
 
@@ -99,27 +99,56 @@ def test_a_run_whose_release_is_in_production_already_is_not_refused(store: Stor
     refuse(store, request)
 
 
-def test_an_approval_from_before_the_question_does_not_answer_it(store: Store) -> None:
-    request = a_request(store)
-    approval = Approval(
-        release=RELEASE.id, dossier=request.dossier, expected=None, decision="reject", approver="bob",
-        at=request.asked_at - timedelta(seconds=1),
+def an_answer(request: Request, decision: Literal["approve", "reject"] = "approve") -> Approval:
+    return Approval(
+        release=request.release, dossier=request.dossier, expected=request.expected, version=request.version,
+        request=request.key, decision=decision, approver="ada",
     )  # fmt: skip
-    store.save_approval(approval)
+
+
+def lift_a_hold(store: Store) -> None:
+    """Production as it was, but for a hold that came and went."""
+    pointer = store.pointer("production")
+    store.save_pointer(pointer.model_copy(update={"hold": Hold(reason="broken", by="carol")}))
+    store.save_pointer(pointer)
+
+
+def test_an_approval_answers_its_own_question_only(store: Store) -> None:
+    request = a_request(store)
+    earlier = request.model_copy(update={"asked_at": request.asked_at - timedelta(seconds=1)})
+    store.save_approval(an_answer(earlier))
     assert given(store, request) is None
-    later = approval.model_copy(update={"at": now()})
-    store.save_approval(later)
-    assert given(store, request) == later
+    store.save_approval(an_answer(request))
+    answer = given(store, request)
+    assert answer and answer.request == request.key
+
+
+def test_a_question_does_not_outlive_a_hold(store: Store) -> None:
+    request = a_request(store)
+    lift_a_hold(store)
+    assert "or a hold did" in stale(store, request)
 
 
 def test_what_a_run_that_died_was_given_is_taken_for_the_same_dossier_and_production_only(store: Store) -> None:
-    dossier = a_dossier(store)
-    approval = Approval(
-        release=RELEASE.id, dossier=dossier.digest, expected=None, decision="approve", approver="ada"
-    )  # fmt: skip
-    store.save_approval(approval)
-    assert recorded(store, dossier, None) == approval
-    assert recorded(store, dossier, OTHER.id) is None, "it was to replace nothing"
-    assert recorded(store, a_dossier(store, verdict=Verdict.INCONCLUSIVE), None) is None
-    store.save_approval(approval.model_copy(update={"decision": "reject"}))
-    assert recorded(store, dossier, None) is None
+    request = a_request(store, state="answered")
+    store.save_approval(an_answer(request))
+    dossier, production = a_dossier(store), store.pointer("production")
+    assert recorded(store, dossier, production) == store.approval(request.key)
+    assert recorded(store, a_dossier(store, verdict=Verdict.INCONCLUSIVE), production) is None
+    lift_a_hold(store)
+    assert recorded(store, dossier, store.pointer("production")) is None, "it was for production before that"
+
+
+@pytest.mark.parametrize("decision", ["approve", "reject"])
+def test_an_approval_is_void_once_something_else_was_asked_or_it_was_rejected(
+    store: Store, decision: Literal["approve", "reject"]
+) -> None:
+    request = a_request(store, state="answered")
+    store.save_approval(an_answer(request))
+    later = request.model_copy(update={"run": "another", "asked_at": request.asked_at + timedelta(seconds=1)})
+    store.save_request(later.model_copy(update={"release": OTHER.id, "dossier": "other"}))
+    assert recorded(store, a_dossier(store), store.pointer("production")) is None
+    store.save_request(later)
+    store.save_approval(an_answer(later, decision))
+    found = recorded(store, a_dossier(store), store.pointer("production"))
+    assert bool(found) is (decision == "approve")

@@ -24,7 +24,7 @@ def test_a_suspended_run_holds_no_lock_and_goes_on_with_the_answer(deployed: Dep
     deployed.execute(run)
     assert deployed.state(run)[0] == "Promoted"
     assert deployed.request(run).state == "answered"
-    recorded = deployed.store.approval(asked.dossier)
+    recorded = deployed.store.approval(asked.key)
     assert recorded
     assert (recorded.approver, recorded.note) == ("ada", "fine")
     assert [e.kind for e in deployed.store.ledger()] == ["approval_wanted", "approved"]

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from tasks.approval import terminal
-from tasks.release import Approval, BadInput, ToolingError, now
+from tasks.release import BadInput, ToolingError
 from tasks.store import Store
 from tests.approval.conftest import Deployed
 from tests.approval.test_attend import open_question
-from tests.approval.test_standing import a_request, move_production
+from tests.approval.test_standing import a_request, an_answer, move_production
 from tests.flows.conftest import REPOSITORY
 
 
@@ -59,14 +58,9 @@ def test_a_question_that_has_ended_cannot_be_answered(store: Store, state: Any) 
 
 def test_a_question_is_answered_once(store: Store) -> None:
     request = a_request(store)
-    store.save_approval(
-        Approval(
-            release=request.release, dossier=request.dossier, expected=None, decision="reject", approver="bob",
-            at=now() + timedelta(seconds=1),
-        )
-    )  # fmt: skip
-    with pytest.raises(BadInput, match="bob decided at .* UTC: reject"):
-        terminal.decide(store, request, "approve", "ada", "")
+    store.save_approval(an_answer(request, "reject"))
+    with pytest.raises(BadInput, match="ada decided at .* UTC: reject"):
+        terminal.decide(store, request, "approve", "bob", "")
 
 
 def test_nobody_can_approve_when_production_has_moved(store: Store) -> None:

@@ -18,6 +18,7 @@ from tests.benchmarks import (
     gate,
     notes,
     patches,
+    rollback,
     selftest,
     snapshot,
     soak,
@@ -40,6 +41,7 @@ SECTIONS = {
     "snapshot": snapshot.main,
     "gate": gate.main,
     "activator": activator.main,
+    "rollback": rollback.main,
     "watch": watch.main,
 }
 LONG: dict[str, Callable[[Sequence[str]], Iterator[str]]] = {

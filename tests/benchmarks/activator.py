@@ -63,17 +63,23 @@ def main() -> Iterator[str]:
     if not known.releases():
         yield f"there is no release in {known.root}: run `make demo` first"
         return
-    release = known.releases()[0]
     with tempfile.TemporaryDirectory(prefix="llama-release-bench-") as folder:
-        local = LocalSettings(staging_port=0, production_port=0, idle_s=600)
-        platform = LocalPlatform(Settings(store=Path(folder), cache=settings.cache, local=local))
-        shutil.copytree(known.build_dir(release.build), platform.store.build_dir(release.build))
-        for ref in release.files.values():
-            platform.store.put_file(known.file(ref))
+        platform, release = copied(known, settings, Path(folder))
         try:
             yield from measured(release, platform)
         finally:
             platform.shut_down()
+
+
+def copied(known: Store, settings: Settings, folder: Path) -> tuple[LocalPlatform, Release]:
+    """A platform of its own in this folder that has the newest release of a store, and that release."""
+    release = known.releases()[0]
+    local = LocalSettings(staging_port=0, production_port=0, idle_s=600)
+    platform = LocalPlatform(Settings(store=folder, cache=settings.cache, local=local))
+    shutil.copytree(known.build_dir(release.build), platform.store.build_dir(release.build))
+    for ref in release.files.values():
+        platform.store.put_file(known.file(ref))
+    return platform, release
 
 
 def measured(release: Release, platform: LocalPlatform) -> Iterator[str]:

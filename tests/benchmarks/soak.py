@@ -95,8 +95,9 @@ def move(platform: LocalPlatform, release: Release, back: bool) -> None:
         seen = Verification(name="soak", release=release.id, verdict=Verdict.PASSED, summary="verified")
         dossier = Dossier(release=release, required=("soak",), verifications=(seen,))
         agreed = Approval(
-            release=release.id, dossier=dossier.digest, expected=current, decision="approve", approver="soak"
-        )
+            release=release.id, dossier=dossier.digest, expected=current, decision="approve", approver="soak",
+            version=store.pointer("production").version,
+        )  # fmt: skip
         swap(platform, dossier, agreed, retain=2)
     if back and store.pointer("production").retained:
         back_to(platform, None, "soak", "now and then", retain=2)

@@ -12,7 +12,7 @@ import pytest
 from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_forever
 from tasks.doctor import Seen, Severity, stored
-from tasks.doctor.stored import binaries, builds, intents, locks, outbox, stages
+from tasks.doctor.stored import binaries, builds, intents, ledger, locks, outbox, stages
 from tasks.notify import Outbox
 from tasks.preflight import bundle
 from tasks.release import BadInput, Build, Event, Hold, Intent, Release, ReleaseFailed, StagePointer, ToolingError
@@ -82,6 +82,17 @@ def test_an_open_intent_is_a_warning(store: Store) -> None:
     assert severity(seen) is Severity.WARNING
     store.close_intent("production")
     assert severity(intents(store)) is Severity.OK
+
+
+def test_events_that_cannot_be_read_are_a_warning_that_names_them(store: Store) -> None:
+    for n in range(5):
+        store.log(Event(kind="k", summary=str(n)))
+    assert ledger(store) == "5 events"
+    for path in sorted((store.root / "ledger").iterdir())[:4]:
+        path.write_text("")
+    seen = ledger(store)
+    assert isinstance(seen, Seen)
+    assert seen.evidence.count("can't be read") == 3 and seen.evidence.endswith(" and 1 more")
 
 
 @pytest.fixture(params=["the kernel", "its holder"])

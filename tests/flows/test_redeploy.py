@@ -6,6 +6,7 @@ is made up; what is verified by a redeploy is real.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -91,11 +92,12 @@ class Two(Machine):
             )
 
     def promoted(self, release: Release) -> None:
-        expected = self.store.pointer("production").release
+        production = self.store.pointer("production")
         dossier = self.store.dossier(release, required())
         approval = Approval(
-            release=release.id, dossier=dossier.digest, expected=expected, decision="approve", approver="alice"
-        )
+            release=release.id, dossier=dossier.digest, expected=production.release, version=production.version,
+            decision="approve", approver="alice",
+        )  # fmt: skip
         promote.swap(self.platform, dossier, approval, retain=2)
 
 
@@ -287,3 +289,25 @@ def test_a_retained_release_may_be_chosen_once_the_hold_is_lifted(two: Two) -> N
     two.run("redeploy", "--reason", "it was not to blame", "--by", "carol", "--release", two.newer.id)
     assert two.said_to(SECOND_KEY) == (200, "newer")
     assert two.store.pointer("production").retained == (two.older.id,)
+
+
+def test_at_once_whatever_else_is_broken_and_a_run_under_way_is_not_waited_for(two: Two) -> None:
+    """No Prefect server answers, another run has the release lock, ledger and Prefect database are damaged."""
+    two.env["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    damaged = sorted((two.store.root / "ledger").iterdir())[-1]
+    damaged.write_text('{"kind": "promo')
+    (two.store.root / "prefect").mkdir(exist_ok=True)
+    (two.store.root / "prefect" / "prefect.db").write_text("no database")
+    with two.store.lock("release", holder={"name": "an upgrade that hangs"}):
+        said = two.run("rollback", "--now", "--reason", "it burns", "--by", "dora")
+    assert two.said_to(SECOND_KEY) == (200, "older")
+    assert "by dora: it burns" in said and "hold lift" in said
+    pointer = two.store.pointer("production")
+    assert pointer.hold and (pointer.hold.by, pointer.hold.reason) == ("dora", "it burns")
+    assert damaged.name in two.run("history")
+    again = two.run("rollback", "--now", "--reason", "it burns", "--by", "erin", code=2)
+    assert "by dora" in again and "--to" in again
+    assert two.said_to(SECOND_KEY) == (200, "older")
+    printed = two.run("rollback", "--now", "--to", two.newer.id, "--reason", "r", "--json")
+    shown, _ = json.JSONDecoder().raw_decode(printed[printed.index("{") :])
+    assert (shown["kind"], shown["release"]["alias"]) == ("rolled_back", "newer")

@@ -35,7 +35,7 @@ from tasks.approval import ask
 from tasks.approval.held import answer
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.proc import free_port
-from tasks.release import Dossier, ReleaseFailed, StagePointer, ToolingError, Verdict, now
+from tasks.release import Dossier, Event, ReleaseFailed, StagePointer, ToolingError, Verdict, now
 from tasks.settings import ApprovalSettings, Settings
 from tasks.store import Store
 from tests.conftest import migrated
@@ -67,7 +67,7 @@ def asking(store: Store, dossier: Dossier = DOSSIER, timeout_s: int = 120) -> Fl
             for verification in dossier.verifications:
                 store.record(verification)
             settings = Settings(store=store.root, approval=ApprovalSettings(timeout_s=timeout_s))
-            given = ask(platform, dossier, None, settings)
+            given = ask(platform, dossier, store.pointer("production"), settings)
         return ended("promoted" if given.decision == "approve" else "rejected", dossier.release)
 
     return one_question
@@ -159,8 +159,7 @@ def test_a_server_that_is_given_is_used_and_not_stopped(
 def test_an_unattended_approver_is_recorded_by_name(store: Store, page: str) -> None:
     outcome = run_flow(asking(store), page, "ada")
     assert outcome == Outcome(kind="promoted", release=DOSSIER.release)
-    recorded = store.approval(DOSSIER.digest)
-    assert recorded
+    (recorded,) = store.approvals(RELEASE.id)
     assert (recorded.approver, recorded.decision, recorded.expected) == ("ada", "approve", None)
     assert [e.kind for e in store.ledger()] == ["approval_wanted", "approved"]
 
@@ -187,6 +186,17 @@ def test_an_approval_given_to_a_run_that_died_is_not_asked_for_again(store: Stor
     assert [e.kind for e in store.ledger()].count("approval_wanted") == 1
 
 
+def test_a_release_that_was_rolled_back_is_asked_about_again_and_says_so(store: Store, page: str) -> None:
+    """The hold is lifted, production has what it had, the dossier is the same: and nobody has agreed to that."""
+    run_flow(asking(store), page, "ada")
+    why = {"before": RELEASE.id, "note": "tool calls broke"}
+    store.log(Event(kind="rolled_back", release="r0", stage="production", summary="back on r0, by carol", detail=why))
+    store.save_pointer(StagePointer(stage="production"))
+    assert run_flow(asking(store), page, "bob").kind == "promoted"
+    assert [e.approver for e in store.approvals(RELEASE.id)] == ["ada", "bob"]
+    assert [("tool calls broke" in e.summary) for e in store.ledger() if e.kind == "approval_wanted"] == [False, True]
+
+
 def test_nobody_is_asked_about_a_dossier_with_a_failed_verification(store: Store, page: str) -> None:
     bad = a_dossier(Verdict.FAILED)
     with pytest.raises(ReleaseFailed, match="may not be promoted"):
@@ -197,7 +207,7 @@ def test_nobody_is_asked_about_a_dossier_with_a_failed_verification(store: Store
 def test_when_nobody_decides_in_time_it_is_our_trouble_and_nothing_is_recorded(store: Store, page: str) -> None:
     with pytest.raises(ToolingError, match="nobody decided"):
         run_flow(asking(store, timeout_s=3), page, None)
-    assert store.approval(DOSSIER.digest) is None
+    assert store.approvals(RELEASE.id) == []
 
 
 def test_a_second_run_is_refused_and_a_killed_run_is_marked_crashed_by_the_next(store: Store, page: str) -> None:
@@ -263,6 +273,5 @@ def test_somebody_at_a_terminal_is_asked_and_answers_there(store: Store, page: s
     process.wait(30)
     os.close(master)
     assert re.search(r"OUTCOME promoted", said), said
-    recorded = store.approval(DOSSIER.digest)
-    assert recorded
+    (recorded,) = store.approvals(RELEASE.id)
     assert (recorded.approver, recorded.note) == ("grace", "looks good")

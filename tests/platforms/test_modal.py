@@ -7,7 +7,7 @@ import pytest
 from modal_app.warmup import ask_again
 from tasks.platforms.modal import apps
 from tasks.platforms.modal.account import command
-from tasks.promote import check_serving, swap, to_staging
+from tasks.promote import back_now, check_serving, swap, to_staging
 from tasks.release import (
     Approval,
     BadInput,
@@ -193,7 +193,7 @@ def promoted(stand: ModalStand) -> None:
     to_staging(platform, stand.first)
     approval = Approval(
         release=stand.first.id, dossier=dossier.digest, expected=platform.store.pointer("production").release,
-        decision="approve", approver="carol",
+        version=platform.store.pointer("production").version, decision="approve", approver="carol",
     )  # fmt: skip
     swap(platform, dossier, approval, 2)
 
@@ -208,3 +208,26 @@ def test_production_is_proved_by_an_idle_window_in_which_no_container_is_stopped
     verdict, seen = comes_back(platform, "production", answers, platform.settings.restore)
     assert verdict is Verdict.PASSED and seen.startswith("restored in "), seen
     assert len(modal_stand.fake.requests("ContainerStop")) == stopped
+
+
+def test_a_rollback_at_once_takes_no_trial_and_no_look_at_files_and_one_that_can_wait_does(
+    modal_stand: ModalStand,
+) -> None:
+    """Each is a container of its own, a trial one with a GPU: minutes in which production is what one runs from."""
+    promoted(modal_stand)
+    platform, fake = modal_stand.platform, modal_stand.fake
+    pointer = platform.store.pointer("production")
+    platform.store.save_pointer(pointer.model_copy(update={"release": "r9", "retained": (modal_stand.first.id,)}))
+    platform.stop("production")
+
+    def apps_and_calls() -> tuple[set[str], int]:
+        return {r.name for r in fake.requests("AppPublish")}, len(fake.requests("FunctionMap"))
+
+    trials, calls = apps_and_calls()
+    back_now(platform, None, "carol", "it burns", 2, lambda _: None)
+    assert say(platform.endpoint("production")) == "first"
+    assert apps_and_calls() == (trials, calls)
+    assert platform.store.pointer("production").hold
+    platform.stop("production")
+    platform.deploy("production", modal_stand.first, say)
+    assert len(apps_and_calls()[0]) > len(trials)

@@ -19,7 +19,7 @@ from modal_app.settings import ModalSettings
 from tasks.evals.collect import Book
 from tasks.evals.model import ItemAnswer, Outcome
 from tasks.platforms.modal import store as modal_store
-from tasks.platforms.modal.store import LEASE_S, VolumeFiles
+from tasks.platforms.modal.store import LEASE_S, RENEW_S, VolumeFiles
 from tasks.release import Event, Hold, Intent, StagePointer, ToolingError
 from tasks.store import Store
 from tests.fakes.modal import FakeModal
@@ -118,6 +118,22 @@ def test_the_lock_of_a_killed_process_of_this_machine_is_free_at_once(store: Sto
     told: list[dict[str, object]] = []
     with store.lock("release", holder={}, stale=told.append):
         assert [left["name"] for left in told] == ["killed"]
+
+
+def test_the_process_of_this_machine_that_holds_a_lock_is_known_while_it_renews_its_lease(store: Store) -> None:
+    assert store.lock_holder("production") is None
+    with store.lock("production", holder={}):
+        assert store.lock_holder("production") == os.getpid()
+    assert store.lock_holder("production") is None
+    locks = modal.Dict.from_name("llama-release-locks", create_if_missing=True)
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
+    for holder, pid in (
+        (mine, os.getpid()),
+        ({**mine, "renewed": time.time() - 3 * RENEW_S}, None),
+        ({**mine, "host": "elsewhere"}, None),
+    ):
+        locks.put("production/7", json.dumps(holder))
+        assert store.lock_holder("production") == pid
 
 
 @pytest.mark.parametrize(("silent_s", "free"), [(LEASE_S - 60, False), (LEASE_S + 1, True)])

@@ -102,7 +102,13 @@ class LocalPlatform:
         return server.inherited()
 
     def deploy(
-        self, stage: StageName, release: Release, check: Callable[[Endpoint], object], *, generation: str = ""
+        self,
+        stage: StageName,
+        release: Release,
+        check: Callable[[Endpoint], object],
+        *,
+        generation: str = "",
+        at_once: bool = False,  # noqa: ARG002 - nothing here waits for more than its boot
     ) -> Endpoint:
         """The stage serves this release from now on; nothing happens when it does already, with the same key and
         generation.

@@ -109,24 +109,31 @@ class ModalPlatform:
         return ()
 
     def deploy(
-        self, stage: StageName, release: Release, check: Callable[[Endpoint], object], *, generation: str = ""
+        self,
+        stage: StageName,
+        release: Release,
+        check: Callable[[Endpoint], object],
+        *,
+        generation: str = "",
+        at_once: bool = False,
     ) -> Endpoint:
         """The stage serves this release from now on; nothing happens when it does already, with the same key and
         generation.
 
-        `check` runs against a trial of the release before production moves (staging has no traffic to protect), and
-        against the stage itself after it did; what it raises leaves the stage as it was, by a redeploy if need be.
+        `check` runs against a trial of the release before production moves (staging has no traffic to protect; and not
+        `at_once`, as a trial takes a GPU container of its own), and against the stage itself after it did; what it
+        raises leaves the stage as it was, by a redeploy if need be.
         """
         self.store.save_release(release)
         deployment = self._deployment(stage, self._modal.stage_app(stage), release, generation=generation)
         before = self.deployed(stage)
         if before and before.definition == self._definition(deployment):
             return self.endpoint(stage)
-        if lost := self.store.lost(release):
+        if not at_once and (lost := self.store.lost(release)):
             raise ToolingError(
                 f"{release.label} is not whole in the store", evidence=", ".join(lost), todo="build it again"
             )
-        if stage == "production":
+        if stage == "production" and not at_once:
             with self.trial(release) as endpoint:
                 check(endpoint)
         known = set(apps.boots(deployment))

@@ -101,9 +101,7 @@ class VolumeFiles:
         Raises ToolingError that names the holder when it is taken.
         """
         with told(f"taking the lock {name}"):
-            locks = modal.Dict.from_name(
-                f"{self._settings.app}-locks", environment_name=self._settings.environment, create_if_missing=True
-            )
+            locks = _locks(self._settings)
             mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8), **holder}
             turn, left = _take(locks, name, mine)
         if left and stale:
@@ -118,6 +116,21 @@ class VolumeFiles:
             renewing.join(5)
             with told(f"letting go of the lock {name}"):
                 locks.put(turn, json.dumps({"free": True}))
+
+    def lock_holder(self, name: str) -> int | None:
+        """One that renewed its lease moments ago: its number is not another process's by now."""
+        with told(f"looking at the lock {name}"):
+            locks = _locks(self._settings)
+            turns = _turns(locks, name)
+            holder = json.loads(locks.get(f"{name}/{turns[-1]}", "{}")) if turns else {}
+        here = holder.get("host") == socket.gethostname()
+        if holder.get("free") or not here or time.time() - float(holder["renewed"]) > 2 * RENEW_S:
+            return None
+        return None if _gone(holder) else int(holder["pid"])
+
+
+def _locks(settings: ModalSettings) -> modal.Dict:
+    return modal.Dict.from_name(f"{settings.app}-locks", environment_name=settings.environment, create_if_missing=True)
 
 
 def _take(locks: modal.Dict, name: str, mine: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -1,0 +1,54 @@
+"""Production back to a retained release at once: for when something burns, and whatever else is broken.
+
+No Prefect, no release lock, no ledger is needed for it, and no run is waited for. Ledger and Slack are told afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from tasks import promote
+from tasks.console import console
+from tasks.platforms import open_platform
+from tasks.release import BadInput, Promotion
+from tasks.settings import Settings, load
+from tasks.store import Store
+
+PROVE = "`llama-release watch` looks whether it comes back from an idle window"
+
+
+def roll_back(by: str, reason: str, to: str | None, as_json: bool) -> None:
+    """Do it and say what was done. Raises what `promote.back_now` raises."""
+    if not (by.strip() and reason.strip()):
+        raise BadInput("a rollback has a person and a reason", todo="give --reason and --by")
+    console.stderr = as_json
+    settings, began = load(), time.monotonic()
+    platform = open_platform(settings)
+    done = promote.back_now(platform, to, by, reason, settings.retain, _tell)
+    _tell(f"{done.release.label} answers at {platform.endpoint('production').base_url}, by {by}: {reason}")
+    _tell(f"{time.monotonic() - began:.1f} s; on hold until `llama-release hold lift`; {PROVE}")
+    if done.proof:
+        _tell(done.proof)
+    if as_json:
+        print(_outcome(done))
+    _tell_people(platform.store, settings)
+
+
+def _tell(line: str) -> None:
+    console.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _outcome(done: Promotion) -> str:
+    """As `flows.outcome.Outcome` is printed, which takes Prefect along."""
+    return json.dumps(
+        {"kind": "rolled_back", "release": done.release.model_dump(mode="json"), "note": done.proof}, indent=1
+    )
+
+
+def _tell_people(store: Store, settings: Settings) -> None:
+    """What the ledger got, as far as people can be reached: the next flow tells the rest."""
+    from tasks import notify  # Slack's client takes its time to load, and production answers by now
+
+    with notify.following(store, settings.notify):
+        pass
