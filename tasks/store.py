@@ -19,6 +19,7 @@
     outbox.json                 how far people were told of the ledger
     reports/<id>.html           a release's report; of this machine, made anew at will
     locks/, run/                of this machine only
+    reserve                     room for the documents of a full disk, of this machine only
 
 A document is written whole or not at all, so a reader never sees half of one; only answers/ grows by lines. Documents
 go through `Files`, which is a folder here and a Volume on Modal; big things (builds, models) are the business of the
@@ -27,6 +28,7 @@ place that keeps them.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -38,7 +40,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args
+from typing import IO, Any, Protocol, TypeVar, get_args
 
 from modal_app.redaction import harmless, redact
 from tasks.process import Output, run
@@ -63,15 +65,31 @@ from tasks.release import (
 )
 
 M = TypeVar("M", bound=Model)
+T = TypeVar("T")
 MAX_LATENCIES = 500
 """Idle cycles that are kept of a release."""
 DAMAGED = "damaged"
 """The kind of what stands in the place of an event that can't be read."""
 _PROC_LOCKS = Path("/proc/locks")
+RESERVE_BYTES = 4 << 20
+PIECE_BYTES = 64 << 10
+"""What one write that finds the disk full takes of the reserve: many times what a document has, and so little that a
+neighbour who fills the disk as fast as it is freed leaves enough for the dozen documents of a rollback."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing. Raises ToolingError when the disk won't take it."""
+    """Write a whole file or nothing, on a full disk with room from the store's reserve. Raises ToolingError when the
+    disk won't take it."""
+    try:
+        with_reserve(path, lambda: _write(path, text))
+    except OSError as error:
+        raise ToolingError(
+            f"could not write {path}", evidence=str(error), todo="free space or mend permissions, then run it again"
+        ) from error
+
+
+def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,12 +99,44 @@ def write_atomic(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
+    except OSError:
         with suppress(OSError):  # such as a parent that is a file
             temporary.unlink(missing_ok=True)
-        raise ToolingError(
-            f"could not write {path}", evidence=str(error), todo="free space or mend permissions, then run it again"
-        ) from error
+        raise
+
+
+# -- a full disk ---------------------------------------------------------------------------------------
+
+
+def keep_reserve(root: Path) -> None:
+    """Put room aside for what has to be written on a full disk; nothing where there is little left to put aside."""
+    with suppress(OSError), open(root / "reserve", "ab") as file:
+        lacking = RESERVE_BYTES - os.fstat(file.fileno()).st_size
+        if lacking > 0 and shutil.disk_usage(root).free > 8 * RESERVE_BYTES:
+            file.write(os.urandom(lacking))  # not zeros, for which ZFS and Btrfs may take no room
+
+
+def with_reserve(path: Path, write: Callable[[], T]) -> T:
+    """What a small write below a store gives: made again with a piece of the reserve when the disk is full.
+
+    Raises OSError.
+    """
+    try:
+        return write()
+    except OSError as error:
+        if error.errno not in FULL or not _take_piece(path):
+            raise
+    return write()
+
+
+def _take_piece(path: Path) -> bool:
+    """Whether there was one to be had in the store above this path."""
+    for reserve in (folder / "reserve" for folder in path.absolute().parents):
+        with suppress(OSError):
+            if size := reserve.stat().st_size:
+                os.truncate(reserve, max(0, size - PIECE_BYTES))
+                return True
+    return False
 
 
 def sync_folder(folder: Path) -> None:
@@ -306,7 +356,7 @@ class Store:
     def put_file(self, path: Path) -> FileRef:
         """Keep a file by its content (a hard link where possible) and return its reference.
 
-        Raises BadInput when there is no such file.
+        Raises BadInput when there is no such file, ToolingError when the disk won't take it.
         """
         ref = self.reference(path)
         target = self.file(ref)
@@ -315,9 +365,12 @@ class Store:
             temporary = target.with_name(f".{target.name}.{os.getpid()}")
             temporary.unlink(missing_ok=True)
             try:
-                os.link(path, temporary)
-            except OSError:
-                shutil.copyfile(path, temporary)
+                _link_or_copy(path, temporary)
+            except OSError as error:
+                temporary.unlink(missing_ok=True)  # half a model takes room for nothing
+                raise ToolingError(
+                    f"{path} can't be copied into the store", evidence=str(error), todo="free some space"
+                ) from error
             os.replace(temporary, target)
         return ref
 
@@ -339,7 +392,8 @@ class Store:
             return remembered.read_text()
         except FileNotFoundError:
             sha = sha256_of(path)
-            write_atomic(remembered, sha)
+            with suppress(ToolingError):  # on a full disk it is read again the next time
+                write_atomic(remembered, sha)
             return sha
 
     def file(self, ref: FileRef) -> Path:
@@ -463,6 +517,7 @@ class Store:
 
     def save_pointer(self, pointer: StagePointer) -> None:
         """Write it as the next version, whatever version it was made of."""
+        keep_reserve(self.root)  # who serves something may have to go back, whatever the disk says
         version = self.pointer(pointer.stage).version + 1
         self._save(f"stages/{pointer.stage}.json", pointer.model_copy(update={"version": version}))
 
@@ -579,7 +634,7 @@ def hold(
     Raises ToolingError that names the holder when it is taken and `wait` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    with with_reserve(path, lambda: open(path, "a+", encoding="utf-8")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
@@ -593,7 +648,8 @@ def hold(
         left = file.read().strip()
         if left and stale:
             stale(json.loads(left))
-        _rewrite(file, json.dumps({"pid": os.getpid(), **holder}))
+        with suppress(OSError):  # the kernel knows who holds it; a full disk may not take a name
+            with_reserve(path, lambda: _rewrite(file, json.dumps({"pid": os.getpid(), **holder})))
         try:
             yield
         finally:
@@ -618,6 +674,13 @@ def flock_holder(path: Path) -> int | None:
 _NAMED_BY_TIME = "%Y%m%dT%H%M%S.%fZ"
 
 
+def _link_or_copy(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
 def _event_name(at: datetime) -> str:
     """A file name that sorts by time and that no other event has."""
     return f"{at.strftime(_NAMED_BY_TIME)}-{secrets.token_hex(3)}.json"
@@ -631,8 +694,6 @@ def _event_time(name: str) -> datetime:
         return datetime.fromtimestamp(0, UTC)
 
 
-def _rewrite(file: Any, text: str) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(text)
-    file.flush()
+def _rewrite(file: IO[str], text: str) -> None:
+    os.ftruncate(file.fileno(), 0)
+    os.write(file.fileno(), text.encode())  # past its buffer, which would try again and again what a full disk refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -13,12 +14,15 @@ from tasks.notify import Outbox
 from tasks.platforms import Platform
 from tasks.platforms.local.compile import check_version
 from tasks.platforms.local.proc import is_alive
-from tasks.release import BadInput, BootKind, Problem, ReleaseFailed, StageName, ToolingError
+from tasks.release import BadInput, BootKind, Problem, ReleaseFailed, StageName, ToolingError, now
 from tasks.runbook import explain
 from tasks.settings import Settings
 from tasks.store import DAMAGED, Store
+from tasks.troubles import load_troubles
 
 _LOCKS = Path("/proc/locks")
+FORGOTTEN_AFTER = timedelta(days=7)
+"""So long a trouble that is over is worth a line."""
 
 
 def checks(platform: Platform, settings: Settings) -> Iterator[Check]:
@@ -33,6 +37,7 @@ def checks(platform: Platform, settings: Settings) -> Iterator[Check]:
     if here:
         yield "crashes", lambda: crashes(platform)
     yield "intents", lambda: intents(store)
+    yield "loops", lambda: loops(store)
     if here:
         yield "locks", lambda: locks(store)
     yield "ledger", lambda: ledger(store)
@@ -144,6 +149,15 @@ def ledger(store: Store) -> str | Seen:
             "put the files back from a backup of the store, or remove them",
         )
     return f"{len(events)} events"
+
+
+def loops(store: Store) -> str | Seen:
+    """What runs in the background here met no trouble: an activator, whoever looks after open questions."""
+    recent = [each for each in load_troubles(store.root) if not each.over or now() - each.since < FORGOTTEN_AFTER]
+    told = "; ".join(f"{each.what}, {each.since:%Y-%m-%d %H:%M} UTC: {each.error}" for each in recent)
+    if any(not each.over for each in recent):
+        return warning(told, "mend what it names; nothing has to be started again")
+    return note(f"{told} (well again since)") if recent else "well"
 
 
 def locks(store: Store) -> str | Seen:

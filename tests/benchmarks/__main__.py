@@ -15,6 +15,7 @@ from tests.benchmarks import (
     activator,
     building,
     contracts,
+    faults,
     gate,
     notes,
     patches,
@@ -42,6 +43,7 @@ SECTIONS = {
     "gate": gate.main,
     "activator": activator.main,
     "rollback": rollback.main,
+    "faults": faults.main,
     "watch": watch.main,
 }
 LONG: dict[str, Callable[[Sequence[str]], Iterator[str]]] = {

@@ -10,15 +10,19 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tasks.doctor import Seen, Severity
+from tasks.doctor.stored import loops
 from tasks.endpoint import Client, chat_body
-from tasks.platforms.local.control import pointer_to_socket
+from tasks.platforms.local.control import activator_log_path, pointer_to_socket
 from tasks.release import BadInput, BootKind, Build, ReleaseFailed
 from tasks.settings import Settings
+from tasks.troubles import load_troubles
 from tests.platforms.conftest import platform_at, stand_of
 from tests.platforms.stand import Stand, command_lines, until
 
@@ -265,3 +269,51 @@ def _busy_slots(http: httpx.Client) -> int:
 def _activators(stand: Stand) -> list[int]:
     mine = {"tasks.platforms.local.activator", str(stand.platform.store.root)}
     return [pid for pid, words in command_lines().items() if mine <= set(words)]
+
+
+def test_what_goes_wrong_once_ends_no_loop(hasty: Stand) -> None:
+    stand = hasty
+    stand.serve(stand.first)
+    with _damaged_pointer(stand):  # which is read when an idle server has been stopped
+        assert until(lambda: stand.servers() == [])
+        assert until(lambda: bool(load_troubles(stand.platform.store.root)))
+    assert stand.say() == "first"
+    assert until(lambda: stand.servers() == [])
+    (trouble,) = load_troubles(stand.platform.store.root)
+    assert trouble.what == "activator of staging, stopping what is idle"
+    assert "not a readable StagePointer" in trouble.error
+
+
+def test_what_goes_wrong_again_and_again_is_said_once_and_doctor_shows_it(hasty: Stand) -> None:
+    stand, store = hasty, hasty.platform.store
+    stand.serve(stand.first)
+    stand.platform.logs("staging").resolve().unlink()
+    assert until(lambda: isinstance(loops(store), Seen))
+    found = loops(store)
+    assert isinstance(found, Seen) and found.severity is Severity.WARNING and "keeping room" in found.evidence
+    assert until(lambda: stand.servers() == [])  # several looks later
+    assert until(lambda: getattr(loops(store), "severity", None) is Severity.NOTE)
+    log = activator_log_path(store.root, "staging").read_text()
+    assert log.count("keeping room on the disk: FileNotFoundError") == 1
+    assert log.count("keeping room on the disk: well again") == 1
+
+
+def test_the_earlier_releases_server_is_ended_whatever_goes_wrong_in_a_move(stand: Stand) -> None:
+    stand.serve(stand.first)
+    stand.say()
+    with _damaged_pointer(stand):
+        stand.serve(stand.second)
+        assert stand.say() == "second"
+        assert until(lambda: len(stand.servers()) == 1)
+
+
+@contextmanager
+def _damaged_pointer(stand: Stand) -> Iterator[None]:
+    """What the stage serves and retains can't be read while the block runs."""
+    pointer = stand.platform.store.root / "stages" / "staging.json"
+    pointer.parent.mkdir(exist_ok=True)
+    pointer.write_text("{")
+    try:
+        yield
+    finally:
+        pointer.unlink()

@@ -145,6 +145,31 @@ def test_a_missing_build_is_our_fault_not_the_releases(tmp_path: Path, release_o
         server.command(platform_at(tmp_path).store, release_of_nothing)
 
 
+def test_a_release_that_would_share_its_port_is_refused(tmp_path: Path, release_of_nothing: Release) -> None:
+    shares = release_of_nothing.model_copy(update={"argv": (*release_of_nothing.argv, "--reuse-port")})
+    with pytest.raises(BadInput, match="would share its port"):
+        server.command(platform_at(tmp_path).store, shares)
+
+
+def test_a_servers_log_is_begun_anew_when_it_has_grown_and_the_server_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "LOG_BYTES", 1000)
+    path = server.new_log(tmp_path, a_release())
+    with open(path, "ab", buffering=0) as said:  # as a server has it
+        said.write(b"0" * 1000)
+        server.bound_log(path)
+        assert path.stat().st_size == 1000
+        said.write(b"1")
+        server.bound_log(path)
+        said.write(b"2")
+    assert path.read_bytes() == b"2"
+    assert path.with_suffix(".earlier.log").read_bytes() == b"0" * 1000 + b"1"
+    for _ in range(server.KEPT_LOGS):
+        server.new_log(tmp_path, a_release())
+    assert len([each for each in tmp_path.iterdir() if not each.is_symlink()]) == server.KEPT_LOGS
+
+
 def test_an_open_host_without_a_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY_ENV, raising=False)
     local, keyed = LocalSettings(host="0.0.0.0"), ServerSettings(api_key_env=KEY_ENV)

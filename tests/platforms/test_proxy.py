@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from tasks.platforms.local.proxy import REPLAY_BYTES, Body, forward, session
+from tasks.platforms.local.proxy import REPLAY_BYTES, STALLED_S, Body, forward, session
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -153,6 +153,58 @@ def test_an_answer_that_breaks_off_breaks_off_for_the_client_too() -> None:
     _through(break_off, talk)
 
 
+def test_a_client_that_takes_nothing_of_its_answer_is_given_up() -> None:
+    left = asyncio.Event()
+
+    async def pours(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b"x" * 100_000)
+        finally:
+            left.set()
+
+    async def talk(_: aiohttp.ClientSession, url: str) -> None:
+        writer = (await asyncio.open_connection("127.0.0.1", URL(url).port, limit=1))[1]  # which reads 2 bytes
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        await asyncio.wait_for(left.wait(), 30)
+        writer.close()
+
+    _through(pours, talk, stalled_s=0.5)
+
+
+def test_a_client_that_sends_half_of_its_request_is_given_up() -> None:
+    async def echo(request: web.Request) -> web.Response:
+        return web.Response(body=await request.read())
+
+    async def talk(_: aiohttp.ClientSession, url: str) -> bytes:
+        half, writer = await asyncio.open_connection("127.0.0.1", URL(url).port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nhalf")
+        said = await asyncio.wait_for(half.readline(), 30)
+        writer.close()
+        return said
+
+    assert _through(echo, talk, stalled_s=0.3) == b"HTTP/1.1 408 Request Timeout\r\n"
+
+
+def test_a_server_may_be_silent_for_longer_than_a_client() -> None:
+    async def thinks(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(1.0)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"one ")
+        await asyncio.sleep(1.0)
+        await response.write(b"two")
+        return response
+
+    async def talk(http: aiohttp.ClientSession, url: str) -> bytes:
+        async with http.post(url, data=b"think") as answer:
+            return await answer.read()
+
+    assert _through(thinks, talk, stalled_s=0.2) == b"one two"
+
+
 def test_a_body_can_be_sent_again_from_its_beginning() -> None:
     async def echo(request: web.Request) -> web.Response:
         return web.Response(body=await request.read())
@@ -183,17 +235,22 @@ def test_a_larger_body_is_not_kept_to_be_sent_again(size: int, whole: bool) -> N
     assert asyncio.run(ask()) == [[size, size if whole else 0], whole]
 
 
-def _through(handler: Handler, talk: Callable[[aiohttp.ClientSession, str], Awaitable[Any]], tries: int = 1) -> Any:
+def _through(
+    handler: Handler,
+    talk: Callable[[aiohttp.ClientSession, str], Awaitable[Any]],
+    tries: int = 1,
+    stalled_s: float = STALLED_S,
+) -> Any:
     """What `talk` gets from `handler` through the proxy."""
 
     async def run() -> Any:
         async with _serving(handler) as server, session() as client:
 
             async def proxy(request: web.Request) -> web.StreamResponse:
-                body = Body(request)
+                body = Body(request, stalled_s)
                 for _ in range(tries - 1):
                     assert [chunk async for chunk in body]
-                return await forward(client, request, body, server)
+                return await forward(client, request, body, server, stalled_s)
 
             async with _serving(proxy) as port, aiohttp.ClientSession(auto_decompress=False) as http:
                 return await talk(http, f"http://127.0.0.1:{port}/")

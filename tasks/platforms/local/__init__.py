@@ -25,6 +25,7 @@ from tasks.platforms.local.control import (
     Control,
     Deployment,
     Status,
+    activator_log_path,
     deployment_path,
     load_deployment,
     load_wakes,
@@ -46,7 +47,7 @@ from tasks.release import (
     ToolingError,
 )
 from tasks.settings import Settings
-from tasks.store import Store
+from tasks.store import Store, with_reserve
 
 ACTIVATOR_START_S = 120.0
 """For one that hangs: one that fails ends at once, and what it imports takes long on a busy machine."""
@@ -289,16 +290,13 @@ class LocalPlatform:
         raise ToolingError(
             f"the activator of {stage} does not end",
             evidence=f"pid {status.pid}",
-            todo=f"read {self._activator_log(stage)}",
+            todo=f"read {activator_log_path(self.store.root, stage)}",
         )
 
-    def _activator_log(self, stage: StageName) -> Path:
-        return run_folder(self.store.root, stage) / "activator.log"
-
     def _start_activator(self, stage: StageName) -> None:
-        path = self._activator_log(stage)
+        path = activator_log_path(self.store.root, stage)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") as output:
+        with with_reserve(path, lambda: open(path, "ab")) as output:
             process = subprocess.Popen(
                 self._activator_argv(stage), env=self._activator_env(), start_new_session=True, close_fds=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,11 +27,13 @@ import aiohttp
 from aiohttp import web
 
 from modal_app.warmup import AGENT
+from tasks.platforms.local.activator_log import ActivatorLog
 from tasks.platforms.local.control import (
     KEY_VARIABLE,
     Deployment,
     Prepared,
     Status,
+    activator_log_path,
     load_deployment,
     pointer_to_socket,
     problem_json,
@@ -38,13 +41,15 @@ from tasks.platforms.local.control import (
     save_wake,
     socket_path,
 )
+from tasks.platforms.local.door import Door, Room, room_here
 from tasks.platforms.local.proc import bind, descendants, is_alive
 from tasks.platforms.local.proxy import Body, forward, refusal, session
 from tasks.platforms.local.replica import Replica, ended
-from tasks.platforms.local.server import EXECUTABLE
+from tasks.platforms.local.server import EXECUTABLE, bound_log
 from tasks.platforms.local.snapshot import Wanted, folder_name, snapshots_folder, sweep
 from tasks.release import Problem, StageName, ToolingError, Wake
-from tasks.store import Store
+from tasks.store import Store, keep_reserve, with_reserve
+from tasks.troubles import Troubles
 
 log = logging.getLogger("activator")
 
@@ -54,6 +59,9 @@ DRAIN_S = 30.0
 TICK_S = 0.5
 DYING_S = 1.0
 """How long a killed server may take to be gone from the process table."""
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+CONTROL_ROOM = Room(connections=64, requests=32)
+"""Whoever may move the stage is not many; theirs are none of the clients' descriptors (door.RESERVED)."""
 
 
 class ServerDied(Exception):
@@ -90,15 +98,19 @@ class Activator:
         self.current: Replica | None = None
         self.candidate: Candidate | None = None
         self.leaving: set[Replica] = set()
+        self.troubles = Troubles(store.root)
         self.done = asyncio.Event()
         self.drain_s = DRAIN_S
         self.answered = self.errors = 0
+        self.connections: Callable[[], int] = lambda: 0
         self._tasks: set[asyncio.Task[None]] = set()
         deployment = load_deployment(store.root, options.stage)
         if deployment is not None and deployment.release is not None:
             self.current = self._replica(deployment.release, key, deployment.generation)
-        self._save(self.current)
-        self._sweep(half_taken=True)
+        if deployment is None or deployment.port != port:
+            self._save(self.current)
+        with self.outlived("removing old snapshots"):
+            self._sweep(half_taken=True)
 
     # -- requests -----------------------------------------------------------------------------------
 
@@ -118,8 +130,7 @@ class Activator:
             except ServerDied as died:
                 return refusal(502, str(died), "server_error")
             except aiohttp.ClientError as error:
-                what = f"the server broke off before it answered ({type(error).__name__})"
-                return refusal(502, what, "server_error")
+                return _broken(error)
 
     async def _pass_on(self, request: web.Request, replica: Replica) -> web.StreamResponse:
         """The server's answer; once more from the next server when this one died before it answered.
@@ -156,7 +167,11 @@ class Activator:
                 stage=self.options.stage, release=release, status=answer.status,
                 first_byte_s=round(time.monotonic() - began, 3), probe=probe,
             )  # fmt: skip
-            self._spawn(asyncio.to_thread(save_wake, self.store.root, wake))  # no answer waits for the disk
+            self._spawn(self._record(wake))  # no answer waits for the disk
+
+    async def _record(self, wake: Wake) -> None:
+        with self.outlived("recording a wake"):
+            await asyncio.to_thread(save_wake, self.store.root, wake)
 
     # -- deployment ---------------------------------------------------------------------------------
 
@@ -191,10 +206,11 @@ class Activator:
         old, self.current, self.candidate = self.current, candidate.replica, None
         self.current.last_used = time.monotonic()
         log.info("%s serves %s", self.options.stage, self.current.release.label)
-        self._sweep()
         if old is not None:
             self.leaving.add(old)
             self._spawn(self._let_go(old))
+        with self.outlived("removing old snapshots"):
+            self._sweep()
 
     async def abort(self) -> None:
         """The prepared server is gone."""
@@ -206,8 +222,12 @@ class Activator:
     async def _let_go(self, replica: Replica) -> None:
         while not await replica.drained(60.0):
             log.info("%d requests are still with %s", replica.in_flight, replica.release.label)
-        await replica.close()
-        self.leaving.discard(replica)
+        while replica in self.leaving:
+            with self.outlived("ending the earlier release"):
+                await replica.close()
+                self.leaving.discard(replica)
+                return
+            await asyncio.sleep(TICK_S)
 
     async def _give_up_orphan(self) -> None:
         candidate = self.candidate
@@ -232,15 +252,41 @@ class Activator:
         return self.count()
 
     async def look_after(self) -> None:
-        """For ever: notice crashes, stop what is idle, give up what no one will commit."""
+        """For ever: notice crashes, stop what is idle, give up what no one will commit, keep within the disk."""
+        steps = {
+            "giving up what nobody commits": self._give_up_orphan,
+            "looking for crashes": self._check,
+            "stopping what is idle": self._rest,
+            "keeping room on the disk": self._bound,
+        }
         while True:
             await asyncio.sleep(min(TICK_S, self.options.idle_s / 4))
-            await self._give_up_orphan()
-            if (replica := self.current) is not None:
-                await replica.check()
-                if replica.server is not None and replica.idle_for_s >= self.options.idle_s:
-                    await replica.down()
-                    self._sweep()
+            for what, step in steps.items():
+                with self.outlived(what):
+                    await step()
+
+    async def _check(self) -> None:
+        if self.current is not None:
+            await self.current.check()
+
+    async def _rest(self) -> None:
+        replica = self.current
+        if replica is not None and replica.server is not None and replica.idle_for_s >= self.options.idle_s:
+            await replica.down()
+            self._sweep()
+
+    async def _bound(self) -> None:
+        keep_reserve(self.store.root)
+        for replica in filter(None, [*self.leaving, self.current]):
+            if replica.server is not None:
+                await asyncio.to_thread(bound_log, replica.server.log)
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, ActivatorLog):
+                handler.tell_repeats()
+
+    def outlived(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """What goes wrong in the block ends nothing: see Troubles."""
+        return self.troubles.outlived(f"activator of {self.options.stage}, {what}")
 
     async def close(self) -> None:
         """Wait for what is in flight, then end every server."""
@@ -273,6 +319,7 @@ class Activator:
             answered=self.answered,
             errors=self.errors,
             in_flight=sum(r.in_flight for r in filter(None, [replica, *self.leaving])),
+            connections=self.connections(),
             prepared=self.candidate.replica.release.id if self.candidate is not None else None,
             servers=self.count(),
         )
@@ -307,10 +354,18 @@ class Activator:
         served = {"release": replica.release.id, "generation": replica.generation} if replica is not None else {}
         save_deployment(self.store.root, self.options.stage, Deployment(port=self.port, **served))
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """`work` outlives by itself what goes wrong in it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _broken(error: aiohttp.ClientError) -> web.Response:
+    """The answer where the server gave none."""
+    if getattr(error, "errno", None) in SCARCE:
+        return refusal(503, "too many connections at once, try again")
+    return refusal(502, f"the server broke off before it answered ({type(error).__name__})", "server_error")
 
 
 # -- control --------------------------------------------------------------------------------------------
@@ -363,18 +418,6 @@ def _verb(
 # -- process --------------------------------------------------------------------------------------------
 
 
-@contextlib.asynccontextmanager
-async def _listening(app: web.Application, listener: socket.socket) -> AsyncIterator[web.BaseSite]:
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, auto_decompress=False, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
-        site = web.SockSite(runner, listener)
-        await site.start()
-        yield site
-    finally:
-        await runner.cleanup()
-
-
 def _control_socket(store: Store, stage: StageName) -> socket.socket:
     """A listening socket of mode 0600; one that a killed activator left is replaced (we hold its lock)."""
     path, pointer = socket_path(store.root, stage), pointer_to_socket(store.root, stage)
@@ -384,7 +427,7 @@ def _control_socket(store: Store, stage: StageName) -> socket.socket:
     path.chmod(0o600)
     listener.listen(64)
     pointer.unlink(missing_ok=True)
-    pointer.symlink_to(path)
+    with_reserve(pointer, lambda: pointer.symlink_to(path))
     return listener
 
 
@@ -405,16 +448,18 @@ async def run(options: Options, store: Store, key: str | None, ready: Callable[[
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, activator.stop, DRAIN_S)
+        control = _control_socket(store, options.stage)
         async with (
-            _listening(control_app(activator), _control_socket(store, options.stage)),
-            _listening(_public_app(activator), listener) as public,
+            Door(control_app(activator), control, CONTROL_ROOM, activator.outlived),
+            Door(_public_app(activator), listener, room_here(), activator.outlived) as public,
         ):
+            activator.connections = public.count
             upkeep = asyncio.create_task(activator.look_after())
             log.info("%s answers on %s port %d", options.stage, options.host, activator.port)
             ready()
             await activator.done.wait()
             upkeep.cancel()
-            await public.stop()
+            await public.close()
             await activator.close()
     for path in (socket_path(store.root, options.stage), pointer_to_socket(store.root, options.stage)):
         path.unlink(missing_ok=True)
@@ -432,8 +477,8 @@ def say(message: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one activator; 0 when it was told to stop, else the exit code of the Problem."""
     options = _options(argv)
-    line = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=line, force=True)
+    logging.raiseExceptions = False  # a log that a full disk does not take stops nothing, and is no news
+    _log_to(logging.StreamHandler(sys.stderr))
     logging.getLogger("httpx").setLevel(logging.WARNING)
     key = os.environ.pop(KEY_VARIABLE, None)
     alone = False
@@ -441,12 +486,18 @@ def main(argv: list[str] | None = None) -> int:
         store = Store(options.store)
         with store.lock(f"activator-{options.stage}", holder={"stage": options.stage, "what": "activator"}):
             alone = True
+            _log_to(ActivatorLog(activator_log_path(store.root, options.stage)))
             asyncio.run(run(options, store, key, lambda: say({"ready": True})))
     except Problem as problem:
         log.error("%s", problem)
         say({"problem": problem_json(problem), "alone": alone})
         return problem.exit_code
     return 0
+
+
+def _log_to(handler: logging.Handler) -> None:
+    line = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.INFO, handlers=[handler], format=line, force=True)
 
 
 def _options(argv: list[str] | None) -> Options:

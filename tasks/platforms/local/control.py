@@ -44,6 +44,8 @@ class Status(Model):
     server_pid: int | None
     server_url: str | None
     in_flight: int
+    connections: int = 0
+    """Of clients, also of those that ask nothing just now."""
     answered: int = 0
     """Requests of users that were answered since the activator began."""
     errors: int = 0
@@ -66,6 +68,10 @@ def run_folder(root: Path, stage: StageName) -> Path:
 
 def deployment_path(root: Path, stage: StageName) -> Path:
     return run_folder(root, stage) / "deployment.json"
+
+
+def activator_log_path(root: Path, stage: StageName) -> Path:
+    return run_folder(root, stage) / "activator.log"
 
 
 def load_deployment(root: Path, stage: StageName) -> Deployment | None:

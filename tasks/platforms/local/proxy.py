@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
+
+log = logging.getLogger(__name__)
 
 HOP_BY_HOP = (
     "Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authorization", "TE", "Trailer",
@@ -17,6 +21,10 @@ HOP_BY_HOP = (
 
 REPLAY_BYTES = 1 << 20
 """A larger body is not kept for a second try."""
+
+STALLED_S = 60.0
+"""A client that sends nothing of its request, or takes nothing of its answer, for so long is given up; as nginx does
+(client_body_timeout, send_timeout). A server may take as long as it likes: minutes to read a long prompt."""
 
 _OURS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 
@@ -45,11 +53,18 @@ def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     return kept
 
 
+class Stalled(Exception):
+    """A client sends nothing more of a request's body."""
+
+
 class Body:
     """A request's body, passed on as it arrives, and again from its beginning while it was small so far."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, stalled_s: float = STALLED_S) -> None:
         self.exists = request.body_exists
+        self.stalled = False
+        """Whether the client was given up in the middle of it."""
+        self._stalled_s = stalled_s
         self._content = request.content
         self._sent: list[bytes] = []
         self._size = 0
@@ -61,7 +76,7 @@ class Body:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in list(self._sent):
             yield chunk
-        while chunk := await self._content.readany():
+        while chunk := await self._next():
             self._size += len(chunk)
             if self.replayable:
                 self._sent.append(chunk)
@@ -69,12 +84,22 @@ class Body:
                 self._sent.clear()
             yield chunk
 
+    async def _next(self) -> bytes:
+        try:
+            async with asyncio.timeout(self._stalled_s):
+                return await self._content.readany()
+        except TimeoutError:
+            self.stalled = True
+            raise Stalled from None
 
-async def forward(client: aiohttp.ClientSession, request: web.Request, body: Body, port: int) -> web.StreamResponse:
-    """The server's answer, passed on as it arrives.
 
-    Raises aiohttp.ClientError when the server broke off before it answered. When it breaks off later, the client's
-    connection is broken off too.
+async def forward(
+    client: aiohttp.ClientSession, request: web.Request, body: Body, port: int, stalled_s: float = STALLED_S
+) -> web.StreamResponse:
+    """The server's answer, passed on as it arrives; 408 to a client whose request stalls.
+
+    Raises aiohttp.ClientError when the server broke off before it answered. When it breaks off later, or the client
+    takes nothing of the answer, the client's connection is broken off too.
     """
     response: web.StreamResponse | None = None
     try:
@@ -93,12 +118,18 @@ async def forward(client: aiohttp.ClientSession, request: web.Request, body: Bod
             )
             await response.prepare(request)
             async for chunk in upstream.content.iter_any():
-                await response.write(chunk)
-            await response.write_eof()
+                async with asyncio.timeout(stalled_s):
+                    await response.write(chunk)
+            async with asyncio.timeout(stalled_s):
+                await response.write_eof()
             return response
-    except aiohttp.ClientError:
+    except (aiohttp.ClientError, TimeoutError) as error:
         if response is None or not response.prepared:
+            if body.stalled:
+                return refusal(408, "the rest of the request did not come", "invalid_request_error")
             raise
+        if isinstance(error, TimeoutError):
+            log.info("a client took nothing of its answer for %.0f s", stalled_s)
         if request.transport is not None:
             request.transport.abort()
         return response

@@ -17,7 +17,7 @@ from tasks.platforms.local.control import run_folder
 from tasks.platforms.local.proc import cpu_ticks
 from tasks.platforms.local.server import STOP_GRACE_S, Server, answers
 from tasks.platforms.local.snapshot import NoSnapshot, Wanted
-from tasks.release import BootKind, BootRecord, Problem, Release, StageName
+from tasks.release import BootKind, BootRecord, Problem, Release, StageName, ToolingError
 from tasks.store import Store, write_atomic
 
 log = logging.getLogger(__name__)
@@ -164,10 +164,11 @@ class Replica:
                 return self.server
             try:
                 booted = await asyncio.to_thread(self._boot, refused)
-            except Problem as problem:
+            except (Problem, OSError) as error:
+                problem = error if isinstance(error, Problem) else _unable(self.release, error)
                 log.warning("%s", problem)
                 await self._record(BootKind.CRASHED, f"did not come up: {problem.what}")
-                raise
+                raise problem from error
             await self._came_up(booted)
             return booted.server
 
@@ -229,7 +230,18 @@ class Replica:
         log.info("boot record of %s: %s (%s)", self.release.label, kind, reason)
         name = f"{record.at.strftime('%Y%m%dT%H%M%S.%fZ')}-{secrets.token_hex(3)}.json"
         path = run_folder(self.store.root, self.stage) / "boots" / name
-        await asyncio.to_thread(write_atomic, path, record.model_dump_json(indent=1) + "\n")
+        try:
+            await asyncio.to_thread(write_atomic, path, record.model_dump_json(indent=1) + "\n")
+        except ToolingError as error:  # whoever waits for the server is served all the same
+            log.error("%s", error)
+
+
+def _unable(release: Release, error: OSError) -> ToolingError:
+    return ToolingError(
+        f"llama-server of {release.label} can't be started: {error.strerror}",
+        evidence=str(error),
+        todo="free what is short: room on the disk, or open files (`ulimit -n`)",
+    )
 
 
 async def ended(server: Server, limit_s: float) -> bool:

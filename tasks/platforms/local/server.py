@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -27,7 +28,7 @@ from tasks.platforms.local.proc import children, lasting_port, owns_loopback_por
 from tasks.platforms.local.snapshot import NoSnapshot
 from tasks.process import die_with_parent
 from tasks.release import BadInput, Build, Endpoint, Release, ReleaseFailed, ToolingError, now
-from tasks.store import Store
+from tasks.store import Store, with_reserve
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ STOP_GRACE_S = 5.0
 DYING_S = 0.5
 """How long a process may take to be gone after its connections broke."""
 KEPT_LOGS = 20
+LOG_BYTES = 20_000_000
+"""Of one server's log before it is begun anew; one request is some 400 bytes there."""
+SHARES_PORT = "--reuse-port"
+"""Sets SO_REUSEPORT, which llama-server has left off by itself since b8646 at the latest (server-http.cpp)."""
 FILE_NAMES = ("model", "mmproj", "chat_template")
 
 # A release is served as it is: LLAMA_* and our own secrets are not handed down; the preflight says so.
@@ -316,8 +321,14 @@ def command(store: Store, release: Release) -> list[str]:
     """The argv of a release without host and port, files in place of their names.
 
     Raises ToolingError when the build or a file is not in the store, or the build is for another CPU; BadInput for a
-    name without a file.
+    name without a file, and for a port that others may share.
     """
+    if SHARES_PORT in release.argv:
+        raise BadInput(
+            f"release {release.label} would share its port with whoever asks for it",
+            evidence=f"{SHARES_PORT} in its argv: another server of this user could take a part of its requests",
+            todo=f"leave {SHARES_PORT} out and make the release again",
+        )
     build, folder = store.build(release.build), store.build_dir(release.build)
     executable = folder / EXECUTABLE
     if build is None or not all(_is(store, folder / name, sha) for name, sha in build.files.items()):
@@ -384,9 +395,9 @@ def _spawn(argv: list[str], store: Store, release: Release, key: str | None, pat
     folder = store.build_dir(release.build)
     whole = [*argv, "--host", "127.0.0.1", "--port", str(port)]
     log.info("starting %s: %s", release.label, redacted(whole))
-    with open(path, "ab") as file:
-        file.write(f"# {redacted(whole)}\n".encode())
-        file.flush()
+    with open(path, "ab", buffering=0) as file:
+        with contextlib.suppress(OSError):  # a server that can't say anything serves all the same
+            file.write(f"# {redacted(whole)}\n".encode())
         process = _spawner.submit(_popen, whole, environment(folder, key), file).result()
     endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}", api_key=key)
     return Server(release, endpoint, port, process.pid, process, path)
@@ -412,17 +423,42 @@ def _tie_to(parent: int) -> None:
 
 
 def new_log(folder: Path, release: Release) -> Path:
-    """A fresh log in a folder that keeps the last few; `server.log` beside it points to the newest."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A fresh log in a folder that keeps the last few; `server.log` beside it points to the newest.
+
+    Raises ToolingError when the disk takes no new file.
+    """
     path = folder / f"{now().strftime('%Y%m%dT%H%M%S.%fZ')}-{release.id}.log"
-    path.touch()
-    for old in sorted(folder.glob("2*.log"))[:-KEPT_LOGS]:
-        old.unlink(missing_ok=True)
-    link = folder / f".server.log.{os.getpid()}.{threading.get_ident()}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(path.name)
-    os.replace(link, folder / "server.log")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in sorted(folder.glob("2*.log"))[: 1 - KEPT_LOGS]:
+            old.unlink(missing_ok=True)
+        with_reserve(path, path.touch)
+        with_reserve(path, lambda: _point(folder / "server.log", path.name))
+    except OSError as error:
+        raise ToolingError(f"there can be no log {path}", evidence=str(error), todo="free some space") from error
     return path
+
+
+def _point(link: Path, name: str) -> None:
+    new = link.with_name(f".{link.name}.{os.getpid()}.{threading.get_ident()}")
+    new.unlink(missing_ok=True)
+    new.symlink_to(name)
+    os.replace(new, link)
+
+
+def bound_log(path: Path) -> None:
+    """Begin a server's log anew when it has grown too large: what it said is kept beside it, once, where there is room.
+
+    The server goes on writing to the same file, which it has open to append.
+    """
+    if path.stat().st_size <= LOG_BYTES:
+        return
+    earlier = path.with_suffix(".earlier.log")  # one of those that `new_log` counts
+    try:
+        shutil.copyfile(path, earlier)
+    except OSError:
+        earlier.unlink(missing_ok=True)
+    os.truncate(path, 0)
 
 
 def own_words(path: Path, errors: int = 6, lines: int = 4) -> str:
