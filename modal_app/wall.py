@@ -1,11 +1,9 @@
 """A wall around a program of upstream's: behind it there is no network, and no folder or file that holds keys.
 
 `behind` makes the argv of a program behind the wall. This file is what that argv runs first, alone and with the
-standard library: it takes namespaces of its own (unshare(2): as root, or as anybody in a user namespace), lays empty
-folders over what is hidden, gives up what could take them away again, and becomes the program, with the same pid.
-
-Of another process with the same user it then sees no environment either (/proc/PID/environ): ptrace(2) asks for the
-same user namespace, or for at least that process's capabilities.
+standard library: it takes namespaces of its own (unshare(2), with or without root), lays empty folders over what is
+hidden, gives up what could take them away again, and becomes the program, with the same pid. Of other processes of the
+same user it then sees no environment, no open file and no folder either: that takes the same user namespace.
 """
 
 from __future__ import annotations
@@ -31,6 +29,8 @@ NO_WALL = "no wall can be built"
 SCRATCH = "size=256m,mode=0755"
 """A hidden folder is an empty one that may be written: a program's own files there are gone with it."""
 
+NAMED = "LLAMA_RELEASE_HIDDEN"
+"""The variable that tells a process of ours what variables of ours said, when it has not got those."""
 HERE = (".env", "llama-release.toml")
 KEYS = (
     ".ssh", ".gnupg", ".aws", ".azure", ".oci", ".kube", ".docker", ".config", ".netrc", ".git-credentials", ".pypirc",
@@ -71,7 +71,7 @@ def behind(
     program = shutil.which(words[0], path=env.get("PATH"))
     if program is None or standing(network):  # who starts it says best that it is not there
         return words
-    seen = [*keep, *_named(words, env), *_around(program), *map(Path, (sys.prefix, sys.base_prefix))]
+    seen = [*keep, *_needed(words, env), *_around(program), *map(Path, (sys.prefix, sys.base_prefix))]
     return _argv(words, [*hidden(env), *hide], seen, network)
 
 
@@ -98,19 +98,26 @@ def standing(network: bool = False) -> str:
 def hidden(env: Mapping[str, str] = {}) -> list[Path]:
     """What is hidden from a program that has this environment, of what is there."""
     homes = [Path.home(), *map(Path, HOMES)]
-    named = (
-        Path(value)
-        for name, value in os.environ.items()
-        if value.startswith("/") and name not in env and _NAMES_KEYS.fullmatch(name)
-    )
     places = (
         *(home for home in homes if home != Path("/")), *(homes[0] / name for name in KEYS), *map(Path, SYSTEM),
-        *(Path.cwd() / name for name in HERE), *named, *Path("/tmp").glob("ssh-*"),
+        Path(os.environ.get("XDG_CONFIG_HOME") or homes[0] / ".config"),
+        *(Path.cwd() / name for name in HERE), *named(env), *Path("/tmp").glob("ssh-*"),
     )  # fmt: skip
     return [place for place in dict.fromkeys(places) if os.path.exists(place)]
 
 
-def _named(words: Sequence[str], env: Mapping[str, str]) -> Iterator[Path]:
+def named(env: Mapping[str, str] = {}) -> list[Path]:
+    """Where variables here say that a key is: those that a program with this environment has no need of."""
+    told = os.environ.get(NAMED, "").split(os.pathsep)
+    mine = (value for name, value in os.environ.items() if name not in env and _NAMES_KEYS.fullmatch(name))
+    return [Path(value) for value in (*told, *mine) if value.startswith("/") and not _holds_programs(value)]
+
+
+def _holds_programs(folder: str) -> bool:
+    return any(_below(path, os.path.realpath(folder)) for path in ("/usr/bin", "/bin/sh", sys.executable))
+
+
+def _needed(words: Sequence[str], env: Mapping[str, str]) -> Iterator[Path]:
     """The paths that a program's argv and environment name, with what lies around the programs among them."""
     yield from (Path(path) for word in words[1:] for path in _PATHS.findall(word))
     yield from (Path(word) for word in words[1:] if os.path.isfile(word))
@@ -195,14 +202,39 @@ def _build(hide: Sequence[str], keep: Sequence[str], network: bool) -> None:
 
 
 def _separate(flags: int) -> None:
-    """As root without a user namespace, in which it could not write other users' files."""
-    try:
-        _libc("unshare", flags)
-    except PermissionError:
-        uid, gid = os.geteuid(), os.getegid()
+    """In a user namespace: of all processes outside of it nobody in it may ask for more than their names (ptrace(2)).
+
+    As root every user is mapped as it is, so that other users' files can still be read and written. Only who is outside
+    may write such a map (user_namespaces(7)), so a child does.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if uid:
         _libc("unshare", flags | _NEWUSER)
-        for name, line in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-            Path("/proc/self", name).write_text(line)
+        _map("self", {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"})
+        return
+    ready, go = os.pipe()
+    if not (child := os.fork()):
+        os.close(go)
+        os._exit(0 if os.read(ready, 1) and _mapped_as_it_is(os.getppid()) else 1)
+    _libc("unshare", flags | _NEWUSER)
+    os.write(go, b"1")
+    if os.waitpid(child, 0)[1]:
+        raise PermissionError("the users of this machine can't be mapped into a user namespace")
+
+
+def _mapped_as_it_is(pid: int) -> bool:
+    try:
+        for name in ("uid_map", "gid_map"):
+            rows = (line.split() for line in Path("/proc/self", name).read_text().splitlines())
+            _map(str(pid), {name: "".join(f"{first} {first} {count}\n" for first, _, count in rows)})
+    except OSError:
+        return False
+    return True
+
+
+def _map(process: str, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        Path("/proc", process, name).write_text(text)
 
 
 def _cover(path: str) -> None:

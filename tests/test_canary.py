@@ -15,15 +15,13 @@ from flows.doctor import Asked, examine
 from modal_app import wall
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.compile import build as compile_build
-from tasks.release import Recipe, ReleaseFailed
+from tasks.release import Build, Recipe, ReleaseFailed
 from tasks.settings import LocalSettings, Settings
 from tasks.store import Store, sha256_of
 from tasks.upstream.pypi import download
 from tests.canary import CANARY, Planted, planted_in, python
 from tests.test_release import a_build, a_release
 from tests.tiny import CMAKE, MAIN, tiny
-
-KNOWS = "canary-LLAMA_API_KEY-4711"
 
 
 @pytest.fixture
@@ -36,6 +34,14 @@ def planted(tmp_path: Path) -> Iterator[Planted]:
 def settings(planted: Planted, tmp_path: Path) -> Settings:
     local = LocalSettings(staging_port=0, production_port=0, start_timeout_s=60)
     return Settings(store=planted.store, cache=tmp_path / "cache", local=local)
+
+
+def hostile_build(planted: Planted, store: Store) -> Build:
+    """A build in this store whose server spies."""
+    built = a_build()
+    store.build_dir(built.digest).mkdir(parents=True)
+    program = planted.server(store.build_dir(built.digest) / "llama-server")
+    return store.save_build(built.model_copy(update={"files": {"llama-server": sha256_of(program)}}))
 
 
 def unseen(planted: Planted, runs: int, network: bool = False) -> None:
@@ -105,16 +111,28 @@ def test_a_source_that_does_not_compile_is_still_told_in_the_compilers_words(
 
 def test_the_new_binary_and_a_trial_of_it_see_no_secret(planted: Planted, settings: Settings) -> None:
     store = Store(settings.store)
-    built = a_build()
-    store.build_dir(built.digest).mkdir(parents=True)
-    program = planted.server(store.build_dir(built.digest) / "llama-server")
-    built = built.model_copy(update={"files": {"llama-server": sha256_of(program)}})
-    store.save_build(built)
+    built = hostile_build(planted, store)
     assert store.ask(built, "--version").stdout.startswith("version: 11434")
     unseen(planted, 1)
     planted.report.unlink()
     with LocalPlatform(settings).trial(a_release(build=built.digest, argv=(), files={})):
         unseen(planted, 1, network=True)
+
+
+@pytest.mark.wire
+def test_a_stages_server_sees_no_secret_but_its_own_key_where_it_boots_cold(
+    planted: Planted, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_RELEASE_API_KEY", "the key of its own")
+    cold = settings.local.model_copy(update={"snapshots": "off"})
+    platform = LocalPlatform(settings.model_copy(update={"local": cold}))
+    release = a_release(build=hostile_build(planted, platform.store).digest, argv=(), files={})
+    platform.store.save_release(release)
+    try:
+        platform.deploy("staging", release, lambda _: None)
+        unseen(planted, 1, network=True)
+    finally:
+        platform.shut_down()
 
 
 def test_a_binary_that_doctor_is_asked_about_sees_no_secret(

@@ -23,6 +23,7 @@ from tasks.release import ToolingError
 from tests.platforms.conftest import platform_at
 from tests.platforms.stand import until
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to be, or to act for, another user takes root")
 stands = pytest.mark.skipif(bool(wall.standing()), reason=f"no wall can stand here: {wall.standing()}")
 OTHER = 4711
 """A user who is nobody here."""
@@ -100,6 +101,20 @@ def test_a_folder_that_is_hidden_is_not_seen_as_the_current_one(home: Path, monk
 
 
 @stands
+def test_what_a_variable_names_is_hidden_unless_programs_lie_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key.json").write_text("key")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "gh.yml").write_text("key")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("KEYRING_ROOT", "/")
+    monkeypatch.setenv("MY_TOKEN_FOLDER", "/usr")
+    assert said("/bin/sh", "-c", f"cat {tmp_path}/*.json; ls -A {tmp_path}/config; ls /usr/bin/env") == "/usr/bin/env"
+
+
+@stands
 def test_nobody_takes_it_down_from_behind(home: Path) -> None:
     takes = f"umount {home}; unshare --user --map-root-user --mount umount {home}; ls -A {home}"
     assert "id" not in said("/bin/sh", "-c", takes).split()
@@ -107,7 +122,34 @@ def test_nobody_takes_it_down_from_behind(home: Path) -> None:
 
 
 @stands
-@pytest.mark.skipif(os.geteuid() != 0, reason="to become another user takes root")
+@needs_root
+def test_root_still_reads_and_writes_the_files_of_others(home: Path) -> None:
+    theirs = home / "theirs"
+    theirs.mkdir(mode=0o700)
+    (theirs / "file").write_text("theirs\n")
+    (theirs / "file").chmod(0o600)
+    for path in (theirs / "file", theirs):
+        os.chown(path, OTHER, OTHER)
+    changes = f"cat {theirs}/file; echo changed > {theirs}/file; touch {theirs}/new; chown {OTHER} {theirs}/new"
+    assert said("/bin/sh", "-c", changes, keep=[theirs]) == "theirs"
+    assert ((theirs / "file").read_text(), (theirs / "new").stat().st_uid) == ("changed\n", OTHER)
+
+
+@stands
+@needs_root
+def test_nothing_of_a_process_of_the_same_user_is_seen_however_little_it_may(home: Path) -> None:
+    weak = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "sleep", "60"]
+    with open(home / ".ssh" / "id") as key, subprocess.Popen(weak, stdin=key, env={"OTHER": "key"}) as process:
+        folder = f"/proc/{process.pid}"
+        assert until(lambda: Path(folder, "comm").read_text() == "sleep\n")
+        seen = said("/bin/sh", "-c", f"cat {folder}/environ {folder}/fd/0; ls {folder}/root/ {folder}/cwd/")
+        process.kill()
+    assert seen.count("Permission denied") == 4
+    assert "key" not in seen
+
+
+@stands
+@needs_root
 def test_it_stands_without_privilege_too(tmp_path: Path) -> None:
     open_to_all = tmp_path.parent / f"open-{tmp_path.name}"
     open_to_all.mkdir(mode=0o755)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-from modal_app import child
+from modal_app import child, wall
 from modal_app.warmup import Golden
 from tasks.faults import Fault
 from tasks.platforms import Progress, Sight, refuse_open_host
@@ -337,7 +337,7 @@ class LocalPlatform:
         env = child.environment(child.PYTHON, child.DEVICES)
         here = str(Path(__file__).parents[3])
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (here, env.get("PYTHONPATH"))))
-        env.pop(KEY_VARIABLE, None)
+        env[wall.NAMED] = os.pathsep.join(map(str, wall.named()))
         return env | ({KEY_VARIABLE: self._key} if self._key else {})
 
 
