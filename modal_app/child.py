@@ -45,7 +45,8 @@ TLS = Names(r"SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE|GRPC_DEFAULT_SSL_ROO
 PROXY = Names(r"(?i:(https?|all|no|ftp)_proxy)", may_be_secret=True)
 PIP = Names(r"PIP_\w+|NETRC|KEYRING_\w+", may_be_secret=True)
 MODAL = Names(r"MODAL_\w+", may_be_secret=True)
-PREFECT = Names(r"PREFECT_\w+", may_be_secret=True)
+PREFECT = Names(r"PREFECT_\w+|PG[A-Z]+", may_be_secret=True)
+"""Its database may be PostgreSQL, whose driver reads PG*."""
 HUGGING_FACE = Names(r"(HF|HUGGING_?FACE)_\w+", may_be_secret=True)
 
 

@@ -35,7 +35,7 @@ HERE = (".env", "llama-release.toml")
 KEYS = (
     ".ssh", ".gnupg", ".aws", ".azure", ".oci", ".kube", ".docker", ".config", ".netrc", ".git-credentials", ".pypirc",
     ".pip", ".npmrc", ".modal.toml", ".prefect", ".huggingface", ".cache/huggingface/token", ".vault-token", ".pgpass",
-    ".password-store", ".cargo/credentials.toml", ".local/share/keyrings", ".terraform.d", ".env",
+    ".password-store", ".cargo/credentials.toml", ".local/share", ".local/state", ".terraform.d", ".env",
     ".bash_history", ".zsh_history",
 )  # fmt: skip
 """Of a home folder, where something in it is needed and the rest is not hidden with it."""
@@ -257,8 +257,10 @@ def _show(path: str, descriptor: int) -> None:
 
 def _give_up() -> None:
     """Nobody behind the wall can mount or trace, root included, not even through a program that root may run."""
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())  # before Linux 5.8 there is none above 37
     for number in _GIVEN_UP:
-        _libc("prctl", _CAPBSET_DROP, ctypes.c_ulong(number))
+        if number <= last:
+            _libc("prctl", _CAPBSET_DROP, ctypes.c_ulong(number))
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0)
     data = (ctypes.c_uint32 * 6)()
     _libc("capget", header, data)
