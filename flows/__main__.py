@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import getpass
+import io
 import json
 import os
 import signal
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from flows.doctor import Finding
     from flows.outcome import Outcome
     from tasks.doctor import needs
-    from tasks.release import StagePointer
+    from tasks.release import Problem, StagePointer
     from tasks.settings import Settings
     from tasks.store import Store
 
@@ -51,7 +52,17 @@ app.add_typer(patches_app, name="patches")
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON; the rows then go to standard error")]
 To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]
-By = Annotated[str, typer.Option(help="who does it", default_factory=getpass.getuser, show_default="you")]
+
+
+def _user() -> str:
+    """Who runs this command: its number where it has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # KeyError until Python 3.12
+        return str(os.getuid())
+
+
+By = Annotated[str, typer.Option(help="who does it", default_factory=_user, show_default="you")]
 
 
 def _print_version(asked: bool) -> None:
@@ -558,7 +569,9 @@ def main() -> None:
     Exits 0 when done, 1 when the release failed, 2 on bad input, 3 when our tooling broke, 4 when a person rejected
     the release, 10 when `doctor` has warnings only, 130 when interrupted.
     """
+    _take_any_bytes()
     try:
+        _check_words(sys.argv)
         app()
     except KeyboardInterrupt:
         print("\ninterrupted; nothing is lost: run it again", file=sys.stderr)
@@ -566,10 +579,38 @@ def main() -> None:
     except Exception as error:
         from tasks.release import Problem
 
-        if not isinstance(error, Problem):
+        if not isinstance(error, Problem | OSError):
             raise
-        print(f"\n{error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        problem = error if isinstance(error, Problem) else _refused_here(error)
+        print(f"\n{problem}", file=sys.stderr)
+        sys.exit(problem.exit_code)
+
+
+def _take_any_bytes() -> None:
+    """A log may hold any byte, and a terminal may not have every character: neither ends a command."""
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _check_words(words: list[str]) -> None:
+    """Raises BadInput for an argument that no document of the store can hold."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            from tasks.release import BadInput
+
+            raise BadInput("an argument is not UTF-8", evidence=ascii(word), todo="give it in UTF-8") from error
+
+
+def _refused_here(error: OSError) -> Problem:
+    """What this machine's system did not let us do: its own words say it best, and name the file."""
+    from tasks.release import ToolingError
+
+    return ToolingError(
+        "this machine's system refused it", evidence=str(error), todo="mend that (`llama-release doctor`); run it again"
+    )
 
 
 if __name__ == "__main__":

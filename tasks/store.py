@@ -135,24 +135,30 @@ class LocalFiles:
         self._root = root
 
     def read(self, path: str) -> str | None:
-        try:
-            return (self._root / path).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
+        with _told(f"{path} in the store cannot be read"):
+            try:
+                return (self._root / path).read_text(encoding="utf-8")
+            except FileNotFoundError:
+                return None
 
     def write(self, path: str, text: str) -> None:
         write_atomic(self._root / path, text)
 
     def names(self, glob: str) -> list[str]:
-        return sorted(str(path.relative_to(self._root)) for path in self._root.glob(glob))
+        folder = self._root / glob.partition("*")[0]
+        with _told(f"{folder.relative_to(self._root)} in the store cannot be read"):
+            if folder.exists():
+                os.scandir(folder).close()  # Path.glob takes a folder that may not be read for an empty one
+            return sorted(str(path.relative_to(self._root)) for path in self._root.glob(glob))
 
     def remove(self, path: str) -> None:
         target = self._root / path
-        if target.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-        elif target.exists():
-            target.unlink(missing_ok=True)
-            sync_folder(target.parent)
+        with _told(f"{path} in the store cannot be removed"):
+            if target.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+            elif target.exists():
+                target.unlink(missing_ok=True)
+                sync_folder(target.parent)
 
     def fetch(self, path: str, file: Path) -> None:
         """Nothing: the file is the document."""
@@ -164,6 +170,17 @@ class LocalFiles:
         self, name: str, *, holder: dict[str, Any], stale: Callable[[dict[str, Any]], None] | None = None
     ) -> AbstractContextManager[None]:
         return hold(self._root / "locks" / f"{name}.lock", holder=holder, stale=stale)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Around what the system may refuse, or find damaged: raises ToolingError with its words."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToolingError(
+            what, evidence=str(error), todo="mend its permissions or the disk, or restore it from a backup of the store"
+        ) from error
 
 
 class Store:
@@ -186,11 +203,9 @@ class Store:
         self.files.write(path, value.model_dump_json(indent=1) + "\n")
 
     def _load(self, path: str, kind: type[M]) -> M | None:
-        text = self.files.read(path)
-        if text is None:
-            return None
         try:
-            return kind.model_validate_json(text)
+            text = self.files.read(path)
+            return None if text is None else kind.model_validate_json(text)
         except ValueError as error:
             raise ToolingError(
                 f"{path} in the store is not a readable {kind.__name__}",
@@ -554,8 +569,10 @@ def hold(
     `stale` is told what a holder that died without letting go had written about itself.
     Raises ToolingError that names the holder when it is taken and `wait` is false.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    with _told(f"the lock {path} cannot be taken"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
@@ -568,12 +585,21 @@ def hold(
         file.seek(0)
         left = file.read().strip()
         if left and stale:
-            stale(json.loads(left))
+            stale(_holder(left))
         _rewrite(file, json.dumps({"pid": os.getpid(), **holder}))
         try:
             yield
         finally:
             _rewrite(file, "")
+
+
+def _holder(left: str) -> dict[str, Any]:
+    """What a holder had written about itself; {} when it was killed while it wrote."""
+    try:
+        found = json.loads(left)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _event_name(at: datetime) -> str:

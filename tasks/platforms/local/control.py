@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import httpx
 
 from tasks.release import BadInput, Model, Problem, ReleaseFailed, StageName, ToolingError, Wake
-from tasks.store import write_atomic
+from tasks.store import M, write_atomic
 
 KEY_VARIABLE = "LLAMA_API_KEY"
 """In the environment of an activator and of a llama-server."""
@@ -70,15 +70,17 @@ def deployment_path(root: Path, stage: StageName) -> Path:
 
 def load_deployment(root: Path, stage: StageName) -> Deployment | None:
     """What the stage's activator serves, or None before the first. Raises ToolingError for a damaged file."""
-    path = deployment_path(root, stage)
+    return load_document(deployment_path(root, stage), Deployment, "remove it and deploy again")
+
+
+def load_document(path: Path, kind: type[M], todo: str) -> M | None:
+    """What a file of this machine holds, or None when there is none. Raises ToolingError for a damaged one."""
     try:
-        return Deployment.model_validate_json(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ToolingError(
-            f"{path} is not a readable deployment", evidence=str(error)[:300], todo="remove it and deploy again"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise ToolingError(f"{path} is not a readable {kind.__name__}", evidence=str(error)[:300], todo=todo) from error
 
 
 def save_deployment(root: Path, stage: StageName, deployment: Deployment) -> None:
@@ -95,9 +97,15 @@ def save_wake(root: Path, wake: Wake) -> None:
 
 
 def load_wakes(root: Path, stage: StageName) -> tuple[Wake, ...]:
-    """What the first requests after idle windows got, oldest first."""
-    paths = sorted((run_folder(root, stage) / "wakes").glob("2*.json"))
-    return tuple(Wake.model_validate_json(path.read_text(encoding="utf-8")) for path in paths)
+    """What the first requests after idle windows got, oldest first. Raises ToolingError for a damaged file."""
+    return tuple(load_all(run_folder(root, stage) / "wakes", Wake))
+
+
+def load_all(folder: Path, kind: type[M]) -> list[M]:
+    """What the files of a folder hold that are named by their time, oldest first. Raises ToolingError for a damaged
+    one."""
+    found = (load_document(path, kind, "remove it: it is one of many") for path in sorted(folder.glob("2*.json")))
+    return [each for each in found if each is not None]
 
 
 def socket_path(root: Path, stage: StageName) -> Path:
