@@ -90,12 +90,18 @@ def upgrade(
     as_json: Json = False,
 ) -> None:
     """Bring production to a newer upstream release, when every proof holds and a person agrees."""
-    from flows.upgrade import upgrade as flow
+    from flows.plan import foreseen
     from tasks.doctor import needs
 
-    check_parameters(flow, to=to, again=again)
-    with prefect_page(as_json, needed=needs.UPGRADE) as page:
-        outcome = run_flow(flow, page, approver, to=to, again=again)
+    settings = _begin(as_json, needs.UPGRADE)
+    outcome = foreseen(settings, to, again)
+    if outcome is None:
+        from flows.server import prefect_server
+        from flows.upgrade import upgrade as flow
+
+        check_parameters(flow, to=to, again=again)
+        with prefect_server(settings.store) as page:
+            outcome = run_flow(flow, page, approver, to=to, again=again)
     _end(outcome, as_json)
 
 
@@ -144,11 +150,19 @@ def redeploy(
     as_json: Json = False,
 ) -> None:
     """Send production's release through staging, idle windows and promotion again: for a new key, image or runtime."""
-    from flows.redeploy import redeploy as flow
     from tasks.doctor import needs
+    from tasks.platforms import open_platform
+    from tasks.redeploy import choose
+
+    settings = _begin(as_json, needs.REDEPLOY)
+    store = open_platform(settings).store
+    if not store.intent("production"):  # else the flow finishes or undoes that first
+        choose(store, release)
+    from flows.redeploy import redeploy as flow
+    from flows.server import prefect_server
 
     check_parameters(flow, by=by, reason=reason, release=release)
-    with prefect_page(as_json, needed=needs.REDEPLOY) as page:
+    with prefect_server(settings.store) as page:
         outcome = run_flow(flow, page, None, by=by, reason=reason, release=release)
     _end(outcome, as_json)
 
@@ -487,13 +501,21 @@ def _what_next(page: str, keep: bool) -> None:
 
 @contextmanager
 def prefect_page(as_json: bool, port: int | None = None, needed: needs.Needs = ()) -> Iterator[str]:
-    """A Prefect server for this command; yields its page's address. With JSON, rows go to standard error.
+    """A Prefect server for this command; yields its page's address. Raises what `_begin` raises."""
+    settings = _begin(as_json, needed)
+    from flows.server import prefect_server
 
-    Raises one Problem for all that this machine lacks of what is needed, before any server is started.
+    with prefect_server(settings.store, port) as page:
+        yield page
+
+
+def _begin(as_json: bool, needed: needs.Needs) -> Settings:
+    """The settings, once a command that runs a flow has said where it runs. With JSON, rows go to standard error.
+
+    Raises one Problem for all that this machine lacks of what is needed.
     """
     from rich.markup import escape
 
-    from flows.server import prefect_server
     from tasks.platforms import open_platform
     from tasks.settings import load
 
@@ -503,8 +525,7 @@ def prefect_page(as_json: bool, port: int | None = None, needed: needs.Needs = (
     console.print(f"[bold]llama-release[/]  {open_platform(settings).name} platform, store {settings.store.absolute()}")
     for line in doubtful:
         console.print(f"  [yellow]warn[/] {escape(line)}", soft_wrap=True)
-    with prefect_server(settings.store, port) as page:
-        yield page
+    return settings
 
 
 def _look(settings: Settings, needed: needs.Needs) -> list[str]:

@@ -18,6 +18,7 @@ from tests.benchmarks import (
     gate,
     notes,
     patches,
+    refused,
     selftest,
     snapshot,
     soak,
@@ -30,6 +31,7 @@ from tests.benchmarks import (
 
 SECTIONS = {
     "start": start.main,
+    "refused": refused.main,
     "stages": stages.main,
     "patches": patches.main,
     "notes": notes.main,
