@@ -335,9 +335,10 @@ def start() -> None:
     from tasks.settings import load
 
     platform = open_platform(load())
-    for stage in get_args(StageName):
-        if served := serve_pointer(platform, stage):
-            console.print(f"{stage} answers at {served.base_url}")
+    with _alone(platform.store, "start"):
+        for stage in get_args(StageName):
+            if served := serve_pointer(platform, stage):
+                console.print(f"{stage} answers at {served.base_url}")
 
 
 @app.command()
@@ -348,8 +349,20 @@ def stop() -> None:
     from tasks.settings import load
 
     platform = open_platform(load())
-    for stage in get_args(StageName):
-        platform.stop(stage)
+    with _alone(platform.store, "stop"):
+        for stage in get_args(StageName):
+            platform.stop(stage)
+
+
+@contextmanager
+def _alone(store: Store, verb: str) -> Iterator[None]:
+    """No run and no other command moves a stage meanwhile. Raises ToolingError that names the one that does."""
+    from tasks.promote import production_lock
+    from tasks.release import now
+
+    holder = {"name": verb, "since": now().isoformat(timespec="seconds")}
+    with store.lock("release", holder=holder), production_lock(store):
+        yield
 
 
 @app.command()

@@ -68,11 +68,16 @@ MAX_LATENCIES = 500
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing. Raises ToolingError when the disk won't take it."""
+    """Write a whole file or nothing. A new one is for this user alone, one that is there keeps its mode.
+
+    Raises ToolingError when the disk won't take it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            with suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -187,10 +192,10 @@ class Store:
     """Typed access to the documents, and to the big things under one root folder of this machine."""
 
     def __init__(self, root: Path, files: Files | None = None) -> None:
-        """Raises BadInput when there can't be such a folder."""
+        """A new folder is for this user alone. Raises BadInput when there can't be such a folder."""
         self.root = root.absolute()
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(
                 f"the store {self.root} can't be made", evidence=str(error), todo="set `store` to a folder of yours"
@@ -325,6 +330,8 @@ class Store:
             except OSError:
                 shutil.copyfile(path, temporary)
             os.replace(temporary, target)
+            if target.samefile(path):  # to link and to rename it has changed its ctime, and not its content
+                write_atomic(self._seen(target), ref.sha256)
         return ref
 
     def reference(self, path: Path) -> FileRef:
@@ -337,16 +344,22 @@ class Store:
             ) from error
 
     def content_of(self, path: Path) -> str:
-        """sha256 of a file's content, remembered while it is unchanged (same inode, size and mtime): a 16 GB model
-        is read once. Raises OSError."""
-        stat = path.stat()
-        remembered = self.root / "files" / ".seen" / f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+        """sha256 of a file's content, remembered while it is unchanged (see `_seen`): a 16 GB model is read once.
+        Raises OSError."""
+        remembered = self._seen(path)
         try:
             return remembered.read_text()
         except FileNotFoundError:
             sha = sha256_of(path)
             write_atomic(remembered, sha)
             return sha
+
+    def _seen(self, path: Path) -> Path:
+        """Where a file's sha256 is remembered. By its ctime too: `cp -p`, `rsync -t` and `touch` set an mtime back, and
+        nobody sets a ctime (stat(3type))."""
+        stat = path.stat()
+        stamp = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        return self.root / "files" / ".seen" / "-".join(map(str, stamp))
 
     def file(self, ref: FileRef) -> Path:
         return self.root / "files" / ref.sha256 / ref.name
@@ -590,7 +603,7 @@ def hold(
         try:
             yield
         finally:
-            _rewrite(file, "")
+            _rewrite(file, "" if stale else left)  # for the next one that tells of it
 
 
 def _holder(left: str) -> dict[str, Any]:

@@ -125,3 +125,13 @@ def test_a_user_without_a_name_is_a_number(folder: Path) -> None:
 def test_a_prefect_server_that_is_not_there(folder: Path, address: str) -> None:
     said = run(folder, "watch", code=3, PREFECT_API_URL=address)
     assert "the Prefect server that PREFECT_API_URL names does not answer" in said
+
+
+@pytest.mark.parametrize("lock", ["release", "production"])
+@pytest.mark.parametrize("verb", ["start", "stop"])
+def test_servers_are_not_started_or_stopped_under_a_run_that_moves_them(folder: Path, verb: str, lock: str) -> None:
+    with Store(folder / STORE).lock(lock, holder={"name": "upgrade to b11434"}):
+        said = run(folder, verb, code=3)
+    assert f"another process holds the lock {folder / STORE / 'locks' / lock}.lock" in said
+    assert "upgrade to b11434" in said
+    run(folder, verb, code=0)

@@ -1,6 +1,7 @@
 """How long a command takes that is refused before it runs anything, beside a Python that does nothing.
 
-Before this was known without a Prefect server, `upgrade` on hold took 18 s on a quiet machine.
+When a Prefect server was started to refuse it, `upgrade` on hold took 236 times as long as Python does by itself, 18 s
+on a quiet machine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from tests.fakes.github import fake_github
 
 ROUNDS = 5
 NOTHING = "python -c pass"
-AT_MOST_S = 3.0
+AT_MOST = 90
+"""So many times what Python takes by itself: 3 s where that is 33 ms."""
 REFUSED = {
     "on hold": ("upgrade",),
     "no such tag": ("upgrade", "--to", "b123"),
@@ -33,7 +35,7 @@ REFUSED = {
 def main() -> Iterator[str]:
     """Lines of the report: the median of the rounds of each refusal. Exits when one has started a Prefect server."""
     with (
-        tempfile.TemporaryDirectory(prefix="llama-release-bench-") as name,
+        tempfile.TemporaryDirectory() as name,
         fake_github(Path(name, "github")) as github,
     ):
         github.commit("one", {"CMakeLists.txt": "project(x)\n"})
@@ -56,7 +58,7 @@ def main() -> Iterator[str]:
             store.save_pointer(StagePointer(stage="production", hold=hold))
             given, code = env | ({} if why == "missing needs" else has_model), 2
             took = statistics.median(_seconds([str(SCRIPT), *words], given, folder, code) for _ in range(ROUNDS))
-            yield f"{why:24}{took:8.2f}{took / nothing:7.1f}{AT_MOST_S:9.0f}"
+            yield f"{why:24}{took:8.2f}{took / nothing:7.1f}{AT_MOST:9}"
         if (store.root / "prefect").exists():
             raise SystemExit("a refused command has started a Prefect server")
 

@@ -7,6 +7,8 @@ import os
 import secrets
 import stat
 import tempfile
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -109,24 +111,25 @@ def load_all(folder: Path, kind: type[M]) -> list[M]:
 
 
 def socket_path(root: Path, stage: StageName) -> Path:
-    """Where an activator that starts now puts its socket: in a folder of this user alone.
-
-    Raises ToolingError when someone else made that folder.
-    """
+    """Where an activator that starts now puts its socket: in a folder of this user alone."""
     name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16] + f"-{stage}.sock"
     base = Path(tempfile.gettempdir())
     if len(os.fsencode(base)) + len(name) + 30 > MAX_SOCKET_PATH:  # as is TMPDIR of macOS, /var/folders/xx/.../T
         base = Path("/tmp")
+    return _own_folder(base) / name
+
+
+@cache
+def _own_folder(base: Path) -> Path:
+    """A folder of this user alone. Where somebody else was first, whom /tmp lets do that and whose folder this user
+    can't remove there, a new one: nobody foresees its name, and the pointer in the store leads to it."""
     folder = base / f"llama-release-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ToolingError(
-            f"{folder} is not a folder of this user alone",
-            evidence=f"owner {found.st_uid}, mode {stat.filemode(found.st_mode)}",
-            todo="remove it",
-        )
-    return folder / name
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="llama-release-", dir=base))
 
 
 def pointer_to_socket(root: Path, stage: StageName) -> Path:
