@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import getpass
+import io
 import json
 import os
 import signal
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from flows.doctor import Finding
     from flows.outcome import Outcome
     from tasks.doctor import needs
-    from tasks.release import StagePointer
+    from tasks.release import Problem, StagePointer
     from tasks.settings import Settings
     from tasks.store import Store
 
@@ -51,7 +52,17 @@ app.add_typer(patches_app, name="patches")
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON; the rows then go to standard error")]
 To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]
-By = Annotated[str, typer.Option(help="who does it", default_factory=getpass.getuser, show_default="you")]
+
+
+def _user() -> str:
+    """Who runs this command: its number where it has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # KeyError until Python 3.12
+        return str(os.getuid())
+
+
+By = Annotated[str, typer.Option(help="who does it", default_factory=_user, show_default="you")]
 
 
 def _print_version(asked: bool) -> None:
@@ -79,12 +90,18 @@ def upgrade(
     as_json: Json = False,
 ) -> None:
     """Bring production to a newer upstream release, when every proof holds and a person agrees."""
-    from flows.upgrade import upgrade as flow
+    from flows.plan import foreseen
     from tasks.doctor import needs
 
-    check_parameters(flow, to=to, again=again)
-    with prefect_page(as_json, needed=needs.UPGRADE) as page:
-        outcome = run_flow(flow, page, approver, to=to, again=again)
+    settings = _begin(as_json, needs.UPGRADE)
+    outcome = foreseen(settings, to, again)
+    if outcome is None:
+        from flows.server import prefect_server
+        from flows.upgrade import upgrade as flow
+
+        check_parameters(flow, to=to, again=again)
+        with prefect_server(settings.store) as page:
+            outcome = run_flow(flow, page, approver, to=to, again=again)
     _end(outcome, as_json)
 
 
@@ -141,11 +158,19 @@ def redeploy(
     as_json: Json = False,
 ) -> None:
     """Send production's release through staging, idle windows and promotion again: for a new key, image or runtime."""
-    from flows.redeploy import redeploy as flow
     from tasks.doctor import needs
+    from tasks.platforms import open_platform
+    from tasks.redeploy import choose
+
+    settings = _begin(as_json, needs.REDEPLOY)
+    store = open_platform(settings).store
+    if not store.intent("production"):  # else the flow finishes or undoes that first
+        choose(store, release)
+    from flows.redeploy import redeploy as flow
+    from flows.server import prefect_server
 
     check_parameters(flow, by=by, reason=reason, release=release)
-    with prefect_page(as_json, needed=needs.REDEPLOY) as page:
+    with prefect_server(settings.store) as page:
         outcome = run_flow(flow, page, None, by=by, reason=reason, release=release)
     _end(outcome, as_json)
 
@@ -318,9 +343,10 @@ def start() -> None:
     from tasks.settings import load
 
     platform = open_platform(load())
-    for stage in get_args(StageName):
-        if served := serve_pointer(platform, stage):
-            console.print(f"{stage} answers at {served.base_url}")
+    with _alone(platform.store, "start"):
+        for stage in get_args(StageName):
+            if served := serve_pointer(platform, stage):
+                console.print(f"{stage} answers at {served.base_url}")
 
 
 @app.command()
@@ -331,8 +357,20 @@ def stop() -> None:
     from tasks.settings import load
 
     platform = open_platform(load())
-    for stage in get_args(StageName):
-        platform.stop(stage)
+    with _alone(platform.store, "stop"):
+        for stage in get_args(StageName):
+            platform.stop(stage)
+
+
+@contextmanager
+def _alone(store: Store, verb: str) -> Iterator[None]:
+    """No run and no other command moves a stage meanwhile. Raises ToolingError that names the one that does."""
+    from tasks.promote import production_lock
+    from tasks.release import now
+
+    holder = {"name": verb, "since": now().isoformat(timespec="seconds")}
+    with store.lock("release", holder=holder), production_lock(store):
+        yield
 
 
 @app.command()
@@ -484,13 +522,21 @@ def _what_next(page: str, keep: bool) -> None:
 
 @contextmanager
 def prefect_page(as_json: bool, port: int | None = None, needed: needs.Needs = ()) -> Iterator[str]:
-    """A Prefect server for this command; yields its page's address. With JSON, rows go to standard error.
+    """A Prefect server for this command; yields its page's address. Raises what `_begin` raises."""
+    settings = _begin(as_json, needed)
+    from flows.server import prefect_server
 
-    Raises one Problem for all that this machine lacks of what is needed, before any server is started.
+    with prefect_server(settings.store, port) as page:
+        yield page
+
+
+def _begin(as_json: bool, needed: needs.Needs) -> Settings:
+    """The settings, once a command that runs a flow has said where it runs. With JSON, rows go to standard error.
+
+    Raises one Problem for all that this machine lacks of what is needed.
     """
     from rich.markup import escape
 
-    from flows.server import prefect_server
     from tasks.platforms import open_platform
     from tasks.settings import load
 
@@ -500,8 +546,7 @@ def prefect_page(as_json: bool, port: int | None = None, needed: needs.Needs = (
     console.print(f"[bold]llama-release[/]  {open_platform(settings).name} platform, store {settings.store.absolute()}")
     for line in doubtful:
         console.print(f"  [yellow]warn[/] {escape(line)}", soft_wrap=True)
-    with prefect_server(settings.store, port) as page:
-        yield page
+    return settings
 
 
 def _look(settings: Settings, needed: needs.Needs) -> list[str]:
@@ -568,7 +613,9 @@ def main() -> None:
     Exits 0 when done, 1 when the release failed, 2 on bad input, 3 when our tooling broke, 4 when a person rejected
     the release, 10 when `doctor` has warnings only, 130 when interrupted.
     """
+    _take_any_bytes()
     try:
+        _check_words(sys.argv)
         app()
     except KeyboardInterrupt:
         print("\ninterrupted; nothing is lost: run it again", file=sys.stderr)
@@ -576,10 +623,38 @@ def main() -> None:
     except Exception as error:
         from tasks.release import Problem
 
-        if not isinstance(error, Problem):
+        if not isinstance(error, Problem | OSError):
             raise
-        print(f"\n{error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        problem = error if isinstance(error, Problem) else _refused_here(error)
+        print(f"\n{problem}", file=sys.stderr)
+        sys.exit(problem.exit_code)
+
+
+def _take_any_bytes() -> None:
+    """A log may hold any byte, and a terminal may not have every character: neither ends a command."""
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _check_words(words: list[str]) -> None:
+    """Raises BadInput for an argument that no document of the store can hold."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            from tasks.release import BadInput
+
+            raise BadInput("an argument is not UTF-8", evidence=ascii(word), todo="give it in UTF-8") from error
+
+
+def _refused_here(error: OSError) -> Problem:
+    """What this machine's system did not let us do: its own words say it best, and name the file."""
+    from tasks.release import ToolingError
+
+    return ToolingError(
+        "this machine's system refused it", evidence=str(error), todo="mend that (`llama-release doctor`); run it again"
+    )
 
 
 if __name__ == "__main__":

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from prefect import State
-from prefect.runtime import flow_run
-from prefect.states import Completed
 from pydantic import Field
 
-from flows.server import mark_crashed, settle
 from tasks.release import Model, Release, ToolingError, now
 from tasks.store import Store
+
+# Prefect takes two seconds to load: a command that is refused before a run says how it ends without it
+if TYPE_CHECKING:
+    from prefect import State
 
 Kind = Literal[
     "promoted", "redeployed", "rolled_back", "rejected", "nothing_newer", "already_there", "waiting",
@@ -42,6 +42,8 @@ class Outcome(Model):
 
 def ended(kind: Kind, release: Release | None = None, note: str = "") -> State[Outcome]:
     """The final state of a flow run, named for a person in the Prefect page, with its Outcome as the result."""
+    from prefect.states import Completed
+
     label = f": {release.label}" if release else ""
     return Completed(
         name=kind.replace("_", " ").capitalize(),
@@ -57,6 +59,10 @@ def one_at_a_time(store: Store, name: str = "release", *, patience_s: float = 0)
 
     Raises ToolingError that names the run that holds it, when it is not free in so many seconds.
     """
+    from prefect.runtime import flow_run
+
+    from flows.server import settle
+
     deadline = time.monotonic() + patience_s
     holder = {"flow_run": str(flow_run.id), "name": flow_run.name, "since": now().isoformat(timespec="seconds")}
     with ExitStack() as held:
@@ -86,4 +92,6 @@ def if_free(store: Store) -> Iterator[str]:
 
 
 def _crashed(holder: dict[str, Any]) -> None:
+    from flows.server import mark_crashed
+
     mark_crashed(str(holder.get("flow_run")))

@@ -1,15 +1,17 @@
-"""What an upgrade would do, without doing it."""
+"""What an upgrade would do, without doing it, and how one ends that has nothing to do."""
 
 from __future__ import annotations
 
 from pydantic import Field
 from rich.markup import escape
 
+from flows.outcome import Outcome
 from flows.required import required
 from tasks import patches, preflight, upstream
 from tasks.doctor import needs
 from tasks.faults import Fault
 from tasks.platforms import Platform, open_platform
+from tasks.promote import refuse_on_hold
 from tasks.release import (
     Hold,
     Model,
@@ -23,8 +25,14 @@ from tasks.release import (
 )
 from tasks.settings import Settings
 from tasks.sources import Sources
-from tasks.upstream import stage
+from tasks.store import Store
+from tasks.upstream import Upstream, stage
 from tasks.upstream.notes import Assessment
+
+NOTHING_NEWER = Outcome(
+    kind="nothing_newer",
+    note="changed settings or patches go out on production's own build with `llama-release upgrade --to bN`",
+)
 
 
 class Plan(Model):
@@ -83,8 +91,7 @@ def plan(settings: Settings, to: str | None) -> Plan:
     """
     platform = open_platform(settings)
     store = platform.store
-    pointer = store.pointer("production")
-    current = store.get_release(pointer.release) if pointer.release else None
+    pointer, current = store.pointer("production"), _in_production(store)
     source_of = upstream.open_upstream(settings)
     build = current.upstream.build if current else None
     target = upstream.choose(source_of, to, build)
@@ -99,8 +106,7 @@ def plan(settings: Settings, to: str | None) -> Plan:
     if target is None:
         return known
     try:
-        archive = source_of.fetch(target)
-        source = patches.apply_series(Sources(settings.cache), target, archive, settings.patches, source_of)
+        source = _source(settings, source_of, target)
     except ReleaseFailed as error:
         return known.model_copy(update={"problem": str(error)})
     try:
@@ -119,6 +125,56 @@ def plan(settings: Settings, to: str | None) -> Plan:
             "to_verify": tuple(name for name in names if name not in found),
         }
     )
+
+
+def foreseen(settings: Settings, to: str | None, again: bool) -> Outcome | None:
+    """How an upgrade would end that has nothing to do; None when it has, be it what a killed run left open.
+
+    By the rules that the flow goes by, so that a refusal needs no Prefect server. Raises what refuses the upgrade:
+    BadInput for a hold or a build that upstream does not have, ToolingError when upstream cannot be read.
+    """
+    platform = open_platform(settings)
+    store = platform.store
+    if store.intent("production"):
+        return None
+    refuse_on_hold(store.pointer("production"))
+    current, source_of = _in_production(store), upstream.open_upstream(settings)
+    target = upstream.choose(source_of, to, current.upstream.build if current else None)
+    if target is None:
+        return NOTHING_NEWER
+    known = {request.tag for request in store.requests() if request.state == "open"}
+    if target.tag not in known | ({current.upstream.tag} if current else set()):
+        return None
+    try:
+        release = _release(platform, _source(settings, source_of, target), settings)
+    except Problem:  # the run will say so, and keep it
+        return None
+    return settled(store, release, again) if release else None
+
+
+def settled(store: Store, release: Release, again: bool) -> Outcome | None:
+    """How an upgrade ends that has come to a release which is in production, or which waits for a person in another
+    run; None when it is to go on. `again`: to ask anew is what it is for."""
+    if release.id == store.pointer("production").release:
+        return Outcome(kind="already_there", release=release)
+    if again or not any(request.state == "open" for request in store.requests()):
+        return None
+    from tasks import approval  # and with it Prefect, which takes two seconds to load
+
+    if other := approval.waiting(store, release):
+        why = f"{other.name} waits for a person: {other.link or other.run}"
+        return Outcome(kind="waiting", release=release, note=why)
+    return None
+
+
+def _in_production(store: Store) -> Release | None:
+    release = store.pointer("production").release
+    return store.get_release(release) if release else None
+
+
+def _source(settings: Settings, source_of: Upstream, target: UpstreamRelease) -> SourceTree:
+    archive = source_of.fetch(target)
+    return patches.apply_series(Sources(settings.cache), target, archive, settings.patches, source_of)
 
 
 def _release(platform: Platform, source: SourceTree, settings: Settings) -> Release | None:

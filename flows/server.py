@@ -62,11 +62,12 @@ def prefect_server(store: Path, port: int | None = None) -> Iterator[str]:
     store, else one of our own on loopback.
 
     With a port (`serve` gives it; 0: any) it is our own, there, and others find it. Yields the address of its page.
-    Raises BadInput when the port is taken or there is such a server, ToolingError when it doesn't come up.
+    Raises BadInput when the port is taken or there is such a server, ToolingError when it doesn't come up or answer.
     """
     home = store.absolute() / "prefect"
     serving = home / SERVING
     if given := os.environ.get("PREFECT_API_URL"):
+        _check_answering()
         yield redact(given.removesuffix("/api"))
     elif page := _answering(serving):
         if port is not None:
@@ -156,6 +157,17 @@ def _answering(serving: Path) -> str:
         return page if _healthy(page) else ""
     except (OSError, httpx.HTTPError):
         return ""
+
+
+def _check_answering() -> None:
+    """Raises ToolingError when the Prefect server in force does not answer."""
+    with get_client(sync_client=True) as client:
+        if error := client.api_healthcheck():
+            raise ToolingError(
+                "the Prefect server that PREFECT_API_URL names does not answer",
+                evidence=f"{client.api_url}: {error}",
+                todo="start it, correct its address, or unset PREFECT_API_URL: a server is then started here",
+            )
 
 
 def _healthy(page: str) -> bool:

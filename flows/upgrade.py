@@ -8,6 +8,7 @@ from prefect.runtime import flow_run
 from flows.deployed import load
 from flows.outcome import Outcome, ended, one_at_a_time
 from flows.parameters import Tag
+from flows.plan import NOTHING_NEWER, settled
 from flows.required import required
 from tasks import approval, build, contracts, evals, notify, patches, preflight, promote, proof, restore
 from tasks.doctor import needs
@@ -15,7 +16,6 @@ from tasks.platforms import open_platform
 from tasks.report import show_dossier
 from tasks.upstream import stage as upstream
 
-SAME_BUILD = "changed settings or patches go out on production's own build with `llama-release upgrade --to bN`"
 RESUMED_S = 15 * 60
 """Seconds that a run which a person has just answered waits for another to let go of the release lock."""
 
@@ -49,16 +49,14 @@ def upgrade(to: Tag | None = None, again: bool = False) -> State[Outcome]:
 
         target, notes = upstream.read(platform, settings, to)
         if target is None:
-            return ended("nothing_newer", note=SAME_BUILD)
+            return ended(NOTHING_NEWER.kind, note=NOTHING_NEWER.note)
         source = patches.apply(platform, settings, target)
         built = build.make(platform, source, settings.recipe)
         source, built = proof.check(platform, settings, source, built)
         release = preflight.check(platform, settings, built, production.release, again)
         proof.record(platform, release, source)
-        if release.id == production.release:
-            return ended("already_there", release)
-        if not again and (other := approval.waiting(store, release)):
-            return ended("waiting", release, f"{other.name} waits for a person: {other.link or other.run}")
+        if there := settled(store, release, again):
+            return ended(there.kind, there.release, there.note)
 
         contracts.check(platform, release, production.release)
         promote.staging(platform, release)

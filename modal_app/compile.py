@@ -40,10 +40,10 @@ _OURS = (
 class CompileFailed(Exception):
     """It does not compile; the message is the compiler's own words."""
 
-    def __init__(self, words: str, log: str) -> None:
+    def __init__(self, words: str, log: str = "", machine: str = "") -> None:
         super().__init__(words)
         self.words = words
-        self.machine = next((sign for sign in _OURS if sign in log), "")
+        self.machine = machine or next((sign for sign in _OURS if sign in log), "")
         """What this machine lacks, when that is the reason."""
 
 
@@ -80,18 +80,21 @@ def compile_target(
     Upstream's code, which CMake and the compilers run and read, is behind the wall; `hide` is hidden from it, too.
     """
     walled = partial(wall.behind, hide=hide, keep=(source, out.parent))
-    cache.mkdir(parents=True, exist_ok=True)  # behind the wall, a folder that is not there yet can't be seen later
-    # The path of a Unix socket is 107 bytes at most (unix(7)), which a cache's folder may be by itself.
-    with (
-        tempfile.TemporaryDirectory(prefix="llama-release-") as short,
-        CompilerCache(cache, Path(short, "sccache.sock"), walled, before_exec) as compiler,
-    ):
-        progress(0, 1, "configuring")
-        hook = out.with_name("cpu_flags.cmake")
-        hook.write_text(_HOOK.replace("@FLAGS@", " ".join(f'"{flag}"' for flag in cpu_flags)))
-        _configure(source, out, {**definitions, "CMAKE_PROJECT_TOP_LEVEL_INCLUDES": str(hook)}, log, compiler)
-        objects = _ninja(out, target, log, compiler, progress, before_exec)
-        return Compiled(objects, compiler.hits())
+    try:
+        cache.mkdir(parents=True, exist_ok=True)  # behind the wall, a folder that is not there yet can't be seen later
+        # The path of a Unix socket is 107 bytes at most (unix(7)), which a cache's folder may be by itself.
+        with (
+            tempfile.TemporaryDirectory(prefix="llama-release-") as short,
+            CompilerCache(cache, Path(short, "sccache.sock"), walled, before_exec) as compiler,
+        ):
+            progress(0, 1, "configuring")
+            hook = out.with_name("cpu_flags.cmake")
+            hook.write_text(_HOOK.replace("@FLAGS@", " ".join(f'"{flag}"' for flag in cpu_flags)))
+            _configure(source, out, {**definitions, "CMAKE_PROJECT_TOP_LEVEL_INCLUDES": str(hook)}, log, compiler)
+            objects = _ninja(out, target, log, compiler, progress, before_exec)
+            return Compiled(objects, compiler.hits())
+    except (OSError, subprocess.SubprocessError) as error:  # a tool that is not there or hangs, a disk that is full
+        raise CompileFailed(f"{type(error).__name__}: {error}", machine=str(error)) from error
 
 
 # Included by upstream's first project(). Its own hook for flags would be CMAKE_CXX_FLAGS, which all 195 objects have;
@@ -220,7 +223,7 @@ class CompilerCache:
         while not self._socket.exists():
             if self._server.poll() is not None or time.monotonic() > deadline:
                 self._server.kill()
-                raise CompileFailed(f"the compiler cache's server did not start: {self.binary}", _OURS[-1])
+                raise CompileFailed("the compiler cache's server did not start", machine=f"{self.binary} does not run")
             time.sleep(0.05)
         return self
 

@@ -13,19 +13,17 @@ import secrets
 
 from tasks.platforms import Platform
 from tasks.promote import refuse_on_hold, whole
-from tasks.release import Approval, BadInput, Dossier, Redeploy, StagePointer
+from tasks.release import Approval, BadInput, Dossier, Redeploy, Release, StagePointer
 from tasks.stage import Row, stage
+from tasks.store import Store
 
 
-@stage("redeploy", "redeploy {release_id}")
-def begin(row: Row, platform: Platform, release_id: str | None, by: str, reason: str) -> Redeploy:
-    """Write down what is redeployed, before anything is touched: the release in production, or a retained one.
+def choose(store: Store, release_id: str | None) -> Release:
+    """The release that is redeployed: the one in production, or a retained one.
 
-    A redeploy of the same release for the same reason that a killed run left open is gone on with, in its generation.
-    Raises BadInput when production neither has nor retains the release, or another one is wanted during a hold;
-    ToolingError when the release is not whole in the store.
+    Raises BadInput when production neither has nor retains it, or another one is wanted during a hold; ToolingError
+    when it is not whole in the store.
     """
-    store = platform.store
     pointer = store.pointer("production")
     target = release_id or pointer.release
     if target is None or target not in (pointer.release, *pointer.retained):
@@ -38,15 +36,27 @@ def begin(row: Row, platform: Platform, release_id: str | None, by: str, reason:
         refuse_on_hold(pointer)
     release = store.get_release(target)
     whole(store, release)
+    return release
+
+
+@stage("redeploy", "redeploy {release_id}")
+def begin(row: Row, platform: Platform, release_id: str | None, by: str, reason: str) -> Redeploy:
+    """Write down what is redeployed, before anything is touched.
+
+    A redeploy of the same release for the same reason that a killed run left open is gone on with, in its generation.
+    Raises what `choose` raises.
+    """
+    store = platform.store
+    release = choose(store, release_id)
     left = store.redeploy()
-    gone_on = left if left and (left.release, left.reason) == (target, reason) else None
+    gone_on = left if left and (left.release, left.reason) == (release.id, reason) else None
     generation = gone_on.generation if gone_on else secrets.token_hex(4)
-    begun = Redeploy(release=target, generation=generation, by=by, reason=reason)
+    begun = Redeploy(release=release.id, generation=generation, by=by, reason=reason)
     store.open_redeploy(begun)
     since = f"; goes on with what {gone_on.by} began at {gone_on.at:%Y-%m-%d %H:%M} UTC" if gone_on else ""
     row.done(
         f"{release.label} as generation {generation}, by {by}: {reason}{since}",
-        release=target,
+        release=release.id,
         detail=begun.model_dump(mode="json"),
     )
     return begun

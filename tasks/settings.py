@@ -7,11 +7,19 @@ the environment wins. Secrets are only ever named here (`api_key_env`), never he
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from modal_app import redaction
 from modal_app.settings import ModalSettings
@@ -201,6 +209,13 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if wrong := sorted(_unwritable(given)):
+            raise ValueError(f"{', '.join(wrong)}: it has a byte 0 or one that is not UTF-8")
+        return given
+
     @property
     def api_key(self) -> SecretStr | None:
         """The API key, from the variable that `server.api_key_env` names."""
@@ -212,12 +227,41 @@ def load() -> Settings:
     """The settings in force here. Raises BadInput that names each wrong setting."""
     try:
         found = Settings()
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+    # ValueError: what TOML, JSON and UTF-8 refuse; RuntimeError: a user without a home, brackets nested without an end
+    except (ValueError, OSError, RuntimeError) as error:
         raise BadInput(
             "the settings are not usable",
-            evidence="\n".join(lines),
+            evidence="\n".join(_told(error)),
             todo=f"correct {SETTINGS_FILE} or the LLAMA_RELEASE_* variables",
         ) from error
+    if (key := found.api_key) and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", key.get_secret_value()):
+        raise BadInput(
+            "the API key cannot be sent in a header",
+            evidence=f"{found.server.api_key_env} has a character that is not ASCII, or a blank at an end",
+            todo="set another one",
+        )
     redaction.also(found.server.api_key_env, found.upstream.token_env, found.notify.slack_token_env)
     return found
+
+
+def _told(error: Exception) -> Iterator[str]:
+    if isinstance(error, ValidationError):
+        yield from (": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors())
+    elif isinstance(error, SettingsError):  # in a variable: it names the setting
+        yield f"{error}: {error.__cause__}"
+    elif isinstance(error, ValueError | RecursionError):
+        yield f"{SETTINGS_FILE}: {error}"
+    else:  # the system's words, which name the file
+        yield str(error)
+
+
+def _unwritable(given: object, name: str = "") -> Iterator[str]:
+    """The names of what is no text that a file's name, an argument and a document of the store can hold."""
+    if isinstance(given, Mapping):
+        for key, value in given.items():
+            yield from _unwritable(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(given, list):
+        for value in given:
+            yield from _unwritable(value, name)
+    elif isinstance(given, str) and re.search("[\0\ud800-\udfff]", given):
+        yield name

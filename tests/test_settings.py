@@ -44,3 +44,42 @@ def test_a_wrong_setting_is_named(here: Path, text: str, named: str) -> None:
     with pytest.raises(BadInput, match="the settings are not usable") as caught:
         load()
     assert caught.value.evidence.startswith(f"{named}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"retain = \n", f"{SETTINGS_FILE}: Invalid value (at line 1, column 10)"),
+        (b"[server\n", f"{SETTINGS_FILE}: Expected ']'"),
+        (b"\xff\xfe", f"{SETTINGS_FILE}: 'utf-8' codec can't decode byte 0xff"),
+        (b"evals.tasks = " + b"[" * 5000, f"{SETTINGS_FILE}: maximum recursion depth exceeded"),
+        (b'store = "a\\u0000b"', "store: it has a byte 0"),
+        (b'evals.critical = ["a", "b\\u0000"]', "evals.critical: it has a byte 0"),
+    ],
+)
+def test_a_file_that_is_no_settings_is_told(here: Path, text: bytes, told: str) -> None:
+    here.write_bytes(text)
+    with pytest.raises(BadInput, match="the settings are not usable") as caught:
+        load()
+    assert told in caught.value.evidence
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("LLAMA_RELEASE_SERVER", "{", 'field "server"'),
+        ("LLAMA_RELEASE_UPSTREAM__DENY", "[1", 'field "upstream"'),
+        ("LLAMA_RELEASE_STORE", os.fsdecode(b"\xff"), "store: it has a byte 0 or one that is not UTF-8"),
+        ("XDG_CACHE_HOME", "~nobody-of-this-name/x", "home directory"),
+        ("LLAMA_RELEASE_API_KEY", "\N{LATIN SMALL LETTER E WITH ACUTE}", "LLAMA_RELEASE_API_KEY has a character"),
+        ("LLAMA_RELEASE_API_KEY", "a key\n", "or a blank at an end"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_told(
+    name: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput) as caught:
+        load()
+    assert told in caught.value.evidence
+    assert value not in str(caught.value)

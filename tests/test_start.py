@@ -47,6 +47,8 @@ MAY_LOAD = {
     "stop": FILES,
     "plan": FILES,
     "doctor": {*FILES, "slack_sdk"},
+    "upgrade": FILES,
+    "redeploy --reason x": FILES,
     "approve some-run --by me": PREFECT,
 }
 """Command -> what of SLOW it may load."""

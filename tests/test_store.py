@@ -277,3 +277,57 @@ def test_old_builds_go_but_what_a_stage_serves_retains_or_moves_to_stays(store: 
     assert sorted(folder.name for folder in (store.root / "builds").iterdir()) == ["d0", "d1", "d2", "d4", "d6", "d7"]
     assert store.prune_builds(2) == []
     assert store.release(releases[3])
+
+
+def test_what_is_written_is_for_this_user_alone_and_a_file_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    was = os.umask(0)
+    try:
+        store = Store(tmp_path / "store")
+        store.log(Event(kind="promoted", summary="b11434 is in production"))
+        patch = tmp_path / "0001.patch"
+        patch.write_text("old")
+        patch.chmod(0o644)
+        write_atomic(patch, "new")
+    finally:
+        os.umask(was)
+    assert store.root.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in store.root.rglob("*.json")} == {0o600}
+    assert patch.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_changed_behind_its_mtime_is_read_again(store: Store, tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"one")
+    ref = store.put_file(model)
+    build = a_build(files={"llama-server": store.content_of(model)})
+    store.build_dir(build.digest).mkdir(parents=True)
+    binary = store.build_dir(build.digest) / "llama-server"
+    for path in (store.file(ref), binary):
+        path.write_bytes(b"one")
+        stamp = path.stat()
+        assert store.content_of(path) == ref.sha256
+        with open(path, "r+b") as file:
+            file.write(b"two")
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        assert path.stat().st_mtime_ns == stamp.st_mtime_ns
+        assert store.content_of(path) != ref.sha256
+
+
+def test_a_model_that_was_linked_into_the_store_is_not_read_again(store: Store, tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"one")
+    ref = store.put_file(model)
+    seen = sorted(path.name for path in (store.root / "files/.seen").iterdir())
+    assert store.content_of(model) == store.content_of(store.file(ref)) == ref.sha256
+    assert sorted(path.name for path in (store.root / "files/.seen").iterdir()) == seen
+
+
+def test_who_does_not_tell_of_a_holder_that_died_leaves_that_to_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    told: list[dict[str, object]] = []
+    path.write_text('{"pid": 1, "flow_run": "abc"}')
+    with hold(path, holder={"name": "stop"}):
+        assert json.loads(path.read_text())["name"] == "stop"
+    with hold(path, holder={}, stale=told.append):
+        pass
+    assert told == [{"pid": 1, "flow_run": "abc"}]

@@ -164,7 +164,8 @@ def locks(store: Store) -> str | Seen:
     """Who holds a lock just now, but for the activators, which hold theirs as long as a stage is served."""
     paths = [p for p in sorted((store.root / "locks").glob("*.lock")) if not p.stem.startswith("activator-")]
     held = _held_by_kernel if _LOCKS.exists() else _held_by_its_holder
-    holders = [f"{p.stem}: {p.read_text().strip() or 'it has not said who it is'}" for p in paths if held(p)]
+    said = {p.stem: p.read_text(errors="replace").strip() for p in paths if held(p)}
+    holders = [f"{name}: {words or 'it has not said who it is'}" for name, words in said.items()]
     return note(f"held by {'; '.join(holders)}", "wait for it") if holders else "none held"
 
 

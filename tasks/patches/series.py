@@ -111,11 +111,16 @@ def read_series(folder: Path) -> list[Patch]:
 
 
 def series_names(folder: Path) -> list[str]:
-    """The file names in `series`, in order. Raises BadInput when there is no series."""
+    """The file names in `series`, in order. Raises BadInput when there is no series, or none that can be read."""
     series = folder / SERIES
-    if not series.is_file():
-        raise BadInput(f"there is no patch series at {series}", todo="set `patches` to the folder that holds it")
-    names = (line.split("#")[0].strip() for line in series.read_text(encoding="utf-8").splitlines())
+    try:
+        lines = series.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        todo = "set `patches` to the folder that holds it"
+        raise BadInput(f"there is no patch series at {series}", todo=todo) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{series} cannot be read", evidence=str(error), todo="mend that, or set `patches`") from error
+    names = (line.split("#")[0].strip() for line in lines)
     return [name for name in names if name]
 
 

@@ -19,6 +19,7 @@ from tests.benchmarks import (
     gate,
     notes,
     patches,
+    refused,
     rollback,
     selftest,
     snapshot,
@@ -32,6 +33,7 @@ from tests.benchmarks import (
 
 SECTIONS = {
     "start": start.main,
+    "refused": refused.main,
     "stages": stages.main,
     "patches": patches.main,
     "notes": notes.main,

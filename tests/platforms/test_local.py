@@ -221,15 +221,29 @@ def test_a_socket_path_is_short_however_deep_the_store_is(tmp_path: Path, monkey
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_socket_is_put_into_no_folder_that_others_may_enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("first", ["open to all", "a link", "a file", "another user"])
+def test_a_socket_is_put_into_a_folder_of_this_user_alone_whoever_was_first(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         monkeypatch.setattr("tempfile.tempdir", short)
+        theirs = Path(short, f"llama-release-{os.getuid()}")
+        if first == "a file":
+            theirs.touch(0o700)
+        elif first == "a link":
+            (tmp_path / "elsewhere").mkdir(0o700)
+            theirs.symlink_to(tmp_path / "elsewhere")
+        else:
+            theirs.mkdir(0o700 if first == "another user" else 0o755)
+        if first == "another user":
+            if os.geteuid() != 0:
+                pytest.skip("only root makes a folder another user's")
+            os.chown(theirs, 65534, 65534)
         folder = socket_path(tmp_path, "production").parent
+        assert folder == socket_path(tmp_path, "staging").parent != theirs
+        found = folder.lstat()
+        assert (found.st_uid, found.st_mode & 0o777) == (os.getuid(), 0o700)
         assert folder.parent == Path(short)
-        folder.chmod(0o755)
-        with pytest.raises(ToolingError, match="is not a folder of this user alone") as caught:
-            socket_path(tmp_path, "production")
-        assert "drwxr-xr-x" in caught.value.evidence
 
 
 def test_a_problem_comes_through_the_socket_as_it_was() -> None:

@@ -164,6 +164,38 @@ def test_a_lease_is_renewed_while_the_lock_is_held(store: Store, monkeypatch: py
         assert json.loads(locks["release/1"])["renewed"] > first["renewed"]
 
 
+@pytest.mark.parametrize("slept", [False, True], ids=["noticed when it is renewed", "noticed before a write"])
+def test_a_holder_that_has_lost_its_lease_changes_nothing_more(
+    slept: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modal_store, "RENEW_S", 600)
+    locks = modal.Dict.from_name("llama-release-locks", create_if_missing=True)
+    there = on_machine(tmp_path, "there")
+    assert isinstance(store.files, VolumeFiles)
+    with store.lock("release", holder={}):
+        store.save_pointer(StagePointer(stage="staging", release="r1"))
+        locks.put("release/1", json.dumps({"host": "elsewhere", "pid": 1, "renewed": 0}))
+        with there.lock("release", holder={"name": "another"}):
+            if slept:
+                monkeypatch.setattr(modal_store, "LEASE_S", 0.0)  # more than half of it has gone by
+            else:
+                with pytest.raises(ToolingError, match="was lost"):
+                    store.files._leases[0].renew()  # as its thread does
+            for change in (
+                lambda: store.save_pointer(StagePointer(stage="staging", release="r2")),
+                lambda: store.close_intent("production"),
+                lambda: store.log(Event(kind="promoted", summary="s")),
+            ):
+                with pytest.raises(ToolingError, match="the lock release was lost: another process has it"):
+                    change()
+            assert there.pointer("staging").release == "r1"
+            assert there.ledger() == []
+            there.save_pointer(StagePointer(stage="staging", release="r3"))
+    assert json.loads(locks["release/2"]) == {"free": True}
+    assert "release/1" not in locks
+    store.save_pointer(StagePointer(stage="staging", release="r4"))
+
+
 @pytest.mark.usefixtures("fake")
 def test_of_many_who_want_a_lock_at_once_one_has_it(tmp_path: Path) -> None:
     inside: list[int] = []

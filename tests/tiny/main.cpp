@@ -84,7 +84,7 @@ static void serve(int port, const std::string & cases) {
 }
 
 int main(int argc, char ** argv) {
-    if (argc > 1 && !std::strcmp(argv[1], "--version")) {
+    if (argc > 1 && !std::strcmp(argv[argc - 1], "--version")) {  // it ends upstream's, too, once all is read
         std::printf("version: %d (%s)\n", N, COMMIT);
         return 0;
     }

@@ -27,6 +27,7 @@ from tasks.platforms.local.control import (
     Status,
     activator_log_path,
     deployment_path,
+    load_all,
     load_deployment,
     load_wakes,
     problem_from,
@@ -175,9 +176,8 @@ class LocalPlatform:
                 control.idle(0, answered=since.answered)
 
     def boots(self, stage: StageName) -> list[BootRecord]:
-        """Boot records of the stage, oldest first."""
-        paths = sorted((run_folder(self.store.root, stage) / "boots").glob("2*.json"))
-        return [BootRecord.model_validate_json(path.read_text(encoding="utf-8")) for path in paths]
+        """Boot records of the stage, oldest first. Raises ToolingError for a damaged one."""
+        return load_all(run_folder(self.store.root, stage) / "boots", BootRecord)
 
     def logs(self, stage: StageName) -> Path:
         """The log of the stage's latest server; earlier ones lie beside it."""

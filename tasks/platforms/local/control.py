@@ -7,13 +7,15 @@ import os
 import secrets
 import stat
 import tempfile
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import httpx
 
 from tasks.release import BadInput, Model, Problem, ReleaseFailed, StageName, ToolingError, Wake
-from tasks.store import write_atomic
+from tasks.store import M, write_atomic
 
 KEY_VARIABLE = "LLAMA_API_KEY"
 """In the environment of an activator and of a llama-server."""
@@ -76,15 +78,17 @@ def activator_log_path(root: Path, stage: StageName) -> Path:
 
 def load_deployment(root: Path, stage: StageName) -> Deployment | None:
     """What the stage's activator serves, or None before the first. Raises ToolingError for a damaged file."""
-    path = deployment_path(root, stage)
+    return load_document(deployment_path(root, stage), Deployment, "remove it and deploy again")
+
+
+def load_document(path: Path, kind: type[M], todo: str) -> M | None:
+    """What a file of this machine holds, or None when there is none. Raises ToolingError for a damaged one."""
     try:
-        return Deployment.model_validate_json(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ToolingError(
-            f"{path} is not a readable deployment", evidence=str(error)[:300], todo="remove it and deploy again"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise ToolingError(f"{path} is not a readable {kind.__name__}", evidence=str(error)[:300], todo=todo) from error
 
 
 def save_deployment(root: Path, stage: StageName, deployment: Deployment) -> None:
@@ -101,30 +105,37 @@ def save_wake(root: Path, wake: Wake) -> None:
 
 
 def load_wakes(root: Path, stage: StageName) -> tuple[Wake, ...]:
-    """What the first requests after idle windows got, oldest first."""
-    paths = sorted((run_folder(root, stage) / "wakes").glob("2*.json"))
-    return tuple(Wake.model_validate_json(path.read_text(encoding="utf-8")) for path in paths)
+    """What the first requests after idle windows got, oldest first. Raises ToolingError for a damaged file."""
+    return tuple(load_all(run_folder(root, stage) / "wakes", Wake))
+
+
+def load_all(folder: Path, kind: type[M]) -> list[M]:
+    """What the files of a folder hold that are named by their time, oldest first. Raises ToolingError for a damaged
+    one."""
+    found = (load_document(path, kind, "remove it: it is one of many") for path in sorted(folder.glob("2*.json")))
+    return [each for each in found if each is not None]
 
 
 def socket_path(root: Path, stage: StageName) -> Path:
-    """Where an activator that starts now puts its socket: in a folder of this user alone.
-
-    Raises ToolingError when someone else made that folder.
-    """
+    """Where an activator that starts now puts its socket: in a folder of this user alone."""
     name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16] + f"-{stage}.sock"
     base = Path(tempfile.gettempdir())
     if len(os.fsencode(base)) + len(name) + 30 > MAX_SOCKET_PATH:  # as is TMPDIR of macOS, /var/folders/xx/.../T
         base = Path("/tmp")
+    return _own_folder(base) / name
+
+
+@cache
+def _own_folder(base: Path) -> Path:
+    """A folder of this user alone. Where somebody else was first, whom /tmp lets do that and whose folder this user
+    can't remove there, a new one: nobody foresees its name, and the pointer in the store leads to it."""
     folder = base / f"llama-release-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ToolingError(
-            f"{folder} is not a folder of this user alone",
-            evidence=f"owner {found.st_uid}, mode {stat.filemode(found.st_mode)}",
-            todo="remove it",
-        )
-    return folder / name
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="llama-release-", dir=base))
 
 
 def pointer_to_socket(root: Path, stage: StageName) -> Path:

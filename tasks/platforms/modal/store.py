@@ -43,6 +43,7 @@ class VolumeFiles:
         self.volume = store_volume(settings)
         self._settings = settings
         self._mirror = mirror / f"{settings.environment or 'default'}-{settings.app}"
+        self._leases: list[Lease] = []
 
     def read(self, path: str) -> str | None:
         kept = self._mirror / path
@@ -57,9 +58,15 @@ class VolumeFiles:
         return text
 
     def write(self, path: str, text: str) -> None:
+        self._check_leases()
         with told(f"writing {path} of the store"), self.volume.batch_upload(force=True) as batch:
             batch.put_file(io.BytesIO(text.encode()), path)
         self._keep(path, text)
+
+    def _check_leases(self) -> None:
+        """Who has lost a lock changes nothing any more, whatever it had begun. Raises ToolingError."""
+        for lease in self._leases:
+            lease.check()
 
     def _keep(self, path: str, text: str) -> None:
         if path.startswith(_NEVER_CHANGES):
@@ -87,6 +94,7 @@ class VolumeFiles:
         self.write(path, file.read_text(encoding="utf-8"))
 
     def remove(self, path: str) -> None:
+        self._check_leases()
         with told(f"removing {path} of the store"), suppress(FileNotFoundError, NotFoundError):
             self.volume.remove_file(path, recursive=not PurePosixPath(path).suffix)
 
@@ -97,7 +105,8 @@ class VolumeFiles:
         """One lock for all machines, in a Dict.
 
         Its turns are numbered and put with `skip_if_exists`, which only one can win. The holder renews its lease; a
-        holder whose process on this machine is gone, or whose lease has run out, has lost it.
+        holder whose process on this machine is gone, or whose lease has run out, has lost it: nothing is written here
+        by one that has.
         Raises ToolingError that names the holder when it is taken.
         """
         with told(f"taking the lock {name}"):
@@ -106,16 +115,19 @@ class VolumeFiles:
             turn, left = _take(locks, name, mine)
         if left and stale:
             stale(left)
-        stop = threading.Event()
-        renewing = threading.Thread(target=_renew, args=(locks, turn, mine, stop), daemon=True)
+        stop, lease = threading.Event(), Lease(locks, name, turn, mine)
+        renewing = threading.Thread(target=_renew, args=(lease, stop), daemon=True)
         renewing.start()
+        self._leases.append(lease)
         try:
             yield
         finally:
+            self._leases.remove(lease)
             stop.set()
             renewing.join(5)
             with told(f"letting go of the lock {name}"):
-                locks.put(turn, json.dumps({"free": True}))
+                if not lease.lost:
+                    locks.put(turn, json.dumps({"free": True}))
 
     def lock_holder(self, name: str) -> int | None:
         """One that renewed its lease moments ago: its number is not another process's by now."""
@@ -127,6 +139,35 @@ class VolumeFiles:
         if holder.get("free") or not here or time.time() - float(holder["renewed"]) > 2 * RENEW_S:
             return None
         return None if _gone(holder) else int(holder["pid"])
+
+
+class Lease:
+    """Our turn of a lock. It is lost when it was not renewed for LEASE_S, as on a laptop that slept, and another
+    process has taken the next turn."""
+
+    def __init__(self, locks: modal.Dict, name: str, turn: str, mine: dict[str, Any]) -> None:
+        self._locks, self._name, self._turn, self._mine = locks, name, turn, mine
+        self._renewed = time.time()  # not time.monotonic(): that stands still while a machine sleeps
+        self.lost = False
+
+    def renew(self) -> None:
+        """Raises ToolingError when it has been lost."""
+        turns = _turns(self._locks, self._name)
+        self.lost = self.lost or f"{self._name}/{turns[-1] if turns else 0}" != self._turn
+        if self.lost:
+            raise ToolingError(
+                f"the lock {self._name} was lost: another process has it",
+                evidence=f"this machine did not renew its lease for {time.time() - self._renewed:.0f} s",
+                todo="run it again when that one has ended: nothing more was changed",
+            )
+        self._locks.put(self._turn, json.dumps({**self._mine, "renewed": time.time()}))
+        self._renewed = time.time()
+
+    def check(self) -> None:
+        """Nothing while nobody can have taken it. Raises ToolingError when it has been lost."""
+        if self.lost or time.time() - self._renewed > LEASE_S / 2:
+            with told(f"renewing the lock {self._name}"):
+                self.renew()
 
 
 def _locks(settings: ModalSettings) -> modal.Dict:
@@ -176,10 +217,10 @@ def _taken(name: str, holder: dict[str, Any]) -> ToolingError:
     )
 
 
-def _renew(locks: modal.Dict, turn: str, mine: dict[str, Any], stop: threading.Event) -> None:
+def _renew(lease: Lease, stop: threading.Event) -> None:
     while not stop.wait(RENEW_S):
         with suppress(Exception):  # the next one may come through; if none does, the lease runs out
-            locks.put(turn, json.dumps({**mine, "renewed": time.time()}))
+            lease.renew()
 
 
 class VolumeStore(Store):
