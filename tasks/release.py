@@ -26,7 +26,7 @@ class Problem(Exception):
         super().__init__(self.what)
 
     def __str__(self) -> str:
-        lines = [self.what]
+        lines = [self.what.replace("\n", "\n            ")]
         if self.evidence:
             lines += ["  evidence: " + self.evidence.replace("\n", "\n            ")]
         if self.todo:
