@@ -159,6 +159,7 @@ def test_what_a_model_answers_in_the_demo_is_text(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(terminal.console, "_width", 100_000)
+    monkeypatch.setattr(terminal.console, "stderr", False)  # a command with --json has left it so
     with server(says(TEXT)) as model:
         demo.chat(model.endpoint)
     said = capsys.readouterr().out

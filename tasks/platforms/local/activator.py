@@ -24,8 +24,11 @@ from typing import Any, Literal, cast
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
+from modal_app.redaction import hide, redact
 from modal_app.warmup import AGENT
+from tasks.console import visible
 from tasks.platforms.local.control import (
     KEY_VARIABLE,
     Deployment,
@@ -420,6 +423,25 @@ async def run(options: Options, store: Store, key: str | None, ready: Callable[[
         path.unlink(missing_ok=True)
 
 
+class LogLines(logging.Formatter):
+    """Lines without a secret, and nothing in them that a terminal obeys.
+
+    What a client sent is not in them: aiohttp's parser quotes the header or the address line that it could not read
+    (3.14), with whatever key is in it, so of its errors only the name is told.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(redact(super().format(record)))
+
+    def formatException(self, ei: Any) -> str:
+        error = ei[1]
+        while error is not None:
+            if isinstance(error, HttpProcessingError):
+                return type(error).__name__
+            error = error.__cause__ or error.__context__
+        return super().formatException(ei)
+
+
 def say(message: dict[str, Any]) -> None:
     """Tell whoever started us, once, over stdout; from then on stdout goes nowhere."""
     with contextlib.suppress(OSError):
@@ -432,10 +454,12 @@ def say(message: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one activator; 0 when it was told to stop, else the exit code of the Problem."""
     options = _options(argv)
-    line = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=line, force=True)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    for handler in logging.root.handlers:
+        handler.setFormatter(LogLines("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("httpx").setLevel(logging.WARNING)
     key = os.environ.pop(KEY_VARIABLE, None)
+    hide(key)
     alone = False
     try:
         store = Store(options.store)
