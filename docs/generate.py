@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -21,13 +21,21 @@ from flows.doctor import ONLY_WARNINGS
 from flows.outcome import EXIT_CODES
 from tasks.contracts.promises import CONTRACTS
 from tasks.release import BadInput, ReleaseFailed, ToolingError
-from tasks.report import markdown_table
 from tasks.runbook import COLLECT, RUNBOOK, Row
 from tasks.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent
 PART = re.compile(r"(<!-- (?P<what>[a-z]+)(?: (?P<which>[\w.-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 HOME = str(Path.home())
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table whose cells are Markdown: what stands in them is ours."""
+
+    def line(cells: Sequence[object]) -> str:
+        return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+
+    return "\n".join([line(header), "|" + " --- |" * len(header), *(line(row) for row in rows)])
 
 
 def pages() -> list[Path]:
@@ -56,7 +64,7 @@ def settings(which: str | None) -> str:
 def _section(model: type[BaseModel], prefix: str) -> str:
     fields = {name: field for name, field in model.model_fields.items() if prefix or name not in sections()}
     rows = ((f"`{prefix}{name}`", _default(field), _meaning(field)) for name, field in fields.items())
-    return markdown_table(("setting", "default", "meaning"), rows)
+    return _table(("setting", "default", "meaning"), rows)
 
 
 def _default(field: FieldInfo) -> str:
@@ -90,7 +98,7 @@ def _commands(command: Any, words: list[str]) -> Iterator[str]:
             f"`{' '.join(words)}{arguments}`",
         ]
         rows = [(" ".join(f"`{o}`" for o in _names(p)), _told(p)) for p in parameters]
-        yield "\n\n".join(filter(None, [*told, markdown_table(("option", "meaning"), rows) if rows else ""]))
+        yield "\n\n".join(filter(None, [*told, _table(("option", "meaning"), rows) if rows else ""]))
     for name, child in children.items():
         yield from _commands(child, [*words, name])
 
@@ -118,7 +126,7 @@ def exits() -> str:
         codes.setdefault(problem.exit_code, []).append((problem.__doc__ or "").strip())
     codes[ONLY_WARNINGS] = ["doctor found nothing worse than a warning"]
     codes[INTERRUPTED] = ["interrupted; nothing is lost"]
-    return markdown_table(("exit code", "when"), ((code, ", ".join(when)) for code, when in sorted(codes.items())))
+    return _table(("exit code", "when"), ((code, ", ".join(when)) for code, when in sorted(codes.items())))
 
 
 def promises() -> str:
@@ -127,7 +135,7 @@ def promises() -> str:
         (f"`{name.removeprefix('contracts.')}`", c.text, "always" if c.must else "if production does", c.known)
         for name, c in CONTRACTS.items()
     )
-    return markdown_table(("promise", "what is promised", "must be kept", "known of upstream"), rows)
+    return _table(("promise", "what is promised", "must be kept", "known of upstream"), rows)
 
 
 def runbook() -> str:

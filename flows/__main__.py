@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from tasks.console import console, show_table
+from tasks.console import console, one_line, print_json, show_table, styled, visible
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -147,7 +147,7 @@ def approve(
     if sys.stdin.isatty():
         typer.confirm(f"{decision} as {by}?", abort=True)
     terminal.decide(store, request, decision, by, note)
-    console.print(f"{by}: {decision} dossier {request.dossier}; {request.name} goes on")
+    console.print(one_line(f"{by}: {decision} dossier {request.dossier}; {request.name} goes on"))
 
 
 @app.command()
@@ -183,7 +183,7 @@ def hold_lift(by: By) -> None:
     from tasks.settings import load
 
     lifted = lift_hold(open_store(load()), by)
-    console.print(f"lifted the hold that {lifted.by} set: {lifted.reason}")
+    console.print(one_line(f"lifted the hold that {lifted.by} set: {lifted.reason}"))
 
 
 @patches_app.callback(invoke_without_command=True)
@@ -237,7 +237,7 @@ def plan(to: To = None, as_json: Json = False) -> None:
 
     found = make_plan(load(), to)
     if as_json:
-        print(found.model_dump_json(indent=1))
+        print_json(found.model_dump(mode="json"))
     else:
         show_table("an upgrade now", ("stage", "would"), found.rows)
 
@@ -401,16 +401,16 @@ def doctor(
     raise typer.Exit(exit_code(found))
 
 
-_MARKS = {"ok": "[green]ok[/]  ", "note": "[cyan]note[/]", "warning": "[yellow]warn[/]", "error": "[red]fix[/] "}
+_MARKS = {"ok": ("ok  ", "green"), "note": ("note", "cyan"), "warning": ("warn", "yellow"), "error": ("fix ", "red")}
 
 
 def _show(finding: Finding, new: bool) -> None:
     if new:
-        console.print(f"[bold]{finding.section}[/]" + (f"  ({COST})" if finding.section == "server" else ""))
-    console.print(f"  {_MARKS[finding.severity]} {finding.check:<12}", end=" ")
+        console.print(styled(finding.section, "bold"), f" ({COST})" if finding.section == "server" else "")
+    console.print(" ", styled(*_MARKS[finding.severity]), f"{finding.check:<12}", end=" ")
     console.print(finding.evidence.replace("\n", f"\n{'':<20}"), markup=False, soft_wrap=True)
     if finding.todo:
-        console.print(f"       {'':<12} -> {finding.todo}", markup=False, soft_wrap=True)
+        console.print(f"       {'':<12} -> {one_line(finding.todo)}", soft_wrap=True)
 
 
 @app.command()
@@ -430,10 +430,10 @@ def explain(
         print(json.dumps([match.model_dump(mode="json") for match in matches], indent=1))
     for match in () if as_json else matches:
         times = f", {match.count} lines like it" if match.count > 1 else ""
-        console.print(f"[bold]{match.row.symptom}[/]")
+        console.print(styled(match.row.symptom, "bold"))
         seen = f"line {match.at}{times}: {match.line[:SEEN]}"
         for name, said in (("seen", seen), *((name, getattr(match.row, name)) for name in ("cause", "fix", "source"))):
-            console.print(f"  {name:<7} {said}", markup=False, soft_wrap=True)
+            console.print(f"  {name:<7} {one_line(said)}", soft_wrap=True)
     if not matches and not as_json:
         console.print("No known symptom. Collect this, so that somebody can tell:")
         for what in COLLECT:
@@ -535,17 +535,16 @@ def _begin(as_json: bool, needed: needs.Needs) -> Settings:
 
     Raises one Problem for all that this machine lacks of what is needed.
     """
-    from rich.markup import escape
-
     from tasks.platforms import open_platform
     from tasks.settings import load
 
     console.stderr = as_json
     settings = load()
     doubtful = _look(settings, needed)
-    console.print(f"[bold]llama-release[/]  {open_platform(settings).name} platform, store {settings.store.absolute()}")
+    where = f" {open_platform(settings).name} platform, store {settings.store.absolute()}"
+    console.print(styled("llama-release", "bold"), where)
     for line in doubtful:
-        console.print(f"  [yellow]warn[/] {escape(line)}", soft_wrap=True)
+        console.print(" ", styled("warn", "yellow"), one_line(line), soft_wrap=True)
     return settings
 
 
@@ -599,11 +598,11 @@ def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters
 
 def _end(outcome: Outcome, as_json: bool) -> None:
     label = f" {outcome.release.label}" if outcome.release else ""
-    console.print(f"\n[bold]{outcome.kind.replace('_', ' ')}[/]{label}")
+    console.print("\n", styled(outcome.kind.replace("_", " "), "bold"), label, sep="")
     if outcome.note:
-        console.print(outcome.note, markup=False, soft_wrap=True)
+        console.print(one_line(outcome.note), soft_wrap=True)
     if as_json:
-        print(outcome.model_dump_json(indent=1))
+        print_json(outcome.model_dump(mode="json"))
     raise typer.Exit(outcome.exit_code)
 
 
@@ -626,7 +625,7 @@ def main() -> None:
         if not isinstance(error, Problem | OSError):
             raise
         problem = error if isinstance(error, Problem) else _refused_here(error)
-        print(f"\n{problem}", file=sys.stderr)
+        print(f"\n{visible(str(problem))}", file=sys.stderr)
         sys.exit(problem.exit_code)
 
 

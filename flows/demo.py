@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import get_args
 
 from flows.outcome import Outcome
-from tasks.console import console
+from tasks.console import console, one_line, styled
 from tasks.doctor import needs
 from tasks.endpoint import Client, content
 from tasks.platforms import Platform, open_platform
 from tasks.promote import lift_hold
-from tasks.release import BadInput, StageName
+from tasks.release import BadInput, Endpoint, StageName
 from tasks.settings import Settings, load
 from tasks.upstream.pypi import download
 
@@ -97,10 +97,10 @@ def run(upgrade: Flow, rollback: Flow, approver: str | None, keep: bool) -> Outc
     platform = open_platform(settings)
     try:
         back = _start_on_older(platform, upgrade, rollback)
-        console.print(f"\n[bold]Now the upgrade[/]: {OLDER} -> {NEWER}")
+        console.print("\n", styled("Now the upgrade", "bold"), f": {OLDER} -> {NEWER}", sep="")
         outcome = upgrade(approver, to=NEWER, again=back)
         if outcome.kind == "promoted":
-            _chat(platform)
+            chat(platform.endpoint("production"))
         return outcome
     finally:
         if not keep:
@@ -119,19 +119,20 @@ def _start_on_older(platform: Platform, upgrade: Flow, rollback: Flow) -> bool:
     if current and current.upstream.tag == OLDER:
         return False
     if older:
-        console.print(f"[bold]First back[/] to {OLDER}, which was retained: a rollback, and its hold lifted")
+        console.print(styled("First back", "bold"), f"to {OLDER}, which was retained: a rollback, and its hold lifted")
         rollback(None, by=DEMO, reason="the demo starts again", to=older)
         lift_hold(store, DEMO)
         return True
-    console.print(f"[bold]First production[/]: {OLDER}, through the same stages")
+    console.print(styled("First production", "bold"), f": {OLDER}, through the same stages", sep="")
     upgrade(DEMO, to=OLDER)
     return False
 
 
-def _chat(platform: Platform) -> None:
+def chat(production: Endpoint) -> None:
+    """Ask production something, and print what it answers."""
     question = "What is the capital of France? Answer in one sentence."
-    with Client(platform.endpoint("production")) as client:
+    with Client(production) as client:
         answer = client.chat(question, max_tokens=48, temperature=0.0)
     body = answer.body if isinstance(answer.body, dict) else {}
-    console.print(f"\n  you         {question}", markup=False)
-    console.print(f"  production  {content(answer).strip()}  ({body.get('system_fingerprint')})", markup=False)
+    said = one_line(f"{content(answer)}  ({body.get('system_fingerprint')})")
+    console.print(f"\n  you         {question}\n  production  {said}")

@@ -55,7 +55,7 @@ def show(to: str | None, as_json: bool) -> None:
         show_table(
             f"the patch series on {series.release}",
             ("file", "title", "status", "evidence"),
-            ((r.file, r.title, r.status, r.evidence.replace("[", "\\[")) for r in results),
+            ((r.file, r.title, r.status, r.evidence) for r in results),
         )
         for result in results:
             if result.detail and not result.status.blocked:

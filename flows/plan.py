@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pydantic import Field
-from rich.markup import escape
 
 from flows.outcome import Outcome
 from flows.required import required
@@ -60,12 +59,12 @@ class Plan(Model):
             ("upstream", f"{len(self.newer)} newer; target {self.target or 'none'}"),
         ]
         if self.machine:
-            found.append(("machine", escape(self.machine)))
+            found.append(("machine", self.machine))
         if self.target is None:
             return found
         if self.notes:
             found.append(("notes", self.notes.summary))
-            found += [(c.risk, escape("; ".join((c.name, *c.why, *c.touches)))) for c in self.notes.shown]
+            found += [(c.risk, "; ".join((c.name, *c.why, *c.touches))) for c in self.notes.shown]
         found += [("patches", f"{p.file}: {p.status}; {p.evidence}") for p in self.patches]
         if self.problem:
             return [*found, ("stops", self.problem)]

@@ -40,7 +40,7 @@ from prefect.states import Crashed
 from modal_app import child
 from modal_app.redaction import redact
 from tasks.approval import held
-from tasks.console import console
+from tasks.console import console, styled
 from tasks.platforms.local.proc import free_port, holder
 from tasks.process import die_with_parent
 from tasks.release import BadInput, ToolingError
@@ -258,7 +258,7 @@ def _answer_pause(told: list[UUID], stop: threading.Event, name: str | None) -> 
             try:
                 held.answer(told[-1], answer)
             except ToolingError as error:  # somebody in the Prefect page was first
-                console.print(f"  {error}", markup=False)
+                console.print("  " + str(error).replace("\n", "\n  "))
         while not stop.wait(POLL_S) and _paused(told[-1]):
             pass
 
@@ -275,7 +275,8 @@ def _paused(flow_run_id: UUID) -> bool:
 
 def _prompt(flow_run_id: UUID, stop: threading.Event) -> held.Decided | None:
     who = getpass.getuser()
-    console.print(f"  [bold]approve[/] this release as {who}? (approve / reject, and a note if you like): ", end="")
+    asked = f" this release as {who}? (approve / reject, and a note if you like): "
+    console.print("  ", styled("approve", "bold"), asked, sep="", end="")
     while not stop.is_set() and _paused(flow_run_id):
         if select.select([sys.stdin], [], [], 1.0)[0]:
             decision, _, note = sys.stdin.readline().strip().partition(" ")

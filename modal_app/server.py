@@ -20,7 +20,7 @@ import modal
 
 from modal_app.child import DEVICES, environment, serving
 from modal_app.deployment import STORE, Deployment
-from modal_app.redaction import redacted
+from modal_app.redaction import redact, redacted
 from modal_app.warmup import warm_up
 
 PORT = 8080
@@ -243,7 +243,7 @@ def apart(call: Callable[[], Any]) -> threading.Thread:
         try:
             call()
         except Exception as error:
-            print(json.dumps({"not_recorded": repr(error)}), flush=True)
+            print(json.dumps({"not_recorded": redact(repr(error))}), flush=True)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

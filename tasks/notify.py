@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from itertools import accumulate
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -23,7 +25,7 @@ from slack_sdk.http_retry.builtin_handlers import (
     ServerErrorRetryHandler,
 )
 
-from tasks.console import console
+from tasks.console import console, one_line, visible
 from tasks.release import Event, Model, ToolingError, Verdict, digest_of
 from tasks.report import NAME_WIDTH
 from tasks.settings import NotifySettings
@@ -38,6 +40,9 @@ REMEMBERED = 200
 """Messages that are told as `again` instead of anew."""
 TITLE_LIMIT, TEXT_LIMIT = 150, 3000
 """Characters of a header and of a section (Slack's documentation, "Block Kit reference")."""
+
+
+_ESCAPED = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"}
 
 
 class Notice(Model):
@@ -89,11 +94,12 @@ class Log:
     """Messages as log lines: where there is no Slack."""
 
     def post(self, notice: Notice, _root: str | None) -> Sent:
-        log.info("%s", " | ".join(filter(None, [notice.title, notice.text, notice.link, notice.command])))
+        said = " | ".join(filter(None, [notice.title, notice.text, notice.link, notice.command]))
+        log.info("%s", one_line(said))
         return Sent(id=notice.digest)
 
     def repeat(self, notice: Notice, sent: Sent) -> None:
-        log.info("%s (%d times)", notice.title, sent.count)
+        log.info("%s (%d times)", one_line(notice.title), sent.count)
 
 
 class Slack:
@@ -134,22 +140,32 @@ class Slack:
 
 
 def _message(notice: Notice, count: int = 1) -> dict[str, Any]:
-    title = _cut(f"{notice.title} ({count} times)" if count > 1 else notice.title, TITLE_LIMIT)
-    parts = [_escape(notice.text), f"<{notice.link}|look and decide>" if notice.link else ""]
-    parts += [f"`{_escape(notice.command)}`"] if notice.command else []
-    blocks: list[dict[str, Any]] = [{"type": "header", "text": {"type": "plain_text", "text": title}}]
-    blocks += [
-        {"type": "section", "text": {"type": "mrkdwn", "text": _cut(part, TEXT_LIMIT)}} for part in parts if part
-    ]
-    return {"text": _escape(title), "blocks": blocks}
+    title = _plain(one_line(f"{notice.title} ({count} times)" if count > 1 else notice.title), TITLE_LIMIT)
+    parts = [_plain(text, TEXT_LIMIT)] if (text := notice.text.strip()) else []
+    if notice.link:
+        parts += [{"type": "mrkdwn", "verbatim": True, "text": f"<{_ours(notice.link)}|look and decide>"}]
+    if notice.command:
+        parts += [{"type": "mrkdwn", "verbatim": True, "text": f"`{_ours(notice.command)}`"}]
+    blocks = [{"type": "header", "text": title}, *({"type": "section", "text": part} for part in parts)]
+    # the notification of a message with blocks, which Slack reads as mrkdwn unless told otherwise
+    return {"text": title["text"], "mrkdwn": False, "blocks": blocks}
 
 
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _plain(text: str, limit: int) -> dict[str, Any]:
+    """Text that Slack shows as it is: it knows no mention, link, emphasis or emoji in a `plain_text`.
+
+    Block Kit wants these three escaped in every text object ("Formatting message text", "Escaping text").
+    """
+    shown = [character.translate(_ESCAPED) for character in visible(text)]
+    ends = list(accumulate(map(len, shown)))
+    fits = ends[-1] <= limit
+    cut = shown if fits else [*shown[: bisect_right(ends, limit - 1)], "…"]
+    return {"type": "plain_text", "emoji": False, "text": "".join(cut)}
 
 
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _ours(text: str) -> str:
+    """A link or command of ours between `<` or backticks; none of them has one of these."""
+    return one_line(text).translate(_ESCAPED | {ord("`"): "'", ord("|"): "%7C"})
 
 
 def open_channel(settings: NotifySettings) -> Channel:
@@ -165,6 +181,7 @@ def notice_of(event: Event, thread: str, before: Callable[[], Sequence[Event]]) 
 
     `thread`: the upstream release that it is about; `before`: gives the ledger before it, oldest first.
     """
+    event = event.model_copy(update={"summary": one_line(event.summary)})
     if event.kind == "stage.upstream" and event.detail.get("target"):
         return Notice(thread=thread, title=f"{thread}: upgrade started", text=event.summary)
     if event.kind == "stage.restore" and event.detail.get("verdict") in (Verdict.FAILED, Verdict.ERRORED):
@@ -314,7 +331,7 @@ def following(store: Store, settings: NotifySettings) -> Iterator[None]:
         thread.join()
         if trouble := _trouble(store, channel):
             said = f"people were not told: {trouble}"
-            console.print(f"  {'notify':<{NAME_WIDTH}} {said}; the next run tells them", markup=False)
+            console.print(f"  {'notify':<{NAME_WIDTH}} {one_line(said)}; the next run tells them")
             store.log(Event(kind="not_told", summary=said))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from modal_app.redaction import redact
+from modal_app.redaction import hide, redact
 
 StageName = Literal["staging", "production"]
 
@@ -26,7 +26,7 @@ class Problem(Exception):
         super().__init__(self.what)
 
     def __str__(self) -> str:
-        lines = [self.what]
+        lines = [self.what.replace("\n", "\n            ")]
         if self.evidence:
             lines += ["  evidence: " + self.evidence.replace("\n", "\n            ")]
         if self.todo:
@@ -524,10 +524,13 @@ class Latency(Model):
 
 
 class Endpoint(Model):
-    """Base URL and API key of a running server. The key never shows in a repr or a dump."""
+    """Base URL and API key of a running server. The key never shows in a repr, a dump or a redacted text."""
 
     base_url: str
     api_key: str | None = Field(default=None, repr=False, exclude=True)
+
+    def model_post_init(self, _context: Any) -> None:
+        hide(self.api_key)
 
 
 class Event(Model):

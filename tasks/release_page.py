@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tasks import restore
+from tasks.console import visible
 from tasks.contracts.judge import named, promised
 from tasks.evals import shown
 from tasks.preflight import SURFACE
@@ -156,7 +157,7 @@ def page(store: Store, release: Release, costs: Sequence[Cost] = (), at: datetim
     gate, probe = by_name.get("evals"), by_name.get(restore.NAME)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     environment.filters |= {"clock": clock, "megabytes": lambda size: f"{size / 1e6:,.0f} MB"}
     return environment.get_template("release_page.html.jinja").render(
@@ -187,6 +188,11 @@ def page(store: Store, release: Release, costs: Sequence[Cost] = (), at: datetim
         events=events,
         at=at or now(),
     )
+
+
+def _shown(value: object) -> object:
+    """What the template puts in, before it is escaped; what is HTML already stays."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def standing(store: Store, release: Release) -> str:

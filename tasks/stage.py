@@ -15,12 +15,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import httpx
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from modal_app.redaction import redact
-from tasks.console import console
+from tasks.console import console, one_line, styled
 from tasks.platforms import Platform
 from tasks.release import Event, Problem, Verdict, Verification, now, settle
-from tasks.report import MARK, NAME_WIDTH
+from tasks.report import MARK, NAME_WIDTH, fenced, markdown
 
 LINE_EVERY_S = 5.0
 ARTIFACT_EVERY_S = 2.0
@@ -56,7 +57,7 @@ class Row:
             self._move(done, total, what)
         elif time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
-            console.print(f"  {self.name:<{NAME_WIDTH}} {done}/{total} {what}  {_clock(self.seconds)}", markup=False)
+            console.print(f"  {self.name:<{NAME_WIDTH}} {done}/{total} {one_line(what)}  {_clock(self.seconds)}")
         if total > 1 and time.monotonic() - self._last_artifact > ARTIFACT_EVERY_S:
             self._last_artifact = time.monotonic()
             percent = round(100 * done / total, 1)
@@ -66,37 +67,38 @@ class Row:
     def _tell(self, percent: float, done: int, total: int, what: str) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+        said = f"{self.name}: {done}/{total} {markdown(redact(what))}"
         if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, description=f"{self.name}: {what}")
+            self._artifact = create_progress_artifact(percent, description=said)
         else:
-            update_progress_artifact(self._artifact, percent, description=f"{self.name}: {done}/{total} {what}")
+            update_progress_artifact(self._artifact, percent, description=said)
 
     def _move(self, done: int, total: int, what: str) -> None:
         if self._bar is None:
             self._bar = Progress(
                 TextColumn(f"  {self.name:<{NAME_WIDTH}}"), BarColumn(22), MofNCompleteColumn(),
-                TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True,
+                TextColumn("{task.description}", markup=False), TimeElapsedColumn(), console=console, transient=True,
             )  # fmt: skip
             self._bar.start()
             self._bar.add_task(what)
-        self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=what[:48])
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=one_line(what)[:48])
 
     def done(
-        self, summary: str, markdown: str = "", *, release: str | None = None, detail: dict[str, Any] | None = None
+        self, summary: str, evidence: str = "", *, release: str | None = None, detail: dict[str, Any] | None = None
     ) -> None:
-        """Close the row: the line that stays, the artifact, and the ledger's line."""
-        self._keep(summary, "[green]ok[/]", markdown, release=release, detail=detail or {})
+        """Close the row: the line that stays, the artifact with the evidence in Markdown, and the ledger's line."""
+        self._keep(summary, styled("ok", "green"), evidence, release=release, detail=detail or {})
 
     def judged(
         self,
         found: Sequence[Verification],
         summary: str,
-        markdown: str = "",
+        evidence: str = "",
         *,
         again: bool = False,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Close the row with the worst verdict of what was verified. Raises what `settle` raises.
+        """Close the row with the worst verdict of what was verified; evidence is Markdown. Raises what `settle` raises.
 
         `again`: it was recorded before and not run now.
         """
@@ -106,34 +108,33 @@ class Row:
         )
         told = f"recorded before: {summary}" if again else summary
         detail = {"verdict": worst, "again": again, **(detail or {})}
-        self._keep(told, MARK[worst], markdown, release=found[0].release, detail=detail)
+        self._keep(told, MARK[worst], evidence, release=found[0].release, detail=detail)
         settle(found)
 
     def failed(self, error: BaseException) -> None:
         """Close the row with what went wrong."""
         what = error.what if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
         kind = type(error).__name__
-        self._keep(what, "[red]stopped[/]", f"```\n{error}\n```", release=None, detail={"error": kind})
+        self._keep(what, styled("stopped", "red"), fenced(str(error)), release=None, detail={"error": kind})
 
-    def _keep(self, summary: str, mark: str, markdown: str, *, release: str | None, detail: dict[str, Any]) -> None:
+    def _keep(self, summary: str, mark: Text, evidence: str, *, release: str | None, detail: dict[str, Any]) -> None:
         from prefect.artifacts import create_markdown_artifact
 
-        summary, markdown = redact([summary, markdown])
+        summary, evidence = redact([summary, evidence])
         self._close(summary, mark, release=release, detail=detail)
         patiently(create_markdown_artifact)(
-            key=_key(self.name), markdown=f"**{summary}**\n\n{markdown}", description=summary[:200]
+            key=_key(self.name), markdown=f"**{markdown(summary)}**\n\n{evidence}", description=markdown(summary[:200])
         )
 
-    def _close(self, summary: str, mark: str, *, release: str | None, detail: dict[str, Any]) -> None:
+    def _close(self, summary: str, mark: Text, *, release: str | None, detail: dict[str, Any]) -> None:
         from prefect.logging import get_run_logger
 
         self.closed = True
         if self._bar:
             self._bar.stop()
-        console.print(f"  {self.name:<{NAME_WIDTH}}", end=" ", markup=False)
-        console.print(summary, markup=False, end="  ", soft_wrap=True)
-        console.print(f"{mark} [dim]{_clock(self.seconds)}[/]")
-        get_run_logger().info("%s: %s", self.name, summary)
+        console.print(f"  {self.name:<{NAME_WIDTH}} {one_line(summary)} ", mark, end=" ", soft_wrap=True)
+        console.print(styled(_clock(self.seconds), "dim"))
+        get_run_logger().info("%s: %s", self.name, one_line(summary))
         if not self._ledger:
             return
         self._platform.store.log(

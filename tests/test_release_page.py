@@ -23,9 +23,10 @@ from tasks.release import (
 from tasks.release_page import Cost, choose, clock, page, stages, story
 from tasks.store import Store
 from tasks.upstream.notes import Assessed, Assessment, Risk
+from tests.hostile import ALPHABET, obeyed
 from tests.test_release import a_release
 
-EVIL = "<script>alert(1)</script><img src='http://evil.invalid/x'>\" onload=\"x"
+EVIL = "<script>alert(1)</script><img src='http://evil.invalid/x'>\" onload=\"x " + " ".join(ALPHABET)
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 
 
@@ -119,6 +120,7 @@ def test_the_page_needs_nothing_else_and_what_others_wrote_stays_text(store: Sto
     release = a_release(alias=EVIL, argv=("--alias", EVIL))
     recorded(store, release)
     made = Page(page(store, release))
+    assert obeyed(page(store, release)) == []
     assert {tag for tag, _ in made.elements}.isdisjoint({"script", "link", "iframe", "object", "img"})
     assert made.text.count("alert(1)") == page(store, release).count("alert(1)") > 15
     for _, attributes in made.elements:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from tasks import evals, preflight, proof, restore
 from tasks.approval.question import rollbacks
+from tasks.evals import shown
 from tasks.platforms import Platform
 from tasks.preflight.compare import Difference
 from tasks.release import Dossier, PatchResult, Problem, Release, Verification
-from tasks.report import dossier_markdown, markdown_table
+from tasks.report import dossier_markdown, markdown, markdown_table
 from tasks.upstream.notes import Assessment, digest
 
 
@@ -32,16 +33,16 @@ def _sections(platform: Platform, dossier: Dossier, notes: Assessment | None) ->
         differ = [Difference.model_validate(each) for each in surface.evidence["differences"]]
         yield (
             "Preflight",
-            surface.summary + (_folded(f"{len(differ)} differences", preflight.table(differ)) * bool(differ)),
+            markdown(surface.summary) + (_folded(f"{len(differ)} differences", preflight.table(differ)) * bool(differ)),
         )
     if kept := [v for v in dossier.verifications if v.promise and v.name.startswith("contracts.")]:
         rows = ((v.name.removeprefix("contracts."), v.verdict, v.summary, v.promise) for v in kept)
         table = markdown_table(("promise", "verdict", "what was seen", "promised"), rows)
         yield "Contracts", _folded(f"{len(kept)} promises", table)
     if came_back := found.get(restore.NAME):
-        yield "Restores", f"{came_back.summary}\n\n{restore.markdown(platform.store, came_back)}"
+        yield "Restores", f"{markdown(came_back.summary)}\n\n{restore.markdown(platform.store, came_back)}"
     if asked := found.get(evals.NAME):
-        yield "Evals", str(asked.evidence.get("shown", asked.summary))
+        yield "Evals", shown.markdown(asked)
     if spent := _spent(platform, dossier.release):
         yield "Cost", spent
 
@@ -63,7 +64,7 @@ def _spent(platform: Platform, release: Release) -> str:
     try:
         found = platform.costs(release)
     except Problem as problem:
-        return f"not known: {problem.what}"
+        return f"not known: {markdown(problem.what)}"
     rows = [(c.stage, c.containers, f"{c.seconds:.0f}", f"{c.gpu_seconds:.0f}", f"{c.usd:.2f}") for c in found]
     total = ("together", "", "", "", f"{sum(c.usd for c in found):.2f}")
     return markdown_table(("stage", "containers", "seconds", "GPU seconds", "USD"), [*rows, total])

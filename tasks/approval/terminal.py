@@ -10,7 +10,7 @@ from prefect.settings import PREFECT_API_URL
 from tasks.approval import held
 from tasks.approval.attend import clock, given, stale
 from tasks.approval.question import rollbacks
-from tasks.console import console
+from tasks.console import console, one_line
 from tasks.release import BadInput, Request, ToolingError
 from tasks.report import show_dossier
 from tasks.store import Store
@@ -37,16 +37,13 @@ def show(store: Store, request: Request) -> None:
     release = store.get_release(request.release)
     expected = store.release(request.expected) if request.expected else None
     show_dossier(store.dossier(release, request.required))
-    console.print(
+    asked = (
         f"{release.label} is to replace {expected.label if expected else 'nothing'}; asked by {request.name} at "
-        f"{clock(request.asked_at)}, until {clock(request.expires_at)}",
-        markup=False,
-        soft_wrap=True,
+        f"{clock(request.asked_at)}, until {clock(request.expires_at)}"
     )
-    for line in rollbacks(store, release):
-        console.print(f"it was rolled back before, {line}", markup=False, soft_wrap=True)
-    if request.link:
-        console.print(request.link, markup=False, soft_wrap=True)
+    before = (f"it was rolled back before, {line}" for line in rollbacks(store, release))
+    for line in filter(None, (asked, *before, request.link)):
+        console.print(one_line(line), soft_wrap=True)
 
 
 def decide(store: Store, request: Request, decision: Literal["approve", "reject"], by: str, note: str) -> None:

@@ -12,6 +12,7 @@ from tasks.evals.model import Item, ItemAnswer, Outcome
 from tasks.evals.plot import svg
 from tasks.evals.sequential import Interval
 from tasks.release import Verdict, Verification
+from tasks.report import markdown as as_text
 from tasks.report import markdown_table
 from tasks.settings import EvalSettings
 
@@ -109,11 +110,11 @@ def points(interval: Interval) -> str:
 def markdown(verification: Verification) -> str:
     """The verification for a person: families, the interval as it narrowed, what changed, what it cost."""
     seen = verification.evidence
-    parts = [f"**{verification.summary}**"]
+    parts = [f"**{as_text(verification.summary)}**"]
     if families := seen.get("families"):
         parts.append(markdown_table(COLUMNS, map(family_row, families)))
     if poorer := [r for r in seen.get("families", []) if r["protects"] and r.get("lost", 0) > r.get("gained", 0)]:
-        parts.append("\n".join(f"- {row['family']} protects: {row['protects']}" for row in poorer))
+        parts.append("\n".join(f"- {as_text(row['family'])} protects: {as_text(row['protects'])}" for row in poorer))
     if plot := interval_plot(seen):
         image = base64.b64encode(plot.encode())
         parts.append(f"![the interval as it narrowed](data:image/svg+xml;base64,{image.decode()})")
@@ -132,7 +133,7 @@ def markdown(verification: Verification) -> str:
             ("asked", "answers", "tokens", "seconds", "money"),
             [(side, c["answers"], c["tokens"], c["seconds"], c["money"]) for side, c in costs.items()],
         ))  # fmt: skip
-    parts += [f"- {e['side']} {e['item']}: {_cell(e['error'])}" for e in seen.get("errors", [])]
+    parts += ["- " + as_text(f"{e['side']} {e['item']}: {_cell(e['error'])}") for e in seen.get("errors", [])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -201,11 +201,10 @@ class Gate:
         return {f.name: f.protects for f in asked_families([self._release], self._settings)}
 
     def _verification(self, verdict: Verdict, what: str, found: dict[str, Any]) -> Verification:
-        made = Verification(
+        return Verification(
             name=NAME, release=self._release.id, verdict=verdict, summary=what, promise=PROMISE, evidence=found,
             basis=self._basis, seconds=found.get("cost", {}).get("candidate", {}).get("seconds", 0.0),
         )  # fmt: skip
-        return made.model_copy(update={"evidence": found | {"shown": markdown(made)}})
 
 
 @stage(NAME, "evals of {release.label}")
@@ -225,5 +224,5 @@ def check(
         found = [Gate(platform, release, before, settings, asked, row.progress).verify()]
         platform.store.record(found[0])
     (made,) = found
-    row.judged(found, made.summary, made.evidence["shown"], again=again, detail={"cost": made.evidence.get("cost", {})})
+    row.judged(found, made.summary, markdown(made), again=again, detail={"cost": made.evidence.get("cost", {})})
     return made

@@ -18,7 +18,7 @@ from tasks.release import (
     ToolingError,
     UpstreamRelease,
 )
-from tasks.report import markdown_table
+from tasks.report import fenced, markdown, markdown_table
 from tasks.settings import Settings
 from tasks.sources import Sources
 from tasks.stage import Row, stage
@@ -146,7 +146,7 @@ def apply(
         markdown_table(
             ("patch", "title", "status", "evidence"), [(p.file, p.title, p.status, p.evidence) for p in source.patches]
         )
-        + "".join(f"\n\n{p.file}, rebased:\n````diff\n{p.detail}\n````" for p in source.patches if p.detail)
+        + "".join(f"\n\n{markdown(p.file)}, rebased:\n{fenced(p.detail, 'diff')}" for p in source.patches if p.detail)
         + f"\n\narchive sha256 `{source.archive_sha256}`\n\n"
         + f"upstream tree `{source.upstream_tree}`, with patches `{source.tree}`",
         detail={

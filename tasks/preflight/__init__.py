@@ -23,7 +23,7 @@ from tasks.preflight.observe import observe
 from tasks.preflight.surface import Surface, read
 from tasks.preflight.uses import uses
 from tasks.release import Build, Release, ReleaseFailed, ToolingError, Verdict, Verification, digest_of
-from tasks.report import markdown_table
+from tasks.report import code, fenced, markdown_table
 from tasks.settings import Settings
 from tasks.sources import Sources
 from tasks.stage import Row, stage
@@ -120,15 +120,12 @@ def table(found: Sequence[Difference]) -> str:
     """The differences as a Markdown table."""
     return markdown_table(
         ("used by", "kind", "name", "what", "before", "after", "evidence"),
-        [
-            (_users(d), d.kind, f"`{d.name}`", d.what, d.before, d.after, d.evidence or ", ".join(d.where))
-            for d in found
-        ],
+        [(_users(d), d.kind, d.name, d.what, d.before, d.after, d.evidence or ", ".join(d.where)) for d in found],
     )
 
 
 def _list(title: str, lines: Sequence[str]) -> str:
-    return "\n".join([f"{title}:", *(f"- `{line}`" for line in lines)]) if lines else ""
+    return "\n".join([f"{title}:", *(f"- {code(line)}" for line in lines)]) if lines else ""
 
 
 def strays(inherited: Sequence[str]) -> list[str]:
@@ -187,7 +184,7 @@ def check(
     row.judged(
         [accepted, verified],
         f"{accepted.summary}; {verified.summary}",
-        f"release `{release.id}`\n\n```\n{' '.join(release.argv)}\n```\n\n{markdown_table(('file', 'content'), files)}"
+        f"release `{release.id}`\n\n{fenced(' '.join(release.argv))}\n\n{markdown_table(('file', 'content'), files)}"
         f"\n\n{table(found)}\n\n{_list('Where --help and the README disagree', verified.evidence['readme'])}",
     )
     return release

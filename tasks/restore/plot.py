@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from statistics import median
 
+from tasks.console import visible
 from tasks.release import BootKind, Latency, Release
 
 WIDTH, HEIGHT = 760, 320
@@ -82,7 +83,7 @@ def _frame(low: int, high: int, y: Callable[[float], float], below: str) -> list
 
 def dot(x: float, y: float, colour: str, hollow: bool = False, told: str = "") -> str:
     fill = "#fff" if hollow else colour
-    title = f"<title>{escape(told)}</title>" if told else ""
+    title = f"<title>{escape(visible(told))}</title>" if told else ""
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{fill}" stroke="{colour}" opacity="0.75">{title}</circle>'
 
 
@@ -92,4 +93,4 @@ def line(x1: float, y1: float, x2: float, y2: float, colour: str, width: int) ->
 
 def text(x: float, y: float, text: str, anchor: str = "start", turn: str = "") -> str:
     turned = f' transform="{turn}"' if turn else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{INK}"{turned}>{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{INK}"{turned}>{escape(visible(text))}</text>'

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 
 from pydantic import Field
-from rich.markup import escape
 
-from tasks.console import console, show_table
+from tasks.console import console, one_line, show_table
 from tasks.release import Change, Model, Problem, ReleaseNotes
-from tasks.report import markdown_table
+from tasks.report import markdown, markdown_table
 from tasks.sources import fits
 from tasks.upstream.ours import Ours
 from tasks.upstream.rules import (
@@ -177,7 +176,7 @@ def read(changes: Callable[[int, int], ReleaseNotes], low: int, high: int, used:
 def digest(found: Assessment) -> str:
     """The page of an assessment: what could break us first, in Markdown."""
     if found.problem:
-        return f"**What changed upstream is not known:** {found.problem}"
+        return f"**What changed upstream is not known:** {markdown(found.problem)}"
     risky = found.shown
     parts = [f"b{found.low} to b{found.high}: {found.summary}."]
     if risky:
@@ -186,7 +185,8 @@ def digest(found: Assessment) -> str:
     if hidden := len(found.of(Risk.MAY_BREAK, Risk.MAY_BREAK_US)) - len(risky):
         parts.append(f"And {hidden} older ones of risk `{Risk.MAY_BREAK}`.")
     if touching := found.of(Risk.TOUCHES_US):
-        parts.append("Names what we use, no word of a break:\n\n" + "\n".join(f"- {c.name}" for c in touching))
+        names = "\n".join(f"- {markdown(change.name)}" for change in touching)
+        parts.append(f"Names what we use, no word of a break:\n\n{names}")
     areas = Counter(area for change in found.of(Risk.NONE) for area in change.areas or ("others",))
     if areas:
         parts.append("The rest, by area: " + ", ".join(f"{n} {area}" for area, n in areas.most_common()) + ".")
@@ -197,7 +197,7 @@ def show(found: Assessment) -> None:
     """Print in the terminal what could break us."""
     title = f"upstream's notes: {found.summary}"
     if not found.shown:
-        console.print(title, markup=False)
+        console.print(one_line(title))
         return
-    rows = ((c.risk, escape(c.name), escape("; ".join((*c.why, *c.touches)))) for c in found.shown)
+    rows = ((c.risk, c.name, "; ".join((*c.why, *c.touches))) for c in found.shown)
     show_table(title, ("risk", "change", "why"), rows)

@@ -13,6 +13,8 @@ from tasks.release import Dossier, PatchResult, PatchStatus, Verdict, Verificati
 from tests.approval.asking import RELEASE, platform_on
 from tests.platforms.modal_stand import fake_modal, platform_on_modal
 
+SPENT = {"answers": 7, "tokens": 7, "seconds": 7, "money": 7}
+
 
 def a_dossier(*found: Verification) -> Dossier:
     return Dossier(release=RELEASE, required=tuple(v.name for v in found), verifications=found)
@@ -28,14 +30,14 @@ def test_what_did_not_pass_comes_first_and_every_patch_has_its_evidence(tmp_path
     patch = PatchResult(file="0001-x.patch", title="x", status=PatchStatus.CLEAN, evidence="applies strictly")
     dossier = a_dossier(
         verified("contracts.chat.answers"),
-        verified("evals", Verdict.INCONCLUSIVE, shown="| family | points |"),
+        verified("evals", Verdict.INCONCLUSIVE, cost={"candidate": SPENT}),
         verified("patches", patches=[patch.model_dump(mode="json")]),
     )
     read = page(platform_on(tmp_path)[0], dossier, None, None)
     assert read.index("| evals | inconclusive |") < read.index("| contracts.chat | passed |")
     assert "| 0001-x.patch | clean | applies strictly |" in read
     assert "| chat.answers | passed | contracts.chat.answers seen | said |" in read
-    assert "| family | points |" in read
+    assert "| candidate | 7 | 7 | 7 | 7 |" in read
     assert "### Cost" not in read
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.evals.collect import Book
+from tasks.evals.shown import markdown
 from tasks.evals.stage import item_set
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Release, Verdict, Verification
@@ -25,7 +26,7 @@ def asked_so_far(settings: Settings, release: Release) -> tuple[int, int]:
 
 
 def test_the_same_weights_pass_and_the_items_are_neither_too_easy_nor_too_hard(itself: Verification) -> None:
-    print(itself.evidence["shown"])
+    print(markdown(itself))
     assert itself.verdict is Verdict.PASSED, itself.summary
     families = {row["family"]: row for row in itself.evidence["families"]}
     assert {*SMALL.families, "capitals", "all"} == set(families)
@@ -43,7 +44,7 @@ def test_damaged_weights_fail_and_production_is_not_asked_again(
     weights = noised(smollm2, tmp_path / "damaged.gguf")
     damaged = eval_release.model_copy(update={"files": {"model": proxied.store.put_file(weights)}})
     found = judged(proxied, damaged, eval_release)
-    print(found.evidence["shown"])
+    print(markdown(found))
     assert found.verdict is Verdict.FAILED, found.summary
     assert (proxied.trials, proxied.asked) == (1, found.evidence["asked"])
     assert all(not d["gained"] for d in found.evidence["discordant"][:5])
@@ -54,7 +55,7 @@ def test_another_chat_template_is_explained(
     proxied: Proxied, eval_release: Release
 ) -> None:  # fmt: skip
     found = judged(proxied, another(eval_release, "--chat-template", "llama2"), eval_release)
-    print(found.evidence["shown"])
+    print(markdown(found))
     assert found.verdict in (Verdict.FAILED, Verdict.INCONCLUSIVE), found.summary
     assert "points [" in found.summary
     assert found.evidence["discordant"]

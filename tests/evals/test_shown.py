@@ -12,16 +12,16 @@ from tasks.evals.plot import svg
 from tasks.evals.sequential import Interval
 from tasks.evals.shown import MOST_TELLING, RANKING, cost, evidence, markdown, summary, telling
 from tasks.platforms.local import LocalPlatform
-from tasks.release import Dossier, Release, UpstreamRelease, Verdict, Verification
+from tasks.release import Dossier, Release, UpstreamRelease, Verification
 from tasks.settings import EvalSettings, Settings
 from tasks.store import Store
 from tests.evals.test_gate import HALF, ITEMS, SETTINGS, said, some
 
 
-def shown(ours: dict[str, ItemAnswer]) -> str:
+def seen(ours: dict[str, ItemAnswer]) -> Verification:
     standing = decide(ITEMS, ours, said(HALF), SETTINGS)
     found = evidence(standing, ours, said(HALF), {"tools": "the parser"})
-    return markdown(Verification(name="evals", release="r", verdict=standing.verdict, summary="it is", evidence=found))
+    return Verification(name="evals", release="r", verdict=standing.verdict, summary="it is", evidence=found)
 
 
 def test_a_summary_is_one_line_with_the_numbers_and_the_noise() -> None:
@@ -38,7 +38,7 @@ def test_a_summary_is_one_line_with_the_numbers_and_the_noise() -> None:
 
 
 def test_the_page_tells_each_family_what_a_broken_one_protects_and_shows_the_plot() -> None:
-    page = shown(said(HALF - some(1.0, family="tools")))
+    page = markdown(seen(said(HALF - some(1.0, family="tools"))))
     assert re.search(r"\| sums \| (\d+) \| (\d+) \| \2 \| 0 \| 0 \| 0 \|", page)
     assert re.search(r"\| tools \| (\d+) \| (\d+) \| 0 \| \2 \| 0 \| 0 \|", page)
     assert "- tools protects: the parser" in page
@@ -50,8 +50,7 @@ def test_whoever_approves_is_shown_it(store: Store) -> None:
     release = Release(
         upstream=UpstreamRelease(build=11434), tree="t", build="b", argv=("--jinja",), files={}, alias="model"
     )
-    made = Verification(name="evals", release=release.id, verdict=Verdict.PASSED, summary="it is")
-    made = made.model_copy(update={"evidence": {"shown": shown(said(HALF - some(0.2)))}})
+    made = seen(said(HALF - some(0.2)))
     dossier = Dossier(release=release, required=("evals",), verifications=(made,))
     read = page(LocalPlatform(Settings(store=store.root)), dossier, None, None)
     assert "| all | " in read

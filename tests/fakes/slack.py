@@ -72,8 +72,8 @@ def _wrong(body: dict[str, Any]) -> str | None:
         return "no_text" if not body.get("text") else "invalid_blocks"
     for block in blocks:
         kind, text = block["type"], block["text"]
-        wanted = "plain_text" if kind == "header" else "mrkdwn"
-        if kind not in LIMITS or text["type"] != wanted or not 1 <= len(text["text"]) <= LIMITS[kind]:
+        known = {"plain_text"} if kind == "header" else {"plain_text", "mrkdwn"}
+        if kind not in LIMITS or text["type"] not in known or not 1 <= len(text["text"]) <= LIMITS[kind]:
             return "invalid_blocks"
     return None
 

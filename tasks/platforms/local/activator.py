@@ -25,8 +25,11 @@ from typing import Any, Literal, cast
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
+from modal_app.redaction import hide, redact
 from modal_app.warmup import AGENT
+from tasks.console import visible
 from tasks.platforms.local.activator_log import ActivatorLog
 from tasks.platforms.local.control import (
     KEY_VARIABLE,
@@ -465,6 +468,25 @@ async def run(options: Options, store: Store, key: str | None, ready: Callable[[
         path.unlink(missing_ok=True)
 
 
+class LogLines(logging.Formatter):
+    """Lines without a secret, and nothing in them that a terminal obeys.
+
+    What a client sent is not in them: aiohttp's parser quotes the header or the address line that it could not read
+    (3.14), with whatever key is in it, so of its errors only the name is told.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(redact(super().format(record)))
+
+    def formatException(self, ei: Any) -> str:
+        error = ei[1]
+        while error is not None:
+            if isinstance(error, HttpProcessingError):
+                return type(error).__name__
+            error = error.__cause__ or error.__context__
+        return super().formatException(ei)
+
+
 def say(message: dict[str, Any]) -> None:
     """Tell whoever started us, once, over stdout; from then on stdout goes nowhere."""
     with contextlib.suppress(OSError):
@@ -481,6 +503,7 @@ def main(argv: list[str] | None = None) -> int:
     _log_to(logging.StreamHandler(sys.stderr))
     logging.getLogger("httpx").setLevel(logging.WARNING)
     key = os.environ.pop(KEY_VARIABLE, None)
+    hide(key)
     alone = False
     try:
         store = Store(options.store)
@@ -496,8 +519,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _log_to(handler: logging.Handler) -> None:
-    line = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, handlers=[handler], format=line, force=True)
+    handler.setFormatter(LogLines("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def _options(argv: list[str] | None) -> Options:

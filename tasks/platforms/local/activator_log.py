@@ -43,7 +43,8 @@ class ActivatorLog(RotatingFileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.tell_repeats()
-        text = f"{record.levelname} {record.getMessage()}"
+        error = record.exc_info[0] if record.exc_info else None
+        text = f"{record.levelname} {record.getMessage()} {error.__name__ if error else ''}"
         if (said := self._said.get(text)) is not None:
             said.again += 1
             return

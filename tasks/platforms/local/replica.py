@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from modal_app.redaction import hide
 from tasks.cuda_checkpoint import CudaFailed
 from tasks.platforms.local.boot import Boot, Booted, resume, suspend
 from tasks.platforms.local.control import run_folder
@@ -66,6 +67,7 @@ class Replica:
         self.in_flight = 0
         self.last_used = time.monotonic()
         self.key = key
+        hide(key)
         self._halt = threading.Event()
         self._boot = Boot(store, stage, release, key, wanted, start_timeout_s, self._halt, generation)
         self._booted: Booted | None = None
