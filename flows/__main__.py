@@ -527,8 +527,10 @@ def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters
     """Run a flow here and give back what it came to; its approval is asked for at this terminal too."""
     from flows.outcome import Outcome
     from flows.server import approver_at_the_terminal
+    from tasks.settings import load
+    from tasks.troubles import Troubles
 
-    with approver_at_the_terminal(approver) as tell:
+    with approver_at_the_terminal(approver, Troubles(load().store)) as tell:
         told: list[UUID] = []
 
         def started(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001 - as Prefect names them

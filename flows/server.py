@@ -44,6 +44,7 @@ from tasks.platforms.local.proc import free_port, holder
 from tasks.process import die_with_parent
 from tasks.release import BadInput, ToolingError
 from tasks.store import write_atomic
+from tasks.troubles import Troubles
 
 START_TIMEOUT_S = 300.0
 SERVING = "serving"
@@ -211,7 +212,7 @@ def settle(flows: Sequence[str], mine: str, at: datetime) -> None:
 
 
 @contextmanager
-def approver_at_the_terminal(name: str | None) -> Iterator[Callable[[UUID], None]]:
+def approver_at_the_terminal(name: str | None, troubles: Troubles) -> Iterator[Callable[[UUID], None]]:
     """While the flow runs: answer its pauses as `name`, or ask whoever sits at the terminal.
 
     Yields the function that is to be told the flow run's id. The Prefect page can answer as well; whoever is
@@ -223,7 +224,7 @@ def approver_at_the_terminal(name: str | None) -> Iterator[Callable[[UUID], None
     told: list[UUID] = []
     stop = threading.Event()
     context = contextvars.copy_context()
-    thread = threading.Thread(target=lambda: context.run(_attend, told, stop, name), daemon=True)
+    thread = threading.Thread(target=lambda: context.run(_attend, told, stop, name, troubles), daemon=True)
     thread.start()
     try:
         yield told.append
@@ -232,16 +233,21 @@ def approver_at_the_terminal(name: str | None) -> Iterator[Callable[[UUID], None
         thread.join(5)
 
 
-def _attend(told: list[UUID], stop: threading.Event, name: str | None) -> None:
+def _attend(told: list[UUID], stop: threading.Event, name: str | None, troubles: Troubles) -> None:
     while not stop.wait(POLL_S):
-        if told and _paused(told[-1]):
-            if answer := _unattended(name) if name else _prompt(told[-1], stop):
-                try:
-                    held.answer(told[-1], answer)
-                except ToolingError as error:  # somebody in the Prefect page was first
-                    console.print(f"  {error}", markup=False)
-            while not stop.wait(POLL_S) and _paused(told[-1]):
-                pass
+        with troubles.outlived("asking for approval at the terminal"):  # a server that is busy answers later
+            _answer_pause(told, stop, name)
+
+
+def _answer_pause(told: list[UUID], stop: threading.Event, name: str | None) -> None:
+    if told and _paused(told[-1]):
+        if answer := _unattended(name) if name else _prompt(told[-1], stop):
+            try:
+                held.answer(told[-1], answer)
+            except ToolingError as error:  # somebody in the Prefect page was first
+                console.print(f"  {error}", markup=False)
+        while not stop.wait(POLL_S) and _paused(told[-1]):
+            pass
 
 
 def _unattended(name: str) -> held.Decided:

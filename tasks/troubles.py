@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+import httpx
 from pydantic import Field
 
 from modal_app.redaction import redact
@@ -15,6 +16,9 @@ from tasks.release import Model, Problem, ToolingError, digest_of, now
 from tasks.store import write_atomic
 
 log = logging.getLogger(__name__)
+
+OUTSIDE = (Problem, OSError, httpx.HTTPError)
+"""What comes from outside: no traceback says more of it."""
 
 
 class Trouble(Model):
@@ -47,10 +51,10 @@ class Troubles:
 
     def _note(self, what: str, error: Exception) -> None:
         told = error.what if isinstance(error, Problem) else str(error)
-        said = redact(f"{type(error).__name__}: {told}")
+        said = " ".join(redact(f"{type(error).__name__}: {told}").split())[:300]
         known = self._known(what)
         if known is None or known.over or known.error != said:
-            log.error("%s: %s", what, said, exc_info=None if isinstance(error, (Problem, OSError)) else error)
+            log.error("%s: %s", what, said, exc_info=None if isinstance(error, OUTSIDE) else error)
             self._keep(Trouble(what=what, error=said))
 
     def _is_well(self, what: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,11 +25,11 @@ from tasks.platforms import Platform
 from tasks.release import Approval, BadInput, Dossier, Event, ReleaseFailed, Request, ToolingError, now
 from tasks.settings import Settings
 from tasks.store import Store
+from tasks.troubles import Troubles
 
 if TYPE_CHECKING:
     from tasks.upstream.notes import Assessment
 
-log = logging.getLogger(__name__)
 
 POLL_S = 1
 ATTEND_S = 2.0
@@ -179,14 +178,12 @@ def _open(store: Store, dossier: Dossier, expected: str | None, settings: Settin
 @contextmanager
 def _attended(platform: Platform, settings: Settings) -> Iterator[None]:
     """Look after the open questions while the block waits for a person."""
-    stop = threading.Event()
+    stop, troubles = threading.Event(), Troubles(platform.store.root)
 
     def look() -> None:
         while not stop.wait(ATTEND_S):
-            try:
+            with troubles.outlived("looking after the open questions"):  # a person may still decide
                 attend(platform, settings)
-            except Exception:  # a person may still decide
-                log.exception("the open questions could not be looked after")
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(look,), name="attend", daemon=True)
     thread.start()

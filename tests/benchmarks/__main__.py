@@ -15,6 +15,7 @@ from tests.benchmarks import (
     activator,
     building,
     contracts,
+    faults,
     gate,
     notes,
     patches,
@@ -40,6 +41,7 @@ SECTIONS = {
     "snapshot": snapshot.main,
     "gate": gate.main,
     "activator": activator.main,
+    "faults": faults.main,
     "watch": watch.main,
 }
 LONG: dict[str, Callable[[Sequence[str]], Iterator[str]]] = {

@@ -80,6 +80,10 @@ def wont_start(release: Release) -> Release:
     return release.model_copy(update={"argv": (*release.argv, "--no-such-flag")})
 
 
+def copy_build(known: Store, store: Store, digest: str) -> None:
+    shutil.copytree(known.build_dir(digest), store.build_dir(digest), symlinks=True)
+
+
 # -- the process that moves, which is killed ------------------------------------------------------------
 
 
@@ -230,6 +234,35 @@ class Clients:
         return None, f"no release says {text!r} as {who}"
 
 
+@dataclass
+class Reader:
+    """One who reads production's pointer all the time."""
+
+    store: Store
+    whole: int = 0
+    torn: int = 0
+
+    @contextmanager
+    def reading(self) -> Iterator[Reader]:
+        over = threading.Event()
+
+        def read() -> None:
+            while not over.wait(0.002):
+                try:
+                    self.store.pointer("production")
+                    self.whole += 1
+                except ToolingError:
+                    self.torn += 1
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        try:
+            yield self
+        finally:
+            over.set()
+            thread.join()
+
+
 # -- faults ---------------------------------------------------------------------------------------------
 
 
@@ -356,7 +389,7 @@ def soaking(sources: Sequence[Release], known: Store, cache: Path, seed: int) ->
         mover_process = Mover(root, cache)
         try:
             for digest in {release.build for release in sources}:
-                shutil.copytree(known.build_dir(digest), platform.store.build_dir(digest), symlinks=True)
+                copy_build(known, platform.store, digest)
             releases = releases_of(platform.store, sources, Path(folder))
             assert mover_process.tell(releases[0], back=False) == {}
             names = {r.alias: f"{r.upstream.tag}-{r.tree[:9]}" for r in releases}
@@ -384,7 +417,7 @@ def main(cycles: int = 200, seed: int = 2026) -> Iterator[str]:
     sources = [*newest.values()][-2:]
     sources = [sources[n % len(sources)] for n in range(3)]
     began = time.monotonic()
-    with soaking(sources, known, settings.cache, seed) as soak:
+    with soaking(sources, known, settings.cache, seed) as soak, Reader(soak.platform.store).reading() as reader:
         yield f"{len(sources)} releases of {', '.join(dict.fromkeys(s.upstream.tag for s in sources))}, seed {seed}"
         for number in range(1, cycles + 1):
             soak.cycle(number)
@@ -393,10 +426,12 @@ def main(cycles: int = 200, seed: int = 2026) -> Iterator[str]:
     counts, lost = soak.told()
     yield f"cycles    {cycles} in {time.monotonic() - began:.0f} s: {dict(soak.held)}"
     yield f"faults    {dict(soak.faults.most_common())}"
+    yield f"kills     {sum(count for what, count in soak.faults.items() if what.endswith('killed'))}"
+    yield f"pointer   {reader.whole} times whole, {reader.torn} times not"
     for what, count in counts.items():
         yield f"requests  {count:6} {what}"
     yield from (f"lost: {what}" for what in lost[:20])
-    if lost:
+    if lost or reader.torn:
         sys.exit(1)
 
 

@@ -199,6 +199,11 @@ BREAKS = (
         "raise typer.Exit(0 if matches else 1)", "raise typer.Exit(0)",
         "tests/flows/test_doctor.py::test_explain_says_what_to_collect_when_it_knows_nothing",
     ),
+    Break(
+        "flows/server.py", "whoever approves at the terminal outlives an API that is down for a while",
+        'with troubles.outlived("asking for approval at the terminal"):', "if True:",
+        "tests/flows/test_approver.py",
+    ),
     # -- approval ------------------------------------------------------------------------------------------------------
     Break(
         "tasks/approval/attend.py", "an approval from before the question does not answer it",
@@ -470,6 +475,11 @@ BREAKS = (
         "tasks/platforms/local/server.py", "a server shares its port with nobody",
         "    if SHARES_PORT in release.argv:", "    if False:",
         "tests/platforms/test_local.py::test_a_release_that_would_share_its_port_is_refused",
+    ),
+    Break(
+        "tasks/platforms/local/activator.py", "looking after the servers outlives what goes wrong in it",
+        "with self.outlived(what):\n                    await step()", "if True:\n                    await step()",
+        "tests/platforms/test_activator.py::test_what_goes_wrong_once_ends_no_loop", real=True,
     ),
     # -- platforms/modal -----------------------------------------------------------------------------------------------
     Break(
@@ -828,6 +838,11 @@ BREAKS = (
         "tasks/store.py", "a file that does not fit leaves nothing behind",
         "                temporary.unlink(missing_ok=True)  # half a model", "                # half a model",
         "tests/platforms/test_full_disk.py::test_a_file_that_does_not_fit_leaves_nothing_behind",
+    ),
+    Break(
+        "tasks/troubles.py", "what goes wrong again and again is said once",
+        "if known is None or known.over or known.error != said:", "if True:",
+        "tests/platforms/test_door.py::test_without_a_descriptor_left_it_waits_says_so_once_and_goes_on",
     ),
     Break(
         "tasks/platforms/local/replica.py", "a boot that can't be recorded is a boot",
