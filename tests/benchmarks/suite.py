@@ -529,7 +529,7 @@ BREAKS = (
     ),
     Break(
         "tasks/platforms/local/activator.py", "looking after the servers outlives what goes wrong in it",
-        "with self.outlived(what):\n                    await", "if True:\n                    await",
+        "with self.outlived(what):\n                    await step()", "if True:\n                    await step()",
         "tests/platforms/test_activator.py::test_what_goes_wrong_once_ends_no_loop", real=True,
     ),
     Break(

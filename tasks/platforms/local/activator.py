@@ -280,12 +280,12 @@ class Activator:
 
     async def _bound(self) -> None:
         keep_reserve(self.store.root)
-        for replica in filter(None, [*self.leaving, self.current]):
-            if replica.server is not None:
-                await asyncio.to_thread(bound_log, replica.server.log)
         for handler in logging.getLogger().handlers:
             if isinstance(handler, ActivatorLog):
                 handler.tell_repeats()
+        for replica in filter(None, [*self.leaving, self.current]):
+            if replica.server is not None:
+                await asyncio.to_thread(bound_log, replica.server.log)
 
     def outlived(self, what: str) -> contextlib.AbstractContextManager[None]:
         """What goes wrong in the block ends nothing: see Troubles."""
@@ -453,7 +453,7 @@ async def run(options: Options, store: Store, key: str | None, ready: Callable[[
             loop.add_signal_handler(number, activator.stop, DRAIN_S)
         control = _control_socket(store, options.stage)
         async with (
-            Door(control_app(activator), control, CONTROL_ROOM, activator.outlived),
+            Door(control_app(activator), control, CONTROL_ROOM, lambda what: activator.outlived(f"control, {what}")),
             Door(_public_app(activator), listener, room_here(), activator.outlived) as public,
         ):
             activator.connections = public.count
