@@ -111,7 +111,7 @@ def _checks(settings: Settings, asked: Asked) -> Iterator[tuple[str, Check]]:
     @cache
     def binaries() -> list[configuration.Binary]:
         if asked.binary:
-            return [configuration.binary_at(asked.binary)]
+            return [configuration.binary_at(asked.binary, settings.store)]
         return configuration.binaries(platform.store) if here else []  # to ask one on Modal starts a container
 
     yield from (("configuration", check) for check in configuration.checks(settings, binaries, asked.argv))

@@ -19,6 +19,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
+from modal_app.child import everything
 from tasks.platforms.local.proc import children
 from tasks.process import die_with_parent, run
 from tasks.release import BadInput, ToolingError
@@ -88,4 +89,4 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _environment() -> dict[str, str]:
     """This process's environment and the Prefect settings in force in it."""
-    return os.environ | get_current_settings().to_environment_variables(exclude_unset=True)
+    return everything() | get_current_settings().to_environment_variables(exclude_unset=True)

@@ -37,6 +37,7 @@ from prefect.settings import (
 )
 from prefect.states import Crashed
 
+from modal_app import child
 from modal_app.redaction import redact
 from tasks.approval import held
 from tasks.console import console
@@ -106,7 +107,7 @@ def _own_server(home: Path, port: int) -> Iterator[str]:
 
 
 def _start(page: str, home: Path, log: Path) -> subprocess.Popen[bytes]:
-    env = os.environ | {
+    env = child.environment(child.PYTHON, child.PREFECT, child.PROXY, child.TLS) | {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"{page}/api",
         "PREFECT_UI_API_URL": f"{page}/api",

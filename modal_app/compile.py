@@ -13,9 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from modal_app.redaction import harmless
+from modal_app import wall
+from modal_app.child import COMPILERS, environment
 
 CONFIGURE_TIMEOUT_S = 300
 CACHE_START_S = 30.0
@@ -26,9 +28,12 @@ Progress = Callable[[int, int, str], None]
 BeforeExec = Callable[[], None] | None
 """Runs in a child before exec; how a child is tied to its parent's life is the caller's business."""
 
+Walled = Callable[[Sequence[str | Path], Mapping[str, str]], list[str]]
+"""The argv that runs a program with this environment behind the wall: see modal_app.wall."""
+
 _OURS = (
     "No space left on device", "Killed signal", "Cannot allocate memory", "unrecognized command-line option",
-    "unrecognized command line option", "unknown argument:", "No CMAKE_CXX_COMPILER",
+    "unrecognized command line option", "unknown argument:", "No CMAKE_CXX_COMPILER", wall.NO_WALL,
 )  # fmt: skip
 
 
@@ -65,17 +70,21 @@ def compile_target(
     cache: Path,
     progress: Progress,
     cpu_flags: Sequence[str] = (),
+    hide: Sequence[Path] = (),
     before_exec: BeforeExec = None,
 ) -> Compiled:
     """Compile one target of a source tree; what is built lies in `out`/bin. Raises CompileFailed.
 
     `cpu_flags` are further compiler flags of the code that is compiled for this very CPU, and of no other: so the
     compiler cache knows all else again when they change. An `out` that is there already is brought up to date.
+    Upstream's code, which CMake and the compilers run and read, is behind the wall; `hide` is hidden from it, too.
     """
+    walled = partial(wall.behind, hide=hide, keep=(source, out.parent))
+    cache.mkdir(parents=True, exist_ok=True)  # behind the wall, a folder that is not there yet can't be seen later
     # The path of a Unix socket is 107 bytes at most (unix(7)), which a cache's folder may be by itself.
     with (
         tempfile.TemporaryDirectory(prefix="llama-release-") as short,
-        CompilerCache(cache, Path(short, "sccache.sock"), before_exec) as compiler,
+        CompilerCache(cache, Path(short, "sccache.sock"), walled, before_exec) as compiler,
     ):
         progress(0, 1, "configuring")
         hook = out.with_name("cpu_flags.cmake")
@@ -108,9 +117,10 @@ def _configure(source: Path, out: Path, definitions: Mapping[str, str], log: Pat
     if definitions.get("GGML_CUDA") == "ON":
         given["CMAKE_CUDA_COMPILER_LAUNCHER"] = str(compiler.binary)
     words = [f"-D{name}={value}" for name, value in sorted(given.items())]
+    argv: list[str | Path] = [tool("cmake"), "-S", source, "-B", out, "-G", "Ninja", *words]
     done = subprocess.run(
-        [tool("cmake"), "-S", source, "-B", out, "-G", "Ninja", *words], env={**harmless(os.environ), **compiler.env},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=CONFIGURE_TIMEOUT_S,
+        compiler.walled(argv, compiler.env), env=compiler.env, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, errors="replace", timeout=CONFIGURE_TIMEOUT_S,
     )  # fmt: skip
     log.write_text(done.stdout + done.stderr)
     if done.returncode:
@@ -125,9 +135,9 @@ def _ninja(
     with (
         open(log, "a") as file,
         subprocess.Popen(
-            [tool("ninja"), "-C", out, target],
-            env={**harmless(os.environ), **compiler.env, "NINJA_STATUS": "[%f/%t] "},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            compiler.walled([tool("ninja"), "-C", out, target], compiler.env),
+            env={**compiler.env, "NINJA_STATUS": "[%f/%t] "}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             preexec_fn=before_exec,
         ) as process,
     ):  # fmt: skip
@@ -187,9 +197,10 @@ def _git_object(kind: bytes, body: bytes) -> bytes:
 class CompilerCache:
     """sccache with a server of its own for one build; a context manager."""
 
-    def __init__(self, folder: Path, socket: Path, before_exec: BeforeExec = None) -> None:
+    def __init__(self, folder: Path, socket: Path, walled: Walled, before_exec: BeforeExec = None) -> None:
         self.binary = tool("sccache")
-        self.env: dict[str, str] = {
+        self.walled = walled
+        self.env = environment(COMPILERS) | {
             "SCCACHE_DIR": str(folder),
             "SCCACHE_CACHE_SIZE": "5G",
             "SCCACHE_SERVER_UDS": str(socket),
@@ -200,8 +211,9 @@ class CompilerCache:
 
     def __enter__(self) -> CompilerCache:
         foreground = {"SCCACHE_START_SERVER": "1", "SCCACHE_NO_DAEMON": "1"}
+        # Behind the wall itself: it is this process that starts the compilers, and a source may include any file.
         self._server = subprocess.Popen(
-            [self.binary], env={**harmless(os.environ), **self.env, **foreground}, stdin=subprocess.DEVNULL,
+            self.walled([self.binary], self.env), env=self.env | foreground, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=self._before_exec,
         )  # fmt: skip
         deadline = time.monotonic() + CACHE_START_S
@@ -215,11 +227,11 @@ class CompilerCache:
     def hits(self) -> int:
         """Objects taken from the cache in this build."""
         argv = [str(self.binary), "--show-stats", "--stats-format", "json"]
-        said = subprocess.run(argv, env={**os.environ, **self.env}, capture_output=True, timeout=60, check=True).stdout
+        said = subprocess.run(argv, env=self.env, capture_output=True, timeout=60, check=True).stdout
         return sum(json.loads(said)["stats"]["cache_hits"]["counts"].values())
 
     def __exit__(self, *exc: object) -> None:
         argv = [str(self.binary), "--stop-server"]
-        subprocess.run(argv, env={**os.environ, **self.env}, capture_output=True, timeout=60, check=False)
+        subprocess.run(argv, env=self.env, capture_output=True, timeout=60, check=False)
         self._server.kill()
         self._server.wait()

@@ -15,13 +15,15 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 import httpx
+
+from modal_app import wall
 
 MODEL, CASE = "model.gguf", "case.json"
 """What lies in the folder of a self-test."""
@@ -119,16 +121,18 @@ def selftest(
     runs: tuple[Run, ...],
     env: Mapping[str, str],
     *,
+    hide: Sequence[Path] = (),
     before_exec: Callable[[], None] | None = None,
 ) -> Result:
-    """Try a llama-server with the self-test in a folder. No process is left."""
+    """Try a llama-server with the self-test in a folder: behind the wall, with `hide` hidden from it too, but for the
+    network, by which it is asked. No process is left."""
     case = Case.from_json((folder / CASE).read_text(encoding="utf-8"))
     worst = 0.0
     with tempfile.TemporaryDirectory(prefix="llama-release-") as scratch:
         for run in runs:
             log = Path(scratch, "server.log")
             try:
-                with _server(binary, folder, run, env, log, before_exec) as ask:
+                with _server(binary, folder, run, env, log, hide, before_exec) as ask:
                     far, wrong = _compare(case, ask)
             except _Ended as ended:
                 computed = bool(ended.signal) or ended.at != LOADING
@@ -177,10 +181,11 @@ def _server(
     run: Run,
     env: Mapping[str, str],
     log: Path,
+    hide: Sequence[Path],
     before_exec: Callable[[], None] | None,
 ) -> Iterator[Callable[[tuple[int, ...], bool], dict[int, float]]]:
     """A server of the self-test's model; gives the function that asks it. Raises _Ended when it dies meanwhile."""
-    process, http = _listening(binary, folder, run, env, log, before_exec)
+    process, http = _listening(binary, folder, run, env, log, hide, before_exec)
     answered = 0
 
     def ask(tokens: tuple[int, ...], cached: bool) -> dict[int, float]:
@@ -216,6 +221,7 @@ def _listening(
     run: Run,
     env: Mapping[str, str],
     log: Path,
+    hide: Sequence[Path],
     before_exec: Callable[[], None] | None,
 ) -> tuple[subprocess.Popen[bytes], httpx.Client]:
     for tries_left in reversed(range(PORT_TRIES)):
@@ -226,7 +232,8 @@ def _listening(
         ]  # fmt: skip
         with open(log, "wb") as file:
             process = subprocess.Popen(
-                argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                wall.behind(argv, env, hide=hide, network=True), env=dict(env),
+                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
                 start_new_session=True, preexec_fn=before_exec,
             )  # fmt: skip
         http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_S, trust_env=False)

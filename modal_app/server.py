@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import modal
 
+from modal_app.child import DEVICES, environment, serving
 from modal_app.deployment import STORE, Deployment
 from modal_app.redaction import redacted
 from modal_app.warmup import warm_up
@@ -96,11 +97,10 @@ class LlamaServer:
         argv = self.deployment.command(Path(STORE), PORT)
         print(json.dumps({"argv": redacted(argv), "release": self.deployment.release}), flush=True)
         # The release is served as it is: no setting reaches it through the environment, and no secret but its key.
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "MODAL_"))}
+        # The build brings its own libraries; ggml looks for its backends beside the binary.
+        env = serving(Path(argv[0]).parent)
         if key := os.environ.get(KEY):
             env[KEY] = key
-        # The build brings its own libraries; ggml looks for its backends beside the binary.
-        env["LD_LIBRARY_PATH"] = ":".join(filter(None, (str(Path(argv[0]).parent), env.get("LD_LIBRARY_PATH"))))
         self.process = subprocess.Popen(
             argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace",
@@ -222,7 +222,9 @@ def gpu_memory_mb() -> tuple[int, int]:
     """(used, total) memory of the first GPU, MiB. Raises BootFailed when it cannot be read."""
     argv = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
+        said = subprocess.run(
+            argv, env=environment(DEVICES), capture_output=True, text=True, timeout=60, check=True
+        ).stdout
         used, total = said.splitlines()[0].split(",")
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         raise BootFailed(f"the GPU's memory cannot be read: {error}") from error

@@ -17,11 +17,11 @@ from typing import Any
 
 import modal
 
-from modal_app import images
+from modal_app import images, wall
 from modal_app.archives import unpack
+from modal_app.child import serving
 from modal_app.compile import Compiled, CompileFailed, collect, compile_target, tree_hash
 from modal_app.deployment import STORE, store_volume
-from modal_app.redaction import harmless
 from modal_app.selftest import runs_of, selftest
 from modal_app.settings import MINUTES, ModalSettings
 
@@ -137,7 +137,7 @@ def inspect(digest: str, target: str) -> dict[str, Any]:
 def _try(digest: str, target: str, case: str, backend: str) -> dict[str, Any]:
     store.reload()
     folder = Path(STORE, "builds", digest)
-    return asdict(selftest(folder / target, Path(STORE, "selftest", case), runs_of(backend, CPUS), _env(folder)))
+    return asdict(selftest(folder / target, Path(STORE, "selftest", case), runs_of(backend, CPUS), serving(folder)))
 
 
 @app.function(image=serve_image, cpu=float(CPUS), timeout=10 * MINUTES, volumes={STORE: store.read_only()})
@@ -155,7 +155,9 @@ def try_build_on_gpu(digest: str, target: str, case: str) -> dict[str, Any]:
 
 
 def _not_found(folder: Path, name: str) -> list[str]:
-    said = subprocess.run(["ldd", folder / name], env=_env(folder), capture_output=True, text=True, timeout=60).stdout
+    env = serving(folder)
+    argv = wall.behind(["ldd", folder / name], env)  # which runs what the file names as its interpreter (ldd(1))
+    said = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60).stdout
     lost = re.findall(r"(\S+) => not found", said)
     # The driver's own library comes with the GPU: it is in no image.
     return [library for library in lost if not library.startswith("libcuda.so")]
@@ -205,18 +207,14 @@ def fetch(name: str, weight: dict[str, str]) -> int:
 def _run(folder: Path, target: str, words: list[str]) -> tuple[int, str, str]:
     """(exit code, stdout, stderr); 126 for a file that cannot be run, as a shell says it."""
     try:
+        env = serving(folder)
         done = subprocess.run(
-            [folder / target, *words], env=_env(folder), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            errors="replace", timeout=60,
+            wall.behind([folder / target, *words], env), env=env, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, errors="replace", timeout=60,
         )  # fmt: skip
     except OSError as error:
         return 126, "", str(error)
     return done.returncode, done.stdout, done.stderr
-
-
-def _env(folder: Path) -> dict[str, str]:
-    clean = {name: value for name, value in harmless(os.environ).items() if not name.startswith("LLAMA_")}
-    return clean | {"LD_LIBRARY_PATH": ":".join(filter(None, (str(folder), clean.get("LD_LIBRARY_PATH"))))}
 
 
 def _sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from modal_app.child import environment
 from tasks.linux import NO_SNAPSHOTS, has_proc
 
 NEW_KERNEL, NEEDED_THERE = (6, 16), (4, 2)
@@ -80,7 +81,9 @@ def _check(criu: str, _mtime_ns: int) -> None:
 
 def _run(argv: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=CHECK_LIMIT_S)
+        return subprocess.run(
+            argv, env=environment(), capture_output=True, text=True, errors="replace", timeout=CHECK_LIMIT_S
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CriuFailed(f"CRIU can't be run: {error}") from error
 
@@ -96,7 +99,9 @@ def dump(criu: str, pid: int, images: Path, *, timeout_s: float) -> None:
         "--leave-running", "--tcp-close", "--manage-cgroups=ignore", "--log-file", "dump.log", "-v2",
     ]  # fmt: skip
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=timeout_s)
+        done = subprocess.run(
+            argv, env=environment(), capture_output=True, text=True, errors="replace", timeout=timeout_s
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CriuFailed(f"CRIU did not dump: {error}") from error
     if code := done.returncode:

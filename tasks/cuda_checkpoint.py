@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from modal_app.child import DEVICES, PYTHON, environment
 from tasks.linux import NO_SNAPSHOTS, has_proc
 
 LIBRARY = "libcuda.so.1"
@@ -72,7 +73,8 @@ def _in_a_process(action: str, pid: int, timeout_s: float) -> float:
         "setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "tasks.cuda_checkpoint", action, str(pid),
     ]  # fmt: skip
     try:
-        done = subprocess.run(argv, cwd=_ROOT, capture_output=True, text=True, timeout=timeout_s)
+        env = environment(PYTHON, DEVICES)
+        done = subprocess.run(argv, cwd=_ROOT, env=env, capture_output=True, text=True, timeout=timeout_s)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CudaFailed(f"CUDA did not {action}: {error}") from error
     if done.returncode:

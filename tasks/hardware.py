@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from modal_app.child import COMPILERS, environment
 from tasks.release import Model
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -135,7 +136,7 @@ def compiler_at(name: str) -> Compiler:
     try:
         done = subprocess.run(
             [*name.split(), "--version"], capture_output=True, text=True, errors="replace", timeout=ASKED_S,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**environment(COMPILERS), "LC_ALL": "C"},
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return Compiler(family="unknown", version="0")
@@ -167,7 +168,8 @@ def hardware_here(nvcc: str = "", driver: str = "", compiler: str = "") -> Hardw
 
 def _sysctl(name: str) -> str:
     try:
-        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=ASKED_S)
+        argv = ["sysctl", "-n", name]
+        done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=ASKED_S)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from modal_app import wall
+from modal_app.child import environment, serving
 from tasks.release import ToolingError
+
+ASK_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -31,19 +35,21 @@ def run(
     *,
     timeout_s: float,
     cwd: Path | None = None,
-    env: Mapping[str, str | None] | None = None,
+    env: Mapping[str, str] | None = None,
     stdin: str = "",
     check: bool = True,
+    behind: Callable[[Sequence[str], Mapping[str, str]], list[str]] | None = None,
 ) -> Output:
-    """Run a command to its end. `env` is added to the environment; None takes a variable out.
+    """Run a command to its end. `env` is its whole environment; without it, it has what any program needs.
+    `behind` makes the argv that runs it behind a wall.
 
     Raises ToolingError when it cannot be started, runs past `timeout_s`, or (with `check`) exits non-zero.
     """
     words = [str(a) for a in argv]
-    environment = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}
+    env = environment() if env is None else env
     try:
         done = subprocess.run(
-            words, cwd=cwd, env=environment, input=stdin,
+            behind(words, env) if behind else words, cwd=cwd, env=env, input=stdin,
             capture_output=True, text=True, errors="replace", timeout=timeout_s, preexec_fn=die_with_parent,
         )  # fmt: skip
     except FileNotFoundError as error:
@@ -60,6 +66,20 @@ def run(
             f"{Path(words[0]).name} exited with {output.code}",
             evidence=f"{' '.join(words)[:300]}\n{output.text[-1500:]}",
         )
+    return output
+
+
+def ask(binary: Path, *argv: str, hide: Iterable[Path]) -> Output:
+    """What a binary of upstream's says to an argv that ends it at once, such as `--version`: it runs behind the wall,
+    with `hide` hidden from it too, and sees what a server does of the environment. Raises ToolingError as `run` does.
+    """
+    binary = binary.absolute()
+    output = run(
+        [binary, *argv], timeout_s=ASK_LIMIT_S, env=serving(binary.parent), check=False,
+        behind=partial(wall.behind, hide=hide),
+    )  # fmt: skip
+    if output.code in wall.NOT_STARTED:
+        raise ToolingError(f"{binary} can't be started", evidence=output.text, todo="mend that")
     return output
 
 

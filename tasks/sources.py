@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from modal_app.archives import UNREADABLE, unpack
+from modal_app.child import environment
 from tasks.process import Output, run
 from tasks.release import ToolingError, UpstreamRelease
 from tasks.store import sha256_of, write_atomic
@@ -46,7 +47,7 @@ class Sources:
         check: bool = True,
     ) -> Output:
         """Run git on this repository, away from the user's and the system's git settings."""
-        env: dict[str, str | None] = {
+        env = environment() | {
             "GIT_DIR": str(self.repo),
             "GIT_CONFIG_GLOBAL": "/dev/null",
             "GIT_CONFIG_NOSYSTEM": "1",

@@ -20,7 +20,7 @@ from tasks import gguf_header
 from tasks.doctor import Check, Seen, note, warning
 from tasks.preflight.argv import Argv, refusal, render, spelled
 from tasks.preflight.surface import Flag, flags_of_help
-from tasks.process import Output, run
+from tasks.process import Output, ask
 from tasks.release import BadInput, Build, ReleaseFailed, StageName, ToolingError
 from tasks.settings import ServerSettings, Settings
 from tasks.store import Store
@@ -41,12 +41,11 @@ class Binary:
     ask: Callable[..., Output]
 
 
-def binary_at(path: Path) -> Binary:
-    """The llama-server at a path. No setting reaches it through the environment. Raises BadInput when it is no file."""
+def binary_at(path: Path, store: Path) -> Binary:
+    """The llama-server at a path, which sees no setting and no secret. Raises BadInput when it is no file."""
     if not path.is_file():
         raise BadInput(f"there is no binary {path}", todo="give the path of a llama-server")
-    clean = {name: None for name in os.environ if name.startswith("LLAMA_")}
-    return Binary(path.name, lambda *argv: run([path, *argv], timeout_s=60, env=clean, check=False))
+    return Binary(path.name, lambda *argv: ask(path, *argv, hide=[store]))
 
 
 def binaries(store: Store) -> list[Binary]:

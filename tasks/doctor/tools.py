@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from modal_app.child import COMPILERS, environment
 from modal_app.compile import tool
 from tasks.doctor.packages import NotInstalled
 from tasks.process import Output, run
@@ -88,7 +89,7 @@ def _compiler(language: Language, settings: Settings) -> str:
     if (remembered := known.get(stamp)) and _unchanged(remembered["headers"]):
         return str(remembered["version"])
     headers = _compile(language, found, flags)
-    version = run([found, "--version"], timeout_s=TRY_S).stdout.splitlines()[0]
+    version = _run([found, "--version"]).stdout.splitlines()[0]
     _remember(settings.cache, known | {stamp: {"version": version, "headers": headers}})
     return version
 
@@ -229,6 +230,6 @@ def cuda(settings: Settings) -> str:
 def _run(words: list[str | Path], cwd: Path | None = None) -> Output:
     """What a program said; one that cannot be started has exit code 126, as in a shell."""
     try:
-        return run(words, timeout_s=TRY_S, cwd=cwd, check=False)
+        return run(words, timeout_s=TRY_S, cwd=cwd, env=environment(COMPILERS), check=False)
     except (OSError, ToolingError) as error:
         return Output(126, "", str(error))

@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import tasks
+from modal_app.child import HUGGING_FACE, PYTHON, TLS, environment
 from tasks.endpoint import Client
 from tasks.endpoint.listening import nobody_listens
 from tasks.evals.ask import END, Request
@@ -180,7 +181,7 @@ def others(settings: EvalSettings) -> ItemSet:
     with tempfile.TemporaryDirectory(prefix="evals-") as folder:
         done = run(
             [sys.executable, "-m", "tasks.evals.ask", Path.cwd(), *settings.tasks], timeout_s=LISTING_S,
-            cwd=Path(folder), env={**dict.fromkeys(os.environ), **_environment(folder)}, check=False,
+            cwd=Path(folder), env=_environment(folder), check=False,
         )  # fmt: skip
     if done.code:
         raise BadInput(
@@ -203,15 +204,11 @@ def _healthy(endpoint: Endpoint) -> bool:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """Ours without what would change Inspect's ways or lead requests through a proxy; its files go to `folder`.
+    """Nothing that would change Inspect's ways or lead requests through a proxy; its files go to `folder`.
 
-    What other people's tasks have downloaded from Hugging Face stays where it is.
+    What other people's tasks have downloaded from Hugging Face stays where it is, and they have its token.
     """
-    own = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("INSPECT_", "OPENAI_", "EVALS_")) and not name.lower().endswith("_proxy")
-    }
+    own = environment(PYTHON, HUGGING_FACE, TLS)
     own.setdefault("HF_HOME", str(Path("~/.cache/huggingface").expanduser()))
     homes = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), folder)
     source = str(Path(tasks.__file__).resolve().parents[1])

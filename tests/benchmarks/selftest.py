@@ -34,7 +34,7 @@ def measured(binary: Path, folder: Path, *argv: str) -> tuple[float, float, floa
     began = time.monotonic()
     with (
         tempfile.NamedTemporaryFile() as log,
-        _server(binary, folder, Run("", argv), environment(binary.parent, None), Path(log.name), None) as ask,
+        _server(binary, folder, Run("", argv), environment(binary.parent, None), Path(log.name), (), None) as ask,
     ):
         for length, cached in [*((n, False) for n in case.alone), *((n, True) for n in case.grown)]:
             given = ask(case.tokens[:length], cached)

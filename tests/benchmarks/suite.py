@@ -369,7 +369,7 @@ BREAKS = (
     # -- platforms/local -----------------------------------------------------------------------------------------------
     Break(
         "tasks/platforms/local/server.py", "no setting and no secret reaches a server",
-        "env = {name: os.environ[name] for name in inherited()}", "env = {**os.environ}",
+        "return child.serving(folder) |", "return child.everything() |",
         "tests/platforms/test_local.py",
     ),
     Break(
@@ -429,6 +429,11 @@ BREAKS = (
         "tasks/platforms/local/activator.py", "a deploy under load loses no request",
         "        while not await replica.drained(60.0):", "        if not await replica.drained(0.0):",
         "tests/platforms/test_activator.py::test_a_deploy_under_load_loses_no_request", real=True,
+    ),
+    Break(
+        "tasks/platforms/local/__init__.py", "a trial's server sees no key",
+        "limit_s, walled=True)", "limit_s, walled=False)",
+        "tests/test_canary.py::test_the_new_binary_and_a_trial_of_it_see_no_secret",
     ),
     # -- platforms/modal -----------------------------------------------------------------------------------------------
     Break(
@@ -516,6 +521,16 @@ BREAKS = (
         "tasks/upstream/notes.py", "notes that end too early are no good news",
         "    if notes.until <= low:\n", "    if notes.until < 0:\n",
         "tests/upstream/test_notes.py",
+    ),
+    Break(
+        "tasks/upstream/sdist.py", "an sdist that is not what the index promises is refused",
+        "if wanted and digest.hexdigest() != wanted:", "if not digest.hexdigest():",
+        "tests/upstream/test_sdist.py",
+    ),
+    Break(
+        "tasks/upstream/sdist.py", "an index's credentials go to its host alone",
+        "if known.userinfo and (known.host, known.port) == (here.host, here.port):", "if known.userinfo:",
+        "tests/upstream/test_sdist.py",
     ),
     # -- watch ---------------------------------------------------------------------------------------------------------
     Break(
@@ -769,6 +784,11 @@ BREAKS = (
         "tests/test_process.py",
     ),
     Break(
+        "tasks/process.py", "a binary that is asked what it is sees no secret",
+        "behind=partial(wall.behind, hide=hide),", "",
+        "tests/test_canary.py::test_a_binary_that_doctor_is_asked_about_sees_no_secret",
+    ),
+    Break(
         "tasks/linux.py", "where nothing is seen in /proc there are no snapshots",
         ' and Path("/proc/self/stat").exists()', "",
         "tests/test_process.py",
@@ -838,6 +858,41 @@ BREAKS = (
         "modal_app/warmup.py", "answers are the same within what was seen before",
         "return max(TOLERANCE, 2 * max(map(", "return max(LOUD, 2 * max(map(",
         "tests/restore/test_judge.py",
+    ),
+    Break(
+        "modal_app/child.py", "a variable that is on no list reaches no child",
+        "if any(each.admits(name, value) for each in (PROGRAM, *lists))", "if not is_secret(name, value)",
+        "tests/test_child.py",
+    ),
+    Break(
+        "modal_app/child.py", "a secret with the name of no secret's list reaches no child",
+        " and (self.may_be_secret or not is_secret(name, value))", "",
+        "tests/test_child.py",
+    ),
+    Break(
+        "modal_app/wall.py", "who is behind the wall can't take it down",
+        "    _give_up()\n", "",
+        "tests/test_wall.py::test_nobody_takes_it_down_from_behind",
+    ),
+    Break(
+        "modal_app/wall.py", "a folder that is hidden is not the current one",
+        'os.chdir(folder if os.path.isdir(folder) else "/")', "pass",
+        "tests/test_wall.py",
+    ),
+    Break(
+        "modal_app/wall.py", "a key in what is kept stays hidden",
+        'key=lambda path: path.count("/")', 'key=lambda path: (path in kept, path.count("/"))',
+        "tests/test_wall.py",
+    ),
+    Break(
+        "modal_app/wall.py", "no network is behind the wall",
+        "_separate(_NEWNS | (0 if network else _NEWNET))", "_separate(_NEWNS)",
+        "tests/test_canary.py::test_a_binary_that_doctor_is_asked_about_sees_no_secret",
+    ),
+    Break(
+        "modal_app/compile.py", "a source can't include a key",
+        "self.walled([self.binary], self.env), env=", "[self.binary], env=",
+        "tests/test_canary.py::test_neither_cmake_nor_the_build_nor_a_compiler_sees_a_secret", real=True,
     ),
 )
 # fmt: on

@@ -147,12 +147,12 @@ def test_a_template_that_hides_what_the_models_own_would_show_is_a_warning(gemma
 
 @pytest.fixture(scope="module")
 def old(base: Settings, build_at: Callable[[str], Build]) -> Binary:
-    return binary_at(Store(base.store).build_dir(build_at("b8672").digest) / "llama-server")
+    return binary_at(Store(base.store).build_dir(build_at("b8672").digest) / "llama-server", base.store)
 
 
 @pytest.fixture(scope="module")
 def new(base: Settings, build_at: Callable[[str], Build]) -> Binary:
-    return binary_at(Store(base.store).build_dir(build_at("b11434").digest) / "llama-server")
+    return binary_at(Store(base.store).build_dir(build_at("b11434").digest) / "llama-server", base.store)
 
 
 @pytest.mark.real

@@ -35,14 +35,14 @@ LIBCUDA = r"""
 #include <stdlib.h>
 #include <string.h>
 static int note(const char *name, int pid) {
-    FILE *file = fopen(getenv("FAKE_CUDA_CALLS"), "a");
+    FILE *file = fopen(getenv("CUDA_FAKE_CALLS"), "a");
     fprintf(file, "%s %d\n", name, pid);
     fclose(file);
-    const char *failing = getenv("FAKE_CUDA_FAILS");
+    const char *failing = getenv("CUDA_FAKE_FAILS");
     return failing && !strcmp(failing, name) ? 801 : 0;
 }
 int cuInit(unsigned flags) { return flags; }
-int cuDriverGetVersion(int *version) { *version = atoi(getenv("FAKE_CUDA_VERSION")); return 0; }
+int cuDriverGetVersion(int *version) { *version = atoi(getenv("CUDA_FAKE_VERSION")); return 0; }
 int cuGetErrorName(int code, const char **name) { *name = "CUDA_ERROR_NOT_SUPPORTED"; return 0; }
 int cuCheckpointProcessLock(int pid, unsigned *args) { return args[0] == 30000 ? note("lock", pid) : 1; }
 int cuCheckpointProcessCheckpoint(int pid, void *args) { return args ? 1 : note("checkpoint", pid); }
@@ -65,7 +65,7 @@ class Driver:
         return [(name, int(pid)) for name, pid in map(str.split, lines)]
 
     def fails(self, call: str) -> None:
-        self.patch.setenv("FAKE_CUDA_FAILS", call)
+        self.patch.setenv("CUDA_FAKE_FAILS", call)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,9 @@ def driver(libcuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dr
     monkeypatch.setattr(cuda_checkpoint, "_GPUS", libcuda / "nvidia" / "gpus")
     monkeypatch.setattr(cuda_checkpoint, "LIBRARY", str(libcuda / "libcuda.so.1"))
     monkeypatch.setenv("LD_LIBRARY_PATH", str(libcuda))
-    monkeypatch.setenv("FAKE_CUDA_VERSION", "12080")
+    monkeypatch.setenv("CUDA_FAKE_VERSION", "12080")
     log = tmp_path / "calls"
-    monkeypatch.setenv("FAKE_CUDA_CALLS", str(log))
+    monkeypatch.setenv("CUDA_FAKE_CALLS", str(log))
     return Driver(monkeypatch, log)
 
 
@@ -110,7 +110,7 @@ def test_a_snapshot_is_of_one_driver_and_the_very_gpu() -> None:
 
 
 def test_an_older_driver_is_cold_and_says_why(driver: Driver) -> None:
-    driver.patch.setenv("FAKE_CUDA_VERSION", "12040")
+    driver.patch.setenv("CUDA_FAKE_VERSION", "12040")
     ability = snapshots_here(Wanted(True, "memory", "criu"), gpu=True)
     assert str(ability) == "cold: the NVIDIA driver is of CUDA 12.04: process checkpoints begin with 12.8 (570)"
 

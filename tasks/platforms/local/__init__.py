@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-from modal_app.redaction import harmless
+from modal_app import child, wall
 from modal_app.warmup import Golden
 from tasks.faults import Fault
 from tasks.platforms import Progress, Sight, refuse_open_host
@@ -88,7 +88,7 @@ class LocalPlatform:
         """
         limit_s = self.settings.local.start_timeout_s
         folder = self.store.root / "run" / "trials"
-        started = server.start(self.store, release, secrets.token_urlsafe(32), folder, limit_s)
+        started = server.start(self.store, release, secrets.token_urlsafe(32), folder, limit_s, walled=True)
         try:
             if wait:
                 server.wait_healthy(started, limit_s)
@@ -334,10 +334,10 @@ class LocalPlatform:
         ]  # fmt: skip
 
     def _activator_env(self) -> dict[str, str]:
-        env = harmless(os.environ)
+        env = child.environment(child.PYTHON, child.DEVICES)
         here = str(Path(__file__).parents[3])
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (here, env.get("PYTHONPATH"))))
-        env.pop(KEY_VARIABLE, None)
+        env[wall.NAMED] = os.pathsep.join(map(str, wall.named()))
         return env | ({KEY_VARIABLE: self._key} if self._key else {})
 
 

@@ -88,7 +88,7 @@ class Boot:
             except _REASONS as reason:
                 refused = str(reason)
                 log.warning("%s is not restored: %s", self.release.label, refused)
-        server = self._cold()
+        server = self._cold(walled=ability.kind == "cold")
         health_s = time.monotonic() - began
         if ability.kind == "cold":
             return Booted(server, BootKind.FELL_BACK if refused else BootKind.COLD, refused or ability.why, health_s)
@@ -98,7 +98,7 @@ class Boot:
             log.warning("no snapshot of %s: %s", self.release.label, reason)
             server.stop()  # it may have been left with half of CRIU's or the driver's work in it
             reasons = "; ".join(filter(None, (refused, f"no snapshot was taken: {reason}")))
-            return Booted(self._cold(), BootKind.FELL_BACK, reasons, time.monotonic() - began)
+            return Booted(self._cold(walled=True), BootKind.FELL_BACK, reasons, time.monotonic() - began)
         except BaseException:
             server.stop()
             raise
@@ -132,9 +132,10 @@ class Boot:
     def _logs(self) -> Path:
         return run_folder(self.store.root, self.stage) / "servers"
 
-    def _cold(self) -> Server:
+    def _cold(self, *, walled: bool) -> Server:
+        """A fresh server. Neither CRIU 4.2 nor the driver brings one back into the namespaces of a wall."""
         began = time.monotonic()
-        server = servers.start(self.store, self.release, self.key, self._logs, self.timeout_s, self.halt)
+        server = servers.start(self.store, self.release, self.key, self._logs, self.timeout_s, self.halt, walled=walled)
         servers.wait_healthy(server, self.timeout_s - (time.monotonic() - began), self.halt)
         return server
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from modal_app.child import COMPILERS, environment
 from modal_app.compile import CompileFailed, collect, tool
 from tasks import faults
 from tasks.faults import Fault, Making
@@ -17,9 +18,8 @@ from tasks.hardware import Compiler, compiler_here, cpu_here, driver_version, ha
 from tasks.platforms import Progress
 from tasks.platforms.local import diagnosis, snapshot
 from tasks.platforms.local.diagnosis import Workshop
-from tasks.platforms.local.server import environment
 from tasks.platforms.local.snapshot import Wanted
-from tasks.process import Output, run
+from tasks.process import Output, ask, run
 from tasks.release import Build, Problem, Recipe, ReleaseFailed, SourceTree, ToolingError, now
 from tasks.settings import Settings
 from tasks.sources import Sources
@@ -81,10 +81,10 @@ def toolchain(recipe: Recipe, avoids: Sequence[Fault]) -> dict[str, str]:
     `avoids` are the known faults that it is kept from. Raises ToolingError when a tool is missing.
     """
     found = {
-        "cmake": run([tool("cmake"), "--version"], timeout_s=60).stdout.splitlines()[0],
-        "ninja": run([tool("ninja"), "--version"], timeout_s=60).stdout.strip(),
-        "c++": run([compiler_of(recipe), "--version"], timeout_s=60).stdout.splitlines()[0],
-        "cc": run([_chosen(recipe, "CMAKE_C_COMPILER", "CC", "cc"), "--version"], timeout_s=60).stdout.splitlines()[0],
+        "cmake": _version(tool("cmake")).splitlines()[0],
+        "ninja": _version(tool("ninja")).strip(),
+        "c++": _version(compiler_of(recipe)).splitlines()[0],
+        "cc": _version(_chosen(recipe, "CMAKE_C_COMPILER", "CC", "cc")).splitlines()[0],
         "machine": f"{platform.system()} {platform.machine()}",
     }
     if recipe.backend == "cuda":
@@ -111,7 +111,11 @@ def _chosen(recipe: Recipe, definition: str, variable: str, usual: str) -> str:
 
 def _nvcc(recipe: Recipe) -> str:
     """What the CUDA compiler that CMake takes says to --version. Raises ToolingError when there is none."""
-    return run([_chosen(recipe, "CMAKE_CUDA_COMPILER", "CUDACXX", "nvcc"), "--version"], timeout_s=60).stdout
+    return _version(_chosen(recipe, "CMAKE_CUDA_COMPILER", "CUDACXX", "nvcc"))
+
+
+def _version(program: str | Path) -> str:
+    return run([program, "--version"], env=environment(COMPILERS), timeout_s=60).stdout
 
 
 def is_native(recipe: Recipe) -> bool:
@@ -194,6 +198,7 @@ def _compile(
         log=log,
         cache=settings.cache,
         progress=progress,
+        hide=(store.root,),
     )
     try:
         compiled = workshop.compile()
@@ -201,7 +206,7 @@ def _compile(
         raise _failure(error, log) from error
     out = _collect(work / "out" / "bin", recipe, store.root / "builds" / f".making-{digest}")
     try:
-        version = check_version(_version(out / recipe.target), source)
+        version = check_version(ask(out / recipe.target, "--version", hide=[store.root]), source)
         progress(compiled.objects, compiled.objects, "trying it: the self-test")
         tried = diagnosis.tried(out / recipe.target, recipe, settings)
         if not tried.ok:
@@ -226,12 +231,6 @@ def _compile(
     store.publish_build(made, out)
     shutil.rmtree(work, ignore_errors=True)
     return made
-
-
-def _version(binary: Path) -> Output:
-    """What upstream's binary says of itself; of the environment it sees what a server does, and no secret."""
-    seen = environment(binary.parent, None)
-    return run([binary, "--version"], timeout_s=60, check=False, env=dict.fromkeys(os.environ) | seen)
 
 
 def _collect(bin_folder: Path, recipe: Recipe, out: Path) -> Path:

@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from modal_app.child import serving
 from modal_app.compile import Compiled, CompileFailed, Progress, compile_target
 from modal_app.selftest import Result, runs_of, selftest
 from tasks import selftest as case
 from tasks.hardware import Compiler, compiler_at, compiler_here, cpu_here, usable_cpus
-from tasks.platforms.local.server import environment, lacks
+from tasks.platforms.local.server import lacks
 from tasks.process import die_with_parent
 from tasks.release import Build, Problem, Recipe, ReleaseFailed, SourceTree, ToolingError
 from tasks.settings import Settings
@@ -44,12 +45,14 @@ class Workshop:
     log: Path
     cache: Path
     progress: Progress
+    hide: tuple[Path, ...]
+    """What upstream's code must not see besides what it never does."""
 
     def compile(self) -> Compiled:
         """Compile it, or bring it up to date. Raises CompileFailed."""
         return compile_target(
             self.source, self.out, self.target, self.definitions, log=self.log, cache=self.cache / "sccache",
-            progress=self.progress, cpu_flags=self.cpu_flags, before_exec=die_with_parent,
+            progress=self.progress, cpu_flags=self.cpu_flags, hide=self.hide, before_exec=die_with_parent,
         )  # fmt: skip
 
     @property
@@ -86,7 +89,9 @@ def tried(binary: Path, recipe: Recipe, settings: Settings) -> Result:
     """What the self-test says of a llama-server, served as a release would be."""
     folder = case.prepare(settings.cache, case.types_of(settings.server.model))
     runs = runs_of(recipe.backend, usable_cpus())
-    return selftest(binary, folder, runs, environment(binary.parent, None), before_exec=die_with_parent)
+    return selftest(
+        binary.absolute(), folder, runs, serving(binary.parent), hide=[settings.store], before_exec=die_with_parent
+    )
 
 
 def explain(

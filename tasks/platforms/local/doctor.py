@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+from modal_app import wall
 from tasks.doctor import Check, Seen, note
 from tasks.faults import Fault
 from tasks.hardware import hardware_here
@@ -20,6 +21,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     platform = LocalPlatform(settings)
     if not ENDS_WITH_PARENT:
         yield "kernel", kernel
+    yield "wall", lambda: wall_here(platform)
     yield "known faults", lambda: known_faults(platform)
     yield "self test", lambda: self_test(platform)
     for stage in get_args(StageName):
@@ -31,6 +33,25 @@ def kernel() -> str | Seen:
     return note(
         "an activator that is killed (`kill -9`) leaves its llama-server running: only Linux ends it",
         "end one that is left by hand, or use `llama-release stop`, which leaves none",
+    )
+
+
+def wall_here(platform: LocalPlatform) -> str | Seen:
+    """What keeps upstream's code from secrets and the network on this machine, where it is built, asked and served."""
+    if why := wall.standing():
+        return note(
+            "upstream's code gets no secret in its environment, but no wall can stand here: it reads what this user "
+            f"may read, and has the network ({why})",
+            "run it as a user who has nothing else, or allow user namespaces",
+        )
+    places = ", ".join(str(place) for place in [*wall.hidden(), platform.store.root.absolute()])
+    stands = f"upstream's code gets no secret in its environment, and sees nothing of {places}; no network where it is "
+    stands += "built or asked what it is"
+    if (served := platform.snapshots()).kind == "cold":
+        return f"{stands}; a stage's server is kept from those files, too"
+    return note(
+        f"{stands}; a stage's server is not behind the wall: nothing brings it back there ({served})",
+        'run it as a user who has nothing else, or boot cold behind the wall with `local.snapshots = "off"`',
     )
 
 

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from modal_app import child, wall
 from modal_app.redaction import redacted
 from tasks.criu import complaint, waits
 from tasks.endpoint import Client
@@ -43,10 +44,6 @@ DYING_S = 0.5
 KEPT_LOGS = 20
 FILE_NAMES = ("model", "mmproj", "chat_template")
 
-# A release is served as it is: LLAMA_* and our own secrets are not handed down; the preflight says so.
-_INHERITED = re.compile(
-    r"(PATH|HOME|USER|LANG|TZ|TMPDIR|LD_LIBRARY_PATH|(LC|XDG|CUDA|NVIDIA|GGML|OMP|GOMP|HIP|HSA|ROCR|VK|MALLOC)_\w+)"
-)
 # the last is how GGML_ABORT begins what it says (ggml.c, `ggml_abort`)
 _ERROR_WORDS = re.compile(
     r"^\S+ E |\berror\b|\bfailed\b|couldn't|\binvalid\b|terminate called|what\(\):|\.(?:c|cpp|cu|cuh|h):\d+: ",
@@ -173,15 +170,18 @@ def start(
     folder: Path,
     timeout_s: float,
     halt: threading.Event | None = None,
+    *,
+    walled: bool,
 ) -> Server:
     """A server that listens on a loopback port of its own but may still be loading its model.
 
-    Its log goes into `folder`; `halt` gives the start up. Raises ReleaseFailed with the server's own words when
+    Its log goes into `folder`; `halt` gives the start up. With `walled` it sees its own files, the network, and none of
+    what holds keys. Raises ReleaseFailed with the server's own words when
     it ends before it listens, ToolingError when its build or files are not in the store.
     """
     argv = command(store, release)
     for _ in range(PORT_TRIES):
-        server = _spawn(argv, store, release, key, new_log(folder, release), lasting_port())
+        server = _spawn(argv, store, release, key, new_log(folder, release), lasting_port(), walled)
         try:
             _wait(server, lambda s=server: owns_loopback_port(s.pid, s.port), timeout_s, halt, "listen")  # type: ignore[misc]
             return server
@@ -217,7 +217,7 @@ def restore(
     log.info("restoring %s", release.label)
     port = int(endpoint.base_url.rpartition(":")[2])
     with open(path, "ab") as file:
-        process = _spawner.submit(_popen, argv, {"PATH": os.environ.get("PATH", os.defpath)}, file).result()
+        process = _spawner.submit(_popen, argv, child.environment(), file).result()
     deadline = time.monotonic() + timeout_s
     try:
         while True:
@@ -370,24 +370,25 @@ def _is(store: Store, path: Path, sha256: str) -> bool:
 
 def inherited() -> tuple[str, ...]:
     """The names of this process's environment variables that a server sees too, sorted."""
-    return tuple(sorted(name for name in os.environ if _INHERITED.fullmatch(name)))
+    return tuple(sorted(child.environment(child.DEVICES)))
 
 
 def environment(folder: Path, key: str | None) -> dict[str, str]:
     """What a server sees of the environment: the build's own libraries first, the key, and no other secret."""
-    env = {name: os.environ[name] for name in inherited()}
-    env["LD_LIBRARY_PATH"] = ":".join(filter(None, (str(folder), env.get("LD_LIBRARY_PATH"))))
-    return env | ({KEY_VARIABLE: key} if key else {})
+    return child.serving(folder) | ({KEY_VARIABLE: key} if key else {})
 
 
-def _spawn(argv: list[str], store: Store, release: Release, key: str | None, path: Path, port: int) -> Server:
+def _spawn(
+    argv: list[str], store: Store, release: Release, key: str | None, path: Path, port: int, walled: bool
+) -> Server:
     folder = store.build_dir(release.build)
-    whole = [*argv, "--host", "127.0.0.1", "--port", str(port)]
+    whole, env = [*argv, "--host", "127.0.0.1", "--port", str(port)], environment(folder, key)
+    started = wall.behind(whole, env, hide=[store.root], network=True) if walled else whole
     log.info("starting %s: %s", release.label, redacted(whole))
     with open(path, "ab") as file:
         file.write(f"# {redacted(whole)}\n".encode())
         file.flush()
-        process = _spawner.submit(_popen, whole, environment(folder, key), file).result()
+        process = _spawner.submit(_popen, started, env, file).result()
     endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}", api_key=key)
     return Server(release, endpoint, port, process.pid, process, path)
 

@@ -267,7 +267,7 @@ class ModalPlatform:
         before = apps.version(self._modal, deployment.name)
         command(
             "deploy", "-m", "modal_app.app", "--name", deployment.name, "--tag", deployment.release,
-            environment=self._modal.environment, env={KEY: None, **deployment.baked(), **(env or {})},
+            environment=self._modal.environment, env={**deployment.baked(), **(env or {})},
             limit_s=DEPLOY_LIMIT_S,
         )  # fmt: skip
         after = apps.version(self._modal, deployment.name)

@@ -24,6 +24,7 @@ from modal.exception import (
     ResourceExhaustedError,
 )
 
+from modal_app import child
 from tasks.process import Output, run
 from tasks.release import BadInput, Problem, ToolingError
 
@@ -128,7 +129,7 @@ _SAID = (
 
 
 def command(
-    *words: str, environment: str | None = None, env: Mapping[str, str | None] | None = None, limit_s: float
+    *words: str, environment: str | None = None, env: Mapping[str, str] | None = None, limit_s: float
 ) -> Output:
     """Run the `modal` command. Raises BadInput or ToolingError with its own words when it fails."""
     reach()
@@ -137,6 +138,7 @@ def command(
         [sys.executable, "-m", "modal", *words, *named],
         timeout_s=limit_s,
         env={
+            **child.environment(child.PYTHON, child.MODAL, child.PROXY, child.TLS),
             "PYTHONPATH": os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH")))),
             **(env or {}),
         },
