@@ -185,7 +185,7 @@ BESIDE = (
 
 
 def test_a_line_in_main_is_brought_to_where_main_is_now(sources: Sources, upstream: Upstream, tmp_path: Path) -> None:
-    """A function that moved is sought in every file that has its name: thousands of heads, some of which never ended."""
+    """A function that moved is sought in every file that has its name: of thousands of heads some never ended."""
     world = World(tmp_path, sources)
     text = sources.read(tree(sources, upstream, "b8672"), MAIN)
     small = world.upstream(8672, {MAIN: text})
