@@ -380,6 +380,7 @@ def doctor(
     binary: Annotated[Path | None, typer.Option(help="a llama-server to ask instead of the store's builds")] = None,
     argv: Annotated[str | None, typer.Option(help="a server's command line to check against the binary")] = None,
     code: Annotated[list[Path] | None, typer.Option(help="Python files or folders that call Modal")] = None,
+    slack: Annotated[bool, typer.Option("--slack", help="send a test message to Slack, and change it")] = False,
     as_json: Json = False,
 ) -> None:
     """Check machine, settings, store and, given its URL, a live server: one line a check. Nothing is changed.
@@ -392,7 +393,7 @@ def doctor(
     if platform:
         os.environ["LLAMA_RELEASE_PLATFORM"] = platform
     found: list[Finding] = []
-    for finding in diagnose(Asked(endpoint, binary, argv, tuple(code or ()))):
+    for finding in diagnose(Asked(endpoint, binary, argv, tuple(code or ()), slack)):
         if not as_json:
             _show(finding, new=not found or found[-1].section != finding.section)
         found.append(finding)

@@ -26,6 +26,7 @@ class Asked:
     binary: Path | None = None
     argv: str | None = None
     code: tuple[Path, ...] = ()
+    slack: bool = False
 
 
 class Finding(Model):
@@ -64,7 +65,7 @@ def diagnose(asked: Asked = Asked()) -> Iterator[Finding]:
 
 def examine(settings: Settings, asked: Asked = Asked()) -> Iterator[Finding]:
     """Each check of the machine, the configuration, the store and a live server, as it is made. Nothing is changed by
-    it; a server at `asked.endpoint` is asked a few requests."""
+    it; a server at `asked.endpoint` is asked a few requests, Slack sent a message where that is asked."""
     for section, (name, look) in _checks(settings, asked):
         try:
             said = look()
@@ -117,6 +118,8 @@ def _checks(settings: Settings, asked: Asked) -> Iterator[tuple[str, Check]]:
     yield from (("configuration", check) for check in configuration.checks(settings, binaries, asked.argv))
     yield from (("configuration", check) for check in modal_calls.checks(settings, asked.code))
     yield from (("store", check) for check in stored.checks(platform, settings))
+    if asked.slack:
+        yield "store", ("slack", lambda: stored.slack(settings.notify))
     if asked.endpoint:
         from tasks.doctor import live  # it asks with the promises of tasks/contracts, and numpy behind them
 

@@ -1,7 +1,8 @@
 """The ledger as messages for people: in Slack, one thread an upstream release, or in the log where there is no token.
 
 Nothing tells Slack anything by itself: whatever is worth a message is an event of the ledger. So no message is lost
-by a killed process or an outage (the next run sends what is left), and no stage waits for Slack.
+by a killed process or an outage (the next run sends what is left), and no stage waits for Slack. Each message has its
+own fate: what Slack refuses for good is dropped and said once, what it refuses for now waits, and holds up no other.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
-from itertools import accumulate
+from datetime import datetime, timedelta
+from itertools import accumulate, chain
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -21,12 +22,11 @@ from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.http_retry.builtin_handlers import (
     ConnectionErrorRetryHandler,
-    RateLimitErrorRetryHandler,
     ServerErrorRetryHandler,
 )
 
 from tasks.console import console, one_line, visible
-from tasks.release import Event, Model, ToolingError, Verdict, digest_of
+from tasks.release import BadInput, Event, Model, ToolingError, Verdict, digest_of, now
 from tasks.report import NAME_WIDTH
 from tasks.settings import NotifySettings
 from tasks.store import Store
@@ -36,8 +36,12 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 TRIES = 3
 TIMEOUT_S = 10
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 3600.0
+"""Before a message is tried again; each time twice as long."""
+IN_A_ROW = 3
+"""Messages refused for now one after the other: then it is the channel, and the others wait for the next time."""
 REMEMBERED = 200
-"""Messages that are told as `again` instead of anew."""
+"""Messages that are told as `again` instead of anew; and the most that wait, of which the oldest are dropped."""
 TITLE_LIMIT, TEXT_LIMIT = 150, 3000
 """Characters of a header and of a section (Slack's documentation, "Block Kit reference")."""
 
@@ -67,43 +71,72 @@ class Sent(Model):
     count: int = Field(default=1, description="how often it would have been sent")
 
 
+class Waiting(Model):
+    """A notice that is still to be sent."""
+
+    notice: Notice
+    due: datetime = Field(description="when it is tried, or tried again")
+    tries: int = 0
+    why: str = Field(default="", description="why it was not taken the last time")
+
+    def again(self, at: datetime, refused: Undelivered) -> Waiting:
+        """The same, later: when Slack says, or twice as long after this as the last time."""
+        wait_s = max(refused.retry_s, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**self.tries))
+        due = at + timedelta(seconds=wait_s)
+        return self.model_copy(update={"due": due, "tries": self.tries + 1, "why": str(refused)})
+
+
 class Outbox(Model):
     """How far the ledger has been told, kept in the store."""
 
-    after: str = Field(description="name of the last ledger file that was told")
+    after: str = Field(description="name of the last ledger file that was told, or waits to be")
+    waiting: tuple[Waiting, ...] = Field(default=(), description="what is not sent yet, oldest first")
+    channel: str = Field(default="", description="the Slack channel, as it is set, that `roots` and `sent` are of")
     thread: str = Field(default="", description="the upstream release that a run is about")
     roots: dict[str, str] = Field(default_factory=dict, description="upstream release -> first message of its thread")
     sent: dict[str, Sent] = Field(default_factory=dict, description="notice digest -> message")
 
 
 class Channel(Protocol):
-    """Where messages go. Both methods raise Undelivered."""
+    """Where messages go."""
 
-    def post(self, notice: Notice, root: str | None) -> Sent:
-        """Send a notice, into the thread of the message with the id `root` when given."""
-
-    def repeat(self, notice: Notice, sent: Sent) -> None:
-        """Say on the message that was sent that it happened again."""
+    def deliver(self, notice: Notice, box: Outbox) -> Outbox:
+        """Send a notice; returns the outbox with what is to be remembered of it. Raises Undelivered."""
 
 
 class Undelivered(Exception):
-    """A notice did not reach its channel; the message says why, and what to do."""
+    """A notice did not reach its channel now; the message says why, and what to do."""
+
+    def __init__(self, why: str, retry_s: float = 0.0) -> None:
+        super().__init__(why)
+        self.retry_s = retry_s
+        """It is to be tried again after so many seconds at the earliest (Slack's Retry-After)."""
+
+
+class Refused(Undelivered):
+    """A notice will never reach its channel."""
 
 
 class Log:
-    """Messages as log lines: where there is no Slack."""
+    """Messages as log lines: where there is no Slack. None is remembered: what Slack has is not touched by it."""
 
-    def post(self, notice: Notice, _root: str | None) -> Sent:
+    def deliver(self, notice: Notice, box: Outbox) -> Outbox:
         said = " | ".join(filter(None, [notice.title, notice.text, notice.link, notice.command]))
         log.info("%s", one_line(said))
-        return Sent(id=notice.digest)
+        return box
 
-    def repeat(self, notice: Notice, sent: Sent) -> None:
-        log.info("%s (%d times)", one_line(notice.title), sent.count)
+
+FOR_NOW = frozenset([
+    "ratelimited", "rate_limited", "internal_error", "fatal_error", "service_unavailable", "request_timeout",
+    "not_authed", "invalid_auth", "account_inactive", "token_revoked", "token_expired", "missing_scope",
+    "channel_not_found", "not_in_channel",
+])  # fmt: skip
+"""Errors of Slack's (its documentation, "chat.postMessage") that pass, or that a person ends by another token, another
+channel or an invitation. Any other is about the message or what became of the channel: it would be the same again."""
 
 
 class Slack:
-    """A channel of a Slack workspace, with bounded retries that honour its rate limits."""
+    """A channel of a Slack workspace, with bounded retries; a rate limit is waited for by the message, not in here."""
 
     def __init__(self, settings: NotifySettings, channel: str, token: str) -> None:
         self._channel, self._token_env = channel, settings.slack_token_env
@@ -114,27 +147,48 @@ class Slack:
             timeout=TIMEOUT_S,
             logger=logging.Logger("slack", level=logging.CRITICAL),  # what went wrong is said once, by us
             retry_handlers=[
-                RateLimitErrorRetryHandler(max_retry_count=retries),
                 ConnectionErrorRetryHandler(max_retry_count=retries),
                 ServerErrorRetryHandler(max_retry_count=retries),
             ],
         )
 
-    def post(self, notice: Notice, root: str | None) -> Sent:
+    def deliver(self, notice: Notice, box: Outbox) -> Outbox:
+        """As a new message, in the thread of its upstream release, or on the one that says the same already."""
+        if box.channel != self._channel:
+            box = box.model_copy(update={"channel": self._channel, "roots": {}, "sent": {}})
+        sent = self._again(notice, box.sent.get(notice.digest)) or self._post(notice, box.roots.get(notice.thread))
+        kept = dict([*box.sent.items()][-REMEMBERED:])
+        return box.model_copy(
+            update={"roots": {notice.thread: sent.id, **box.roots}, "sent": {**kept, notice.digest: sent}}
+        )
+
+    def _again(self, notice: Notice, known: Sent | None) -> Sent | None:
+        """What was sent, with one more of it; None when there is nothing, or Slack takes no more changes of it."""
+        if known is None:
+            return None
+        again = known.model_copy(update={"count": known.count + 1})
+        try:
+            self._call("chat.update", {"channel": again.channel, "ts": again.id, **_message(notice, again.count)})
+        except Refused:
+            return None  # deleted, or older than the workspace lets messages be changed
+        return again
+
+    def _post(self, notice: Notice, root: str | None) -> Sent:
         thread = {"thread_ts": root} if root else {}
         answer = self._call("chat.postMessage", {"channel": self._channel, **thread, **_message(notice)})
         return Sent(id=str(answer["ts"]), channel=str(answer["channel"]))
-
-    def repeat(self, notice: Notice, sent: Sent) -> None:
-        self._call("chat.update", {"channel": sent.channel, "ts": sent.id, **_message(notice, sent.count)})
 
     def _call(self, method: str, body: dict[str, Any]) -> Any:
         try:
             return self._client.api_call(method, json=body)
         except SlackApiError as error:
-            why = error.response.get("error") if isinstance(error.response.data, dict) else error.response.status_code
-            todo = f"check notify.slack_channel and the token in {self._token_env}"
-            raise Undelivered(f"Slack refused it: {why}; {todo}") from error
+            answer = error.response
+            why = answer.get("error") if isinstance(answer.data, dict) else answer.status_code
+            said = f"Slack refused it: {why}; check notify.slack_channel and the token in {self._token_env}"
+            if why in FOR_NOW or answer.status_code >= 429:
+                after = str(answer.headers.get("Retry-After", ""))
+                raise Undelivered(said, float(after) if after.isdecimal() else 0.0) from error
+            raise Refused(said) from error
         except (SlackClientError, OSError) as error:
             raise Undelivered(f"Slack does not answer: {type(error).__name__}: {error}") from error
 
@@ -174,6 +228,23 @@ def open_channel(settings: NotifySettings) -> Channel:
     if not settings.slack_channel or not token:
         return Log()
     return Slack(settings, settings.slack_channel, token)
+
+
+def send_test(settings: NotifySettings) -> bool:
+    """Send one message to Slack and change it; whether the change was taken.
+
+    Raises BadInput when no channel or token is set, and Undelivered.
+    """
+    channel = open_channel(settings)
+    if not isinstance(channel, Slack):
+        raise BadInput(
+            "Slack is not set up",
+            evidence=f"notify.slack_channel is {settings.slack_channel or 'not set'}",
+            todo=f"set it, and export {settings.slack_token_env}",
+        )
+    notice = Notice(thread="llama-release", title="a test message", text="sent and changed by `llama-release doctor`")
+    sent = channel.deliver(notice, channel.deliver(notice, Outbox(after="")))
+    return sent.sent[notice.digest].count > 1
 
 
 def notice_of(event: Event, thread: str, before: Callable[[], Sequence[Event]]) -> Notice | None:
@@ -253,31 +324,56 @@ def _watch_notice(event: Event, thread: str) -> Notice:
     return Notice(thread=thread, title=f"{thread}: {what}", text=text, command=event.detail["command"])
 
 
-def catch_up(store: Store, channel: Channel) -> None:
-    """Tell what the ledger has that was not told yet. Raises Undelivered; what was not sent is left for the next time.
+def catch_up(store: Store, channel: Channel, at: datetime | None = None) -> None:
+    """Tell what the ledger has that was not told yet, and what waited until `at` (now).
 
-    What happened before the first call ever is not told.
+    Raises Undelivered when something is still to be told; it is left for the next time. What happened before the first
+    call ever is not told.
     """
-    if not any(store.events(after=(store.load_outbox(Outbox) or _begin(store)).after)):
+    box = store.load_outbox(Outbox) or _begin(store)
+    if not box.waiting and not any(store.events(after=box.after)):
         return
     with ExitStack() as held:
         try:
             held.enter_context(store.lock("notify", holder={"doing": "telling people what the ledger got"}))
         except ToolingError:
             return  # another run tells it, or the next one
-        _tell(store, channel)
+        box = _send(store, channel, _collect(store, at or now()), at or now())
+    if box.waiting:
+        raise Undelivered(f"{len(box.waiting)} of their messages wait: {box.waiting[-1].why}")
 
 
-def _tell(store: Store, channel: Channel) -> None:
+def _collect(store: Store, at: datetime) -> Outbox:
+    """The outbox with the notices of what is new in the ledger, saved."""
     box = store.load_outbox(Outbox) or _begin(store)
     for name, event in store.events(after=box.after):
         thread = _thread(store, event, box.thread)
         told = box.after
         notice = notice_of(event, thread, lambda until=told: [e for _, e in store.events(until=until)])  # type: ignore[misc]
-        box = box.model_copy(update={"after": name, "thread": thread})
-        if notice:
-            box = _told(box, notice, channel)
+        new = (Waiting(notice=notice, due=at),) if notice else ()
+        waiting = (*box.waiting, *new)[-REMEMBERED:]
+        box = box.model_copy(update={"after": name, "thread": thread, "waiting": waiting})
+    store.save_outbox(box)
+    return box
+
+
+def _send(store: Store, channel: Channel, box: Outbox, at: datetime) -> Outbox:
+    """The outbox without what was sent or refused for good, saved after each."""
+    refused = 0
+    for entry in box.waiting:
+        if entry.due > at or refused == IN_A_ROW:
+            continue
+        left: tuple[Waiting, ...] = ()
+        try:
+            box, refused = channel.deliver(entry.notice, box), 0
+        except Refused as error:
+            store.log(Event(kind="not_told", summary=f"people will not be told `{entry.notice.title}`: {error}"))
+        except Undelivered as error:
+            left, refused = (entry.again(at, error),), refused + 1
+        waiting = chain.from_iterable(left if each is entry else (each,) for each in box.waiting)
+        box = box.model_copy(update={"waiting": tuple(waiting)})
         store.save_outbox(box)
+    return box
 
 
 def _begin(store: Store) -> Outbox:
@@ -294,19 +390,6 @@ def _thread(store: Store, event: Event, current: str) -> str:
     return release.upstream.tag if release else current or "llama-release"
 
 
-def _told(box: Outbox, notice: Notice, channel: Channel) -> Outbox:
-    if known := box.sent.get(notice.digest):
-        again = known.model_copy(update={"count": known.count + 1})
-        channel.repeat(notice, again)
-        return box.model_copy(update={"sent": {**box.sent, notice.digest: again}})
-    root = box.roots.get(notice.thread)
-    sent = channel.post(notice, root)
-    kept = list(box.sent.items())[-REMEMBERED:]
-    return box.model_copy(
-        update={"roots": {notice.thread: sent.id, **box.roots}, "sent": {**dict(kept), notice.digest: sent}}
-    )
-
-
 @contextmanager
 def following(store: Store, settings: NotifySettings) -> Iterator[None]:
     """Tell people what the ledger gets while the block runs.
@@ -319,8 +402,7 @@ def following(store: Store, settings: NotifySettings) -> Iterator[None]:
 
     def follow() -> None:
         while not stop.wait(POLL_S):
-            if _trouble(store, channel):
-                return  # what is left is tried once more at the end, and by the next run
+            _trouble(store, channel)  # said at the end, if it is still there
 
     thread = threading.Thread(target=follow, name="notify", daemon=True)
     thread.start()

@@ -542,3 +542,12 @@ class Event(Model):
     summary: str
     detail: dict[str, Any] = Field(default_factory=dict)
     at: datetime = Field(default_factory=now)
+
+
+PIECE = 1000
+"""Characters of others' text that our expressions for lines read at once: most take the square of it, some its cube."""
+
+
+def pieces(line: str) -> list[str]:
+    """A line in pieces that an expression may be looked for in, whoever wrote it; nearly always the line itself."""
+    return [line[at : at + PIECE] for at in range(0, len(line), PIECE)] or [""]

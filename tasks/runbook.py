@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.release import Model
+from tasks.release import Model, pieces
 
 Area = Literal["deployment", "tool calling", "client", "monitoring", "upgrade", "machine"]
 
@@ -44,7 +44,7 @@ def _status(code: str) -> str:
 
 def _exit(code: str) -> str:
     """A pattern for how a process ended, as shells, Docker, Modal, Prefect and Python's returncode write it."""
-    said = r"\b(?:exit(?:ed|s)?|ended|returncode)(?:\s+(?:with|code|status|exit))*\s*[:=(]?\s*"
+    said = r"\b(?:exit(?:ed|s)?|ended|returncode)(?:\s+(?:with|code|status|exit))*+\s*+[:=(]?\s*+"
     return rf"{said}(?:{code})(?!\.?\d|\s*m?s\b)"
 
 
@@ -909,7 +909,8 @@ def explain(lines: Iterable[str]) -> list[Match]:
     first row that knows it."""
     found: dict[str, Match] = {}
     for at, line in enumerate(lines, 1):
-        row = next((row for row, patterns in _COMPILED if any(p.search(line) for p in patterns)), None)
+        said = pieces(line)
+        row = next((row for row, patterns in _COMPILED if any(p.search(s) for s in said for p in patterns)), None)
         if row is None:
             continue
         known = found.get(row.id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -92,6 +93,23 @@ class Tiers:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Tiers())
+
+
+@contextmanager
+def ends_within(seconds: float) -> Iterator[None]:
+    """Interrupts the block after these seconds of this process's own: a search by an expression, too (re looks for
+    signals). A busy machine is no finding."""
+
+    def interrupt(*_: object) -> None:
+        raise AssertionError(f"it did not end within {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGVTALRM, interrupt)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def long_but(short: Container[str], names: Iterable[str]) -> list[object]:

@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tasks import notify
-from tasks.notify import Slack, Undelivered, catch_up, following, open_channel
-from tasks.release import Event, Release, UpstreamRelease
+from tasks.doctor import stored, warning
+from tasks.notify import Notice, Outbox, Sent, Slack, Undelivered, catch_up, following, open_channel
+from tasks.release import BadInput, Event, Release, ToolingError, UpstreamRelease, now
 from tasks.settings import NotifySettings
 from tasks.store import Store
 from tests.fakes.slack import TOKEN, FakeSlack, fake_slack
+from tests.platforms.stand import until
 
 START = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -34,6 +36,11 @@ def settings(slack: FakeSlack, monkeypatch: pytest.MonkeyPatch) -> NotifySetting
 def book(store: Store, settings: NotifySettings) -> Book:
     catch_up(store, open_channel(settings))
     return Book(store)
+
+
+def later(minutes: float) -> datetime:
+    """So long after now: what is tried again says when by the clock."""
+    return now() + timedelta(minutes=minutes)
 
 
 class Book:
@@ -160,10 +167,8 @@ def test_what_is_longer_than_block_kit_takes_is_cut_and_markup_is_escaped(
     assert message["blocks"][1]["text"]["text"].startswith("&lt;!channel&gt; &amp; xxx")
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
-def test_rate_limits_and_server_errors_are_tried_again(
-    book: Book, slack: FakeSlack, settings: NotifySettings, status: int
-) -> None:
+@pytest.mark.parametrize("status", [500, 503])
+def test_server_errors_are_tried_again(book: Book, slack: FakeSlack, settings: NotifySettings, status: int) -> None:
     slack.faults = [(status, {"Retry-After": "0"})] * (notify.TRIES - 1)
     book.started()
     catch_up(book.store, open_channel(settings))
@@ -173,15 +178,79 @@ def test_rate_limits_and_server_errors_are_tried_again(
 def test_an_outage_loses_nothing_and_the_next_run_tells_it(
     book: Book, slack: FakeSlack, settings: NotifySettings
 ) -> None:
-    slack.faults = [(429, {"Retry-After": "0"})] * notify.TRIES
+    slack.faults = [(503, {}) for _ in range(2 * notify.TRIES)]
     book.started()
     book.add("promoted", "in production")
-    with pytest.raises(Undelivered):
+    with pytest.raises(Undelivered, match="2 of their messages wait: Slack refused it: internal_error"):
         catch_up(book.store, open_channel(settings))
-    assert slack.calls == notify.TRIES
+    assert slack.calls == 2 * notify.TRIES
     assert not slack.messages
-    catch_up(book.store, open_channel(settings))
+    catch_up(book.store, open_channel(settings), later(1))
     assert slack.titles() == ["b11434: upgrade started", "b11434: promoted"]
+
+
+def test_a_rate_limit_is_waited_for_and_holds_up_no_other_message(
+    book: Book, slack: FakeSlack, settings: NotifySettings
+) -> None:
+    channel = open_channel(settings)
+    slack.faults = [(429, {"Retry-After": "30"})]
+    book.started()
+    book.add("promoted", "in production")
+    for minutes in (0, 0.25):
+        with pytest.raises(Undelivered, match="1 of their messages wait: Slack refused it: ratelimited"):
+            catch_up(book.store, channel, later(minutes))
+        assert slack.titles() == ["b11434: promoted"]
+    assert slack.calls == 2
+    catch_up(book.store, channel, later(1))
+    assert slack.titles() == ["b11434: promoted", "b11434: upgrade started"]
+
+
+def test_what_waits_is_tried_less_and_less_often_and_an_outage_is_not_asked_for_every_message(
+    book: Book, slack: FakeSlack, settings: NotifySettings
+) -> None:
+    slack.refusals = {"chat.postMessage": "not_in_channel"}
+    for n in range(10):
+        book.add("promoted", f"number {n}")
+    calls = []
+    for minutes in range(60):
+        before = slack.calls
+        with pytest.raises(Undelivered, match="10 of their messages wait"):
+            catch_up(book.store, open_channel(settings), later(minutes))
+        calls.append(slack.calls - before)
+    assert max(calls) == notify.IN_A_ROW
+    assert sum(calls) < 120
+    slack.refusals = {}
+    catch_up(book.store, open_channel(settings), later(180))
+    assert len(slack.messages) == 10
+
+
+@pytest.mark.parametrize("why", ["is_archived", "restricted_action", "msg_too_long"])
+def test_what_slack_refuses_for_good_is_said_once_and_blocks_nothing(
+    book: Book, slack: FakeSlack, settings: NotifySettings, why: str
+) -> None:
+    slack.refusals = {"chat.postMessage": why}
+    book.started()
+    catch_up(book.store, open_channel(settings))
+    slack.refusals = {}
+    book.add("promoted", "in production")
+    for _ in range(2):
+        catch_up(book.store, open_channel(settings))
+    assert slack.titles() == ["b11434: promoted"]
+    (said,) = [event.summary for event in book.store.ledger() if event.kind == "not_told"]
+    assert said.startswith(f"people will not be told `b11434: upgrade started`: Slack refused it: {why}")
+
+
+@pytest.mark.parametrize("why", ["message_not_found", "edit_window_closed", "cant_update_message"])
+def test_what_can_no_longer_be_changed_is_said_anew(
+    book: Book, slack: FakeSlack, settings: NotifySettings, why: str
+) -> None:
+    slack.refusals = {"chat.update": why}
+    for _ in range(2):
+        book.add("stage.build", "disk full", error="ToolingError")
+    book.add("promoted", "in production")
+    catch_up(book.store, open_channel(settings))
+    stopped = "llama-release: stopped at build"
+    assert slack.titles() == [stopped, stopped, "llama-release: promoted"]
 
 
 @pytest.mark.parametrize(
@@ -206,10 +275,11 @@ def test_following_tells_what_happens_meanwhile_and_an_outage_stops_nothing(
     dead = settings.model_copy(update={"slack_api_url": "http://127.0.0.1:9/api/"})
     with following(book.store, dead):
         book.add("promoted", "in production")
-    assert book.store.ledger()[-1].summary.startswith("people were not told: Slack does not answer")
+    said = "people were not told: 1 of their messages wait: Slack does not answer"
+    assert book.store.ledger()[-1].summary.startswith(said)
     assert "the next run tells them" in " ".join(capsys.readouterr().out.split())
     with following(book.store, settings):
-        pass
+        assert until(lambda: len(slack.titles()) == 2)
     assert slack.titles() == ["b11434: upgrade started", "b11434: promoted"]
 
 
@@ -226,6 +296,47 @@ def test_without_a_token_the_same_goes_to_the_log(
         catch_up(book.store, open_channel(settings))
     assert "b11434: upgrade started | production b11401, 33 newer" in caplog.text
     assert not slack.messages
+
+
+def test_slack_that_is_switched_on_after_runs_without_it_is_told(
+    book: Book, slack: FakeSlack, settings: NotifySettings
+) -> None:
+    book.add("stage.build", "disk full", error="ToolingError", target="b11434")
+    catch_up(book.store, open_channel(NotifySettings()))
+    assert not slack.messages
+    book.add("stage.build", "disk full", error="ToolingError", target="b11434")
+    book.add("promoted", "in production")
+    catch_up(book.store, open_channel(settings))
+    assert slack.titles() == ["b11434: stopped at build", "b11434: promoted"]
+    assert slack.messages[1]["thread_ts"] == slack.messages[0]["ts"]
+
+
+def test_an_outbox_of_runs_without_slack_from_before_november_2026_is_no_hindrance(
+    book: Book, slack: FakeSlack, settings: NotifySettings
+) -> None:
+    told = Notice(thread="b11434", title="b11434: promoted", text="in production")
+    box = book.store.load_outbox(Outbox)
+    assert box
+    without = {"roots": {"b11434": told.digest}, "sent": {told.digest: Sent(id=told.digest)}, "thread": "b11434"}
+    book.store.save_outbox(box.model_copy(update=without))
+    book.add("promoted", "in production")
+    catch_up(book.store, open_channel(settings))
+    assert slack.titles() == ["b11434: promoted"]
+
+
+def test_a_test_message_is_sent_and_changed(slack: FakeSlack, settings: NotifySettings) -> None:
+    assert "sent to #releases and changed" in str(stored.slack(settings))
+    assert slack.titles() == ["a test message (2 times)"]
+    slack.refusals = {"chat.update": "cant_update_message"}
+    assert stored.slack(settings) == warning(
+        "Slack takes messages, but no change of them", "each that happens again will be a new message"
+    )
+    slack.refusals = {"chat.postMessage": "is_archived"}
+    with pytest.raises(ToolingError, match="Slack took no test message") as refused:
+        stored.slack(settings)
+    assert "is_archived" in refused.value.evidence
+    with pytest.raises(BadInput, match="Slack is not set up"):
+        stored.slack(NotifySettings())
 
 
 def test_what_happened_before_anybody_listened_is_not_told(

@@ -16,7 +16,7 @@ from markdown_it.token import Token
 from tasks import console as terminal
 from tasks.console import Terminal, one_line, show_table, styled, visible
 from tasks.evals import shown
-from tasks.notify import Notice, Slack, open_channel
+from tasks.notify import Notice, Outbox, Slack, open_channel
 from tasks.release import Dossier, Verdict, Verification
 from tasks.report import code, dossier_markdown, fenced, markdown, markdown_table, show_dossier
 from tasks.settings import NotifySettings
@@ -209,7 +209,8 @@ def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlack]:
 def test_a_message_is_text_in_slack(slack: FakeSlack, text: str) -> None:
     channel = open_channel(NotifySettings(slack_channel="#releases", slack_api_url=slack.url))
     assert isinstance(channel, Slack)
-    channel.post(Notice(thread="b1", title=text, text=text, link=f"http://x/{EVERYTHING}", command=EVERYTHING), None)
+    notice = Notice(thread="b1", title=text, text=text, link=f"http://x/{EVERYTHING}", command=EVERYTHING)
+    channel.deliver(notice, Outbox(after=""))
     (message,) = slack.messages
     said = [block["text"] for block in message["blocks"]]
     assert [each["type"] for each in said] == ["plain_text", "plain_text", "mrkdwn", "mrkdwn"]

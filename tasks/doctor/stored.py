@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import get_args
 
 from tasks.doctor import Check, Seen, note, warning
-from tasks.notify import Outbox
+from tasks.notify import Outbox, Undelivered, send_test
 from tasks.platforms import Platform
 from tasks.platforms.local.compile import check_version
 from tasks.platforms.local.proc import is_alive
 from tasks.release import BadInput, BootKind, Problem, ReleaseFailed, StageName, ToolingError, now
 from tasks.runbook import explain
-from tasks.settings import Settings
+from tasks.settings import NotifySettings, Settings
 from tasks.store import DAMAGED, Store
 from tasks.troubles import load_troubles
 
@@ -183,14 +183,25 @@ def _held_by_its_holder(path: Path) -> bool:
         return False
 
 
+def slack(settings: NotifySettings) -> str | Seen:
+    """Slack takes a message, and a change of it."""
+    try:
+        changed = send_test(settings)
+    except Undelivered as error:
+        raise ToolingError("Slack took no test message", evidence=str(error), todo="mend [notify]") from error
+    if not changed:
+        return warning("Slack takes messages, but no change of them", "each that happens again will be a new message")
+    return f"a test message was sent to {settings.slack_channel} and changed"
+
+
 def outbox(store: Store, settings: Settings) -> str | Seen:
     """People were told of what happened."""
     box = store.load_outbox(Outbox)
     if box is None:
         return "nothing was to be told yet"
+    if late := [entry for entry in box.waiting if entry.why]:
+        return warning(f"{len(late)} messages are waiting: {late[-1].why}", "mend [notify]; the next run sends them")
     waiting = [event for _, event in store.events(after=box.after)]
-    if trouble := [event.summary for event in waiting if event.kind == "not_told"]:
-        return warning(f"{len(waiting)} events are waiting: {trouble[-1]}", "mend [notify]; the next run tells them")
     if settings.notify.slack_channel and not os.environ.get(settings.notify.slack_token_env):
         raise BadInput(
             "Slack is to be told, and there is no token",

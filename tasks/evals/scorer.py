@@ -14,7 +14,7 @@ from tasks.evals.model import Call, Expectation
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
-_FENCE = re.compile(r"```[a-zA-Z]*\n?(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"```[a-zA-Z]*+\n?+(.*?)```", re.DOTALL)
 
 
 def is_correct(expected: Expectation, text: str, calls: Sequence[Call] = ()) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,10 +10,13 @@ from dataclasses import dataclass, field, replace
 from tasks.patches import conflict
 from tasks.patches.evidence import Edits, Function, Line, Place, Reader, effect_line, heading_name, occurrences
 from tasks.patches.scopes import Unreadable
-from tasks.patches.series import Patch, positions, read_diff
+from tasks.patches.series import Broken, Patch, positions, read_diff
 from tasks.patches.trees import Merge, apply_strictly, diff, merge
 from tasks.release import PatchResult, PatchStatus, Problem, ReleaseNotes, UpstreamRelease
 from tasks.sources import Sources
+
+PATCH_S = 300.0
+"""How long upstream's files are read for the functions of one patch; for a moved `main`, sought in all, it is 20."""
 
 TreeOf = Callable[[int], str]
 """The upstream tree (git hash) of a build. Raises Problem when it can't be had."""
@@ -77,16 +81,24 @@ class Bases:
 
 
 def classify(
-    sources: Sources, patches: list[Patch], release: UpstreamRelease, upstream: str, tree_of: TreeOf, notes: Notes
+    sources: Sources,
+    patches: list[Patch],
+    release: UpstreamRelease,
+    upstream: str,
+    tree_of: TreeOf,
+    notes: Notes,
+    patch_s: float = PATCH_S,
 ) -> list[Placed]:
     """Each patch of the series on an upstream tree, in order; a patch that is not built with leaves the tree as it is.
 
-    Raises ToolingError when git fails; what is wrong with a patch is its status.
+    Raises ToolingError when git fails, or upstream's files are read for longer than `patch_s` for one patch; what is
+    wrong with a patch is its status.
     """
     bases, reader = Bases(sources, tree_of), Reader(sources)
     target = Target(release, upstream, upstream, notes)
     found: list[Placed] = []
     for patch in patches:
+        reader.until = time.monotonic() + patch_s
         base, lack = (None, "") if patch.broken else bases.of(patch)
         placed = _Case(reader, patch, target, base, lack).decide()
         found.append(placed)
@@ -107,6 +119,8 @@ class _Case:
             return self.close(PatchStatus.BROKEN, self.patch.broken)
         try:
             return self.weigh()
+        except Broken as error:
+            return self.close(PatchStatus.BROKEN, str(error))
         except Unreadable as error:
             return self.close(PatchStatus.CONFLICT, f"a file that it changes can't be read for functions: {error}")
 

@@ -51,7 +51,7 @@ def upstream_now(reader: Reader, patch: Patch, tree: str, moved: list[Place], me
 
 def _merged(reader: Reader, tree: str, path: str) -> str:
     text = reader.text(tree, path) or ""
-    blocks = re.findall(r"^<{7} .*?^>{7} [^\n]*", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^<{7} .*?(?:^>{7} [^\n]*|\Z)", text, re.MULTILINE | re.DOTALL)
     named = re.sub(r"^<{7} .*", "<<<<<<< upstream", "\n...\n".join(blocks), flags=re.MULTILINE)
     return _cut(re.sub(r"^>{7} .*", ">>>>>>> the patch", named, flags=re.MULTILINE).split("\n"))
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tasks.patches.scopes import Scope, Scopes, Unreadable, is_source
-from tasks.patches.series import Hunk, Patch, read_diff
+from tasks.patches.series import Broken, Hunk, Patch, read_diff
 from tasks.patches.trees import diff, lines_of, mentioning, text_of
+from tasks.process import run
+from tasks.release import ToolingError
 from tasks.sources import Sources, fits
+
+EXPRESSION_S = 20.0
+"""How long the expression of an Evidence trailer may take over the lines that it is looked for in."""
 
 Edits = Counter["Edit"]
 
@@ -64,6 +72,8 @@ class Reader:
 
     def __init__(self, sources: Sources) -> None:
         self.sources = sources
+        self.until = math.inf
+        """Of time.monotonic(): no file is read for its scopes after that."""
         self._texts: dict[tuple[str, str], str | None] = {}
         self._scopes: dict[tuple[str, str], Scopes] = {}
 
@@ -74,10 +84,17 @@ class Reader:
         return self._texts[key]
 
     def scopes(self, tree: str, path: str) -> Scopes:
-        """Raises Unreadable."""
+        """Raises Unreadable, and ToolingError when there is no time left for it."""
         key = tree, path
         if key not in self._scopes:
-            self._scopes[key] = Scopes(path, self.text(tree, path) or "")
+            try:
+                self._scopes[key] = Scopes(path, self.text(tree, path) or "", self.until)
+            except TimeoutError as error:
+                raise ToolingError(
+                    "it takes too long to read upstream's files for their functions",
+                    evidence=f"{path} of tree {tree}: {error}",
+                    todo="try again on a machine that does nothing else; look at that file if it is the same one again",
+                ) from error
         return self._scopes[key]
 
     def place(self, tree: str, path: str, scope: Scope) -> Place:
@@ -164,21 +181,48 @@ class Reader:
         """The upstream line that the patch's Evidence trailer describes, in one of the functions that it changes.
 
         A patch that changes no function (`wanted` is false) is looked for in all files of the trailer.
+        Raises Broken when its expression does not come to an end.
         """
         globs, _, pattern = patch.trailers.get("Evidence", "").partition(" :: ")
         if not pattern:
             return None
-        expression = re.compile(pattern)
         if not wanted:
-            lines: Iterable[tuple[str, int, str]] = lines_of(self.sources, tree, globs.split())
+            lines = list(lines_of(self.sources, tree, globs.split()))
         else:
-            lines = (
+            lines = [
                 (place.path, number, text)
                 for place in places
                 if any(fits(place.path, glob) for glob in globs.split())
                 for number, text in enumerate(place.lines, place.scope.first)
-            )
-        return next((Line(*line) for line in lines if expression.search(line[2])), None)
+            ]
+        at = _first_with(pattern, [text for _, _, text in lines])
+        return None if at is None else Line(*lines[at])
+
+
+_FIRST_WITH = """
+import json, re, sys
+pattern, texts = json.load(sys.stdin)
+print(next((n for n, text in enumerate(texts) if re.search(pattern, text)), ""))
+"""
+
+
+def _first_with(pattern: str, texts: Sequence[str]) -> int | None:
+    """The index of the first text that holds a pattern; None when none does. Raises Broken when it takes too long.
+
+    In a process of its own: a person wrote the pattern, and a search in this one cannot be ended.
+    """
+    if not texts:
+        return None
+    try:
+        said = run(
+            [sys.executable, "-I", "-c", _FIRST_WITH], timeout_s=EXPRESSION_S, stdin=json.dumps([pattern, texts])
+        )
+    except ToolingError as error:
+        raise Broken(
+            f"its Evidence expression did not come to an end within {EXPRESSION_S:.0f} s ({error.what}): write it "
+            "without a repeat within a repeat"
+        ) from error
+    return int(said.stdout) if said.stdout.strip() else None
 
 
 def _label(scope: Scope | None, twice: frozenset[str]) -> str:
@@ -228,9 +272,10 @@ def heading_name(hunk: Hunk) -> str:
             break
         context.append(line[1:])
     for text in (*reversed(context), hunk.heading):
-        match = re.match(r"(?![#}/*])\S[^(;=]*?([~\w:]+)\s*\(", text)
-        if match and not text.rstrip().endswith(";"):
-            return match[1]
+        head, opened, _ = text.partition("(")
+        name = re.split(r"[^~\w:]", head.rstrip())[-1]
+        if opened and name and re.match(r"[^#}/*\s;=][^;=]*$", head) and not text.rstrip().endswith(";"):
+            return name
     return ""
 
 

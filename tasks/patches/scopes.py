@@ -3,16 +3,23 @@
 A reader of braces, not a compiler: comments, strings and preprocessor lines are blanked, each `{` is named by the
 text before it, and of `#if`/`#else` branches the first one counts for what is open afterwards. What it reads is
 verified: braces that do not close make a file unreadable, and an unreadable file proves nothing.
+
+Upstream may write anything: a file is read in one pass, a head is cut to LONGEST_HEADER, and no expression takes more
+than the square of that.
 """
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 LONGEST_HEADER = 4000
+DEEPEST = 256
+"""Braces within braces, as many as clang takes (`-fbracket-depth`); what is open is copied at each `#if`."""
 SUFFIXES = frozenset([".c", ".cc", ".cpp", ".cxx", ".h", ".hh", ".hpp", ".cu", ".cuh", ".m", ".mm", ".metal"])
 
 
@@ -43,10 +50,10 @@ class Unreadable(Exception):
 class Scopes:
     """The scopes of one file. Empty for a file that is not C or C++."""
 
-    def __init__(self, path: str, text: str) -> None:
-        """Raises Unreadable."""
+    def __init__(self, path: str, text: str, until: float = math.inf) -> None:
+        """Raises Unreadable, and TimeoutError when it is not read to its end `until` then, of time.monotonic()."""
         self.path = path
-        self.found = _read(text) if is_source(path) else []
+        self.found = _read(text, until) if is_source(path) else []
         self._names = Counter(scope.name for scope in self.found)
         self._at: dict[int, Scope] = {}
         for scope in self.found:  # outer ones come first
@@ -74,14 +81,15 @@ def is_source(path: str) -> bool:
 _BLANKED = re.compile(
     r"""
       //(?:\\\n|[^\n])*                                      # a comment
-    | /\*.*?\*/
-    | (?:u8|[uUL])?R"(?P<mark>[^()\\\s]{0,16})\(.*?\)(?P=mark)"   # a raw string
-    | (?<![0-9A-Za-z_])(?:u8|[uUL])?"(?:\\.|[^"\\\n])*"      # a string
-    | "(?:\\.|[^"\\\n])*"
+    | /\*.*?(?:\*/|\Z)
+    | (?:u8|[uUL])?R"(?P<mark>[^()\\\s]{0,16})\(.*?(?:\)(?P=mark)"|\Z)   # a raw string
+    | (?<![0-9A-Za-z_])(?:u8|[uUL])?"(?:\\.|[^"\\\n])*+"?     # a string
+    | "(?:\\.|[^"\\\n])*+"?
     | (?<![0-9A-Fa-f])'(?:\\.|[^'\\\n]){1,8}'                # a character, not a digit separator
     """,
     re.DOTALL | re.VERBOSE,
 )
+"""What does not end is blanked to the end of the file or line: to look for its end again at the next is quadratic."""
 _DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*(\w*)(?:\\\n|[^\n])*", re.MULTILINE)
 
 
@@ -101,10 +109,10 @@ class _Open:
     first: int
 
 
-def _read(text: str) -> list[Scope]:
+def _read(text: str, until: float) -> list[Scope]:
     code = _BLANKED.sub(_spaces, text)
     directives = {match.start(): match for match in _DIRECTIVE.finditer(code)}
-    reader = _Reader()
+    reader = _Reader(until)
     at = 0
     token = re.compile(r"^[ \t]*#|[{};()]|\n|[^{};()\n]+", re.MULTILINE)
     while match := token.match(code, at):
@@ -119,7 +127,8 @@ def _read(text: str) -> list[Scope]:
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, until: float) -> None:
+        self.until = until
         self.line = 1
         self.open: list[_Open] = []
         self.found: list[Scope] = []
@@ -167,16 +176,21 @@ class _Reader:
             if not self._header and text.strip():
                 self._header_line = self.line
             if self._header or text.strip():
-                self._header += text
+                self._header = (self._header + text)[-LONGEST_HEADER:]
 
     def _enter(self) -> None:
+        if time.monotonic() > self.until:
+            raise TimeoutError(f"line {self.line} is as far as it was read")
+        if len(self.open) == DEEPEST:
+            raise Unreadable(f"line {self.line} opens a brace within {DEEPEST} others")
         header = re.sub(r"^\s*(?:(?:public|private|protected)\s*:(?!:)\s*|\}\s*)+", "", self._header)
         around = next((o for o in reversed(self.open) if o.name), None)
         inside = around is not None and around.kind == "function"
         kind, name = _kind(header.strip(), inside) if not self._parens else ("initializer", "")
         if name and around:
             name = f"{around.name}{'/' if inside else '::'}{name}"
-        self.open.append(_Open(kind, name, re.sub(r"\s+", "", header), self._header_line or self.line))
+        signature = re.sub(r"\s+", "", header) if name else ""
+        self.open.append(_Open(kind, name, signature, self._header_line or self.line))
         self._held.append((self._header, self._parens))
         self._header, self._parens = "", 0
 
@@ -206,19 +220,23 @@ class _State:
     header_line: int
 
 
-_NAME = r"(?:[A-Za-z_]\w*(?:<[^<>()]*>)?\s*::\s*)*(?:operator\s*(?:\(\)|\[\]|[^\s\w(]+|\w[\w:\s*&<>]*)|~?[A-Za-z_]\w*)"
-_LAMBDA = re.compile(r"([A-Za-z_][\w.\->:]*)\s*=\s*\[[^\]]*\]\s*(?:\(.*\))?[\w\s:*&<>,\->]*$", re.DOTALL)
+_WORD = r"(?<!\w)[A-Za-z_]\w*+"
+_OPERATOR = r"(?<!\w)operator\s*(?:\(\)|\[\]|[^\s\w(]+|\w[\w:\s*&<>]*+)"
+_NAME = rf"(?:{_WORD}(?:<[^<>()]*>)?\s*::\s*)*+(?:{_OPERATOR}|~?{_WORD})"
+_LAMBDA = re.compile(r"((?<!\w)[A-Za-z_][\w.\->:]*+)\s*=\s*\[[^\]]*\]\s*(?:\(.*\))?[\w\s:*&<>,\->]*$", re.DOTALL)
+_TABLE = re.compile(rf"({_WORD})\s*(?:\[[^\]]*\]\s*)*=$")
+_TYPES = ("struct", "class", "union", "enum")
 _CLASS = re.compile(
     r"^(?:template\s*<.*>\s*)?(?:typedef\s+|static\s+|const\s+|inline\s+)*(?:struct|class|union|enum(?:\s+(?:class|struct))?)\b"
     r"\s*(?:\w+\s*\(\(?[^()]*\)?\)\s*)?(?:[A-Z_]+\s+)?(?P<name>[A-Za-z_][\w:]*(?:\s*<.*?>)?)?\s*(?:final\s*)?(?::(?!:).*)?$",
     re.DOTALL,
 )
 _CALL = re.compile(rf"(?P<name>{_NAME})\s*\(")
-_AFTER = re.compile(
-    r"\s*(?:(?:const|noexcept|override|final|volatile|mutable|try|&&?|[A-Z_][A-Z0-9_]*|__\w+)\s*(?:\(.*?\)\s*)?)*"
-    r"(?:->.*|:(?!:).*|requires.*)?$",
-    re.DOTALL,
-)
+# Of what stands in the parentheses of a macro or of noexcept any `)` may be the last, and more of them may follow: one
+# `.*` from the first `(` on is all of that. A word is taken whole and given back never: several ways to take one apart
+# were exponentially many for a line of capitals.
+_QUALIFIER = r"(?:(?:(?:const|noexcept|override|final|volatile|mutable|try|[A-Z_][A-Z0-9_]*|__\w+)\b|&)\s*+)"
+_AFTER = re.compile(rf"\s*+(?:{_QUALIFIER}++(?:\(.*\)\s*+{_QUALIFIER}*+)?)?(?:->.*|:(?!:).*|requires.*)?", re.DOTALL)
 _NOT_A_NAME = frozenset(
     (
         "alignas",
@@ -237,17 +255,20 @@ _NOT_A_NAME = frozenset(
 
 
 def _kind(header: str, inside: bool) -> tuple[str, str]:
+    """What a brace opens, and its name. Most braces are a table's: those are told without an expression."""
+    if header.endswith(","):  # the next value of a table, which may have thousands
+        return "initializer", ""
     if re.match(r"^(?:inline\s+)?namespace\b|^extern\s*\"\"\s*$", header):
         return "namespace", ""
-    if re.search(r"(?:^|[^\w])(?:struct|class|union|enum)\b", header) and (match := _CLASS.match(header)):
+    if any(word in header for word in _TYPES) and (match := _CLASS.match(header)):
         return "block", re.sub(r"\s+", "", match["name"] or "")
-    if match := _LAMBDA.search(header):
+    if "[" in header and (match := _LAMBDA.search(header)):
         return "function", match[1]
     if inside:
         return ("initializer" if _VALUE.search(header) and not _STATEMENT.search(header) else "plain"), ""
-    if (match := re.search(r"([A-Za-z_]\w*)\s*(?:\[[^\]]*\]\s*)*=\s*$", header)) and "operator" not in match[0]:
+    if header.endswith("=") and (match := _TABLE.search(header)) and "operator" not in match[0]:
         return "initializer", match[1]
-    return _function(header)
+    return _function(header) if "(" in header else ("initializer", "")
 
 
 _VALUE = re.compile(r"[=,\w]\s*$")
@@ -259,19 +280,22 @@ def _function(header: str) -> tuple[str, str]:
         r"\)\s*(?:noexcept\s*)?:(?!:).*[\w>]$", header, re.DOTALL
     ):
         return "initializer", ""  # `foo() : member{1} {`: the brace of a member
+    closings = _closings(header)
     for match in _CALL.finditer(header):
         name = re.sub(r"\s+", "", match["name"]) if "operator" not in match["name"] else " ".join(match["name"].split())
-        end = _closing(header, match.end() - 1)
+        end = closings.get(match.end() - 1)
         if name not in _NOT_A_NAME and end and _AFTER.fullmatch(header, end):
             return "function", name
     return "initializer", ""
 
 
-def _closing(text: str, at: int) -> int:
-    """The position after the parenthesis that closes the one at `at`; 0 when none does."""
-    depth = 0
-    for n in range(at, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[n], 0)
-        if not depth:
-            return n + 1
-    return 0
+def _closings(text: str) -> dict[int, int]:
+    """The position of each parenthesis that is closed -> the position after the one that closes it."""
+    found: dict[int, int] = {}
+    opened: list[int] = []
+    for match in re.finditer(r"[()]", text):
+        if match[0] == "(":
+            opened.append(match.start())
+        elif opened:
+            found[opened.pop()] = match.end()
+    return found

@@ -132,7 +132,7 @@ def successor_of(flag: Flag, old: Surface, new: Surface) -> tuple[Flag | None, s
     fresh = [each for each in live.values() if not any(name in one.names for one in old.flags for name in each.names)]
     notice = next((each.text for each in new.flags if each.removed and set(each.names) & set(flag.names)), "")
     for text in (notice, flag.text if "DEPRECATED" in flag.text else ""):
-        if named := [name for name in re.findall(r"--[\w-]*\w", text) if name in live]:
+        if named := [name for name in re.findall(r"(?<!-)--[\w-]*\w", text) if name in live]:
             return live[named[0]], f"upstream says: {text}"
     for each in live.values():
         if flag.env and flag.env == each.env:

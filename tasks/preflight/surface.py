@@ -196,4 +196,4 @@ def fields_of(code: str) -> tuple[str, ...]:
 
 
 def _without_comments(code: str) -> str:
-    return re.sub(r"^\s*//.*$|\s//\s.*$", "", code, flags=re.MULTILINE)
+    return re.sub(r"^[^\S\n]*//.*$|\s//\s.*$", "", code, flags=re.MULTILINE)

@@ -33,7 +33,7 @@ STABLE_ASSET = "nightly-tag.txt"
 
 _BUILD = re.compile(r"b(\d+)")
 _STABLE = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
-_PULL = re.compile(r"^(?P<title>.*?)\s*\(#(?P<pull>\d+)\)$")
+_PULL = re.compile(r"\(#(\d+)\)$")
 
 Sleep = Callable[[float], None]
 
@@ -146,15 +146,15 @@ class Github:
 
     def _change(self, build: int, commit: dict[str, Any]) -> Change:
         title, _, body = commit["commit"]["message"].partition("\n")
-        match = _PULL.match(title.strip())
-        pull = int(match["pull"]) if match else None
+        title = title.strip()
+        match = _PULL.search(title)
+        pull = int(match[1]) if match else None
         files: tuple[str, ...] = ()
         if self._api.has_token:  # one request a commit: too many for the limit without a token
             whole = self._api.get(f"{self._repo}/commits/{commit['sha']}", immutable=True)
             files = tuple(file["filename"] for file in whole.get("files", ()))
-        return Change(
-            build=build, pull=pull, title=match["title"] if match else title.strip(), body=body.strip(), files=files
-        )
+        said = title[: match.start()].rstrip() if match else title
+        return Change(build=build, pull=pull, title=said, body=body.strip(), files=files)
 
     def _refs(self, prefix: str, tag: re.Pattern[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         for page in self._api.pages(f"{self._repo}/git/matching-refs/tags/{prefix}"):

@@ -37,7 +37,8 @@ def releases() -> list[UpstreamRelease]:
 
 
 _CHANGE = re.compile(r"^- \*\*b(\d+)\*\*: (.+?) \(\[#(\d+)\].*((?:\n  - .*)*)", re.MULTILINE)
-_LEFT_IN = re.compile(r"<!--.*?-->|.*contributing guidelines.*", re.IGNORECASE)  # by authors, of upstream's form
+# by authors, of upstream's form; a comment that does not end ends with its line, as GitHub shows it
+_LEFT_IN = re.compile(r"^.*contributing guidelines.*|<!--.*?(?:-->|$)", re.IGNORECASE | re.MULTILINE)
 
 
 def read_changes(wheel: Path) -> list[Change]:

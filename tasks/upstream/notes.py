@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from enum import StrEnum
+from itertools import chain
 
 from pydantic import Field
 
 from tasks.console import console, one_line, show_table
-from tasks.release import Change, Model, Problem, ReleaseNotes
+from tasks.release import Change, Model, Problem, ReleaseNotes, pieces
 from tasks.report import markdown, markdown_table
 from tasks.sources import fits
 from tasks.upstream.ours import Ours
@@ -98,6 +99,7 @@ class Assessment(Model):
 
 def assess(change: Change, used: Ours) -> Assessed:
     """What one change could break, judged by its title, and by its body and files where upstream tells them."""
+    change = change.model_copy(update={"title": pieces(change.title)[0]})
     areas = tuple(area for area in Area if _in(area, change))
     touches = used.named(change.title) + used.holding(change.files)
     why: tuple[str, ...] = ()
@@ -139,7 +141,7 @@ def _said(change: Change, used: Ours) -> Iterable[str]:
     """Each rule's words as they stand in the change, with what they mean; then the files."""
     title, *body = [
         "" if INSIDE.search(line) and not OUTSIDE.search(line) else line
-        for line in (change.title, *change.body.splitlines())
+        for line in (change.title, *chain.from_iterable(map(pieces, change.body.splitlines())))
     ]
     for rule in RULES:
         if not rule.of.search(change.title) or (rule.only_ours and not used.serves(change.title)):

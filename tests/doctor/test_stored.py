@@ -13,9 +13,9 @@ from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_forever
 from tasks.doctor import Seen, Severity, stored
 from tasks.doctor.stored import binaries, builds, intents, ledger, locks, outbox, stages
-from tasks.notify import Outbox
+from tasks.notify import Notice, Outbox, Waiting
 from tasks.preflight import bundle
-from tasks.release import BadInput, Build, Event, Hold, Intent, Release, ReleaseFailed, StagePointer, ToolingError
+from tasks.release import BadInput, Build, Event, Hold, Intent, Release, ReleaseFailed, StagePointer, ToolingError, now
 from tasks.settings import NotifySettings, ServerSettings, Settings
 from tasks.store import Store
 
@@ -139,7 +139,8 @@ def test_people_who_could_not_be_told_are_a_warning(store: Store) -> None:
     store.save_outbox(Outbox(after=""))
     store.log(Event(kind="promoted", summary="b2 is in production"))
     assert "1 events are to be told" in str(outbox(store, quiet))
-    store.log(Event(kind="not_told", summary="people were not told: Slack refused it: invalid_auth"))
+    waiting = Waiting(notice=Notice(thread="b2", title="b2: promoted"), due=now(), why="Slack refused it: invalid_auth")
+    store.save_outbox(Outbox(after="", waiting=(waiting,)))
     seen = outbox(store, quiet)
     assert isinstance(seen, Seen)
     assert seen.severity is Severity.WARNING

@@ -21,6 +21,9 @@ class FakeSlack:
         self.url = ""
         self.messages: list[dict[str, Any]] = []
         self.faults: list[tuple[int, dict[str, str]]] = []
+        """The next calls' statuses and headers."""
+        self.refusals: dict[str, str] = {}
+        """Method -> the error that it gives from now on."""
         self.calls = 0
         self._lock = threading.Lock()
 
@@ -28,7 +31,7 @@ class FakeSlack:
         with self._lock:
             if token != f"Bearer {TOKEN}":
                 return _no("invalid_auth")
-            if wrong := _wrong(body):
+            if wrong := _wrong(body) or self.refusals.get(method):
                 return _no(wrong)
             if method == "chat.postMessage":
                 return self._post(body)

@@ -7,8 +7,17 @@ from itertools import pairwise
 
 import pytest
 
-from tasks.patches import read_series, refuse_blocked
-from tasks.release import BadInput, Change, PatchStatus, ReleaseFailed, UpstreamRelease
+from tasks.patches import evidence, read_series, refuse_blocked
+from tasks.patches.classify import classify
+from tasks.release import (
+    BadInput,
+    Change,
+    PatchStatus,
+    ReleaseFailed,
+    ReleaseNotes,
+    ToolingError,
+    UpstreamRelease,
+)
 from tests.patches.conftest import World
 
 CHAT = "common/chat.cpp"
@@ -295,3 +304,26 @@ def test_a_series_with_a_missing_file_is_one_clear_problem(tagged: World) -> Non
     (tagged.folder / "series").write_text("0001-tags.patch\n0001-tags.patch\n")
     with pytest.raises(BadInput, match="twice"):
         read_series(tagged.folder)
+
+
+def test_an_evidence_expression_that_does_not_end_is_a_fault_of_the_patch(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "EXPRESSION_S", 1.0)
+    world.upstream(100, SIBLINGS)
+    world.patch(100, PATCHED, "0001-tags.patch", r"Evidence: common/*.cpp :: ^(\w+\s?)+:$")
+    long = SIBLINGS[CHAT].replace("    data.prompt", f"    {'a' * 60}();\n    data.prompt")
+    world.upstream(101, {CHAT: long})
+    found = world.one(101).result
+    assert found.status is PatchStatus.BROKEN
+    assert "its Evidence expression did not come to an end within 1 s" in found.evidence
+
+
+def test_a_patch_whose_files_are_not_read_in_time_is_no_finding(tagged: World) -> None:
+    tagged.upstream(101, SIBLINGS)
+    with pytest.raises(ToolingError, match="takes too long to read upstream's files") as late:
+        classify(
+            tagged.sources, read_series(tagged.folder), UpstreamRelease(build=101), tagged.trees[101], tagged.known,
+            lambda low, high: ReleaseNotes(low=low, high=high, until=high, changes=()), patch_s=0.0,
+        )  # fmt: skip
+    assert CHAT in late.value.evidence

@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tasks.patches import place_series, read_series
 from tasks.patches.export import refresh
@@ -17,7 +19,7 @@ from tasks.settings import Settings
 from tasks.sources import Sources
 from tasks.upstream import Upstream, find, history, open_upstream
 from tasks.upstream.pypi import download
-from tests.conftest import long_but
+from tests.conftest import ends_within, long_but
 from tests.patches.conftest import World
 
 pytestmark = pytest.mark.real
@@ -170,6 +172,54 @@ def test_a_reverse_apply_sees_the_fix_in_one_of_the_trees_that_have_it(
     assert seen == ["b8746"]
 
 
+# -- heads of functions as upstream writes them --------------------------------------------------------
+
+MAIN = "tools/server/server.cpp"
+HEADED = (MAIN, "common/arg.cpp", "ggml/src/ggml-cuda/fattn-tile.cuh", "vendor/nlohmann/json.hpp")
+"""Files with heads of all kinds: plain ones, templates, and those of macros, attributes and noexcept."""
+BESIDE = (
+    "const", "noexcept(true)", "&&", "GGML_API", "LLAMA_ATTRIBUTE_FORMAT(1, 2)", "XXH_FORCE_INLINE XXH_TARGET_AVX2",
+    "__global__", "MATMUL_2D_REPACKED_IMPL(q4_1, 640)", "-> int", ": a(1), b{2}", "requires A<T>",
+    "static void f(int a)",
+)  # fmt: skip
+
+
+def test_a_line_in_main_is_brought_to_where_main_is_now(sources: Sources, upstream: Upstream, tmp_path: Path) -> None:
+    """A function that moved is sought in every file that has its name: of thousands of heads some never ended."""
+    world = World(tmp_path, sources)
+    text = sources.read(tree(sources, upstream, "b8672"), MAIN)
+    small = world.upstream(8672, {MAIN: text})
+    start = text.index("int main(")
+    at = text.index("\n", text.index("{", start)) + 1
+    world.patch(small, {MAIN: text[:at] + "    said();\n" + text[at:]}, "0001-said.patch", "Exported-on: b8672")
+    with ends_within(120.0):
+        found, _ = result(sources, upstream, world.folder, "b11434")
+    assert found.status in (PatchStatus.SOURCE_MOVED, PatchStatus.CONFLICT)
+    assert "main" in found.evidence
+
+
+@pytest.fixture(scope="module")
+def heads(sources: Sources, upstream: Upstream) -> list[str]:
+    """The heads of the functions in those files, as they stand there."""
+    own = tree(sources, upstream, "b11434")
+    found = []
+    for path in HEADED:
+        lines = sources.read(own, path).split("\n")
+        functions = [scope for scope in Scopes(path, "\n".join(lines)).found if scope.kind == "function"]
+        found += ["\n".join(lines[each.first - 1 : each.last]).partition("{")[0] for each in functions]
+    return sorted({head for head in found if ")" in head and "#" not in head})
+
+
+@given(st.data())
+def test_a_head_of_upstreams_with_anything_beside_it_is_read_in_time(heads: list[str], data: st.DataObject) -> None:
+    head = data.draw(st.sampled_from(heads))
+    parts = data.draw(st.lists(st.sampled_from([*BESIDE, *heads]), max_size=8))
+    before = data.draw(st.lists(st.sampled_from(BESIDE[:8]), max_size=4))
+    with ends_within(5.0):
+        found = Scopes("x.cpp", f"{' '.join(before)} {head} {' '.join(parts)} {{\n}}\n").found
+    assert len(found) <= 1
+
+
 # -- what it stands on -------------------------------------------------------------------------------
 
 
@@ -178,8 +228,9 @@ def test_every_source_file_of_upstream_is_read_for_functions(sources: Sources, u
     own = tree(sources, upstream, tag)
     paths = [p for p in sources.files(own, "**/*") if is_source(p) and p.startswith(("common/", "tools/server/"))]
     assert len(paths) > 40
-    for path in paths:
-        Scopes(path, sources.read(own, path))
+    for path in (*paths, "vendor/nlohmann/json.hpp"):
+        with ends_within(20.0):
+            Scopes(path, sources.read(own, path))
 
 
 def test_histories_wheels_say_themselves_which_build_they_carry(base: Settings) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.patches.scopes import Scopes, Unreadable
+from tasks.patches.scopes import DEEPEST, Scopes, Unreadable
 
 CODE = """\
 #include "x.h"
@@ -100,3 +100,26 @@ def test_braces_that_do_not_close_prove_nothing(text: str) -> None:
 
 def test_what_is_no_source_has_no_scopes() -> None:
     assert Scopes("x.jinja", "{{ { }").found == []
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "", " const", " const &", "&&", " noexcept(noexcept(f(1))) override", " final", " try",
+        " XXH_FORCE_INLINE A B_1", " __attribute__((unused))", " NONNULL(1) COLD", " const -> std::vector<int>",
+        " noexcept : a(1), b(2)", " requires A<T>", " A(1) B(2) -> int",
+    ],
+)  # fmt: skip
+def test_what_may_stand_between_a_head_and_its_brace(after: str) -> None:
+    assert [scope.name for scope in Scopes("x.cpp", f"int f(int a){after} {{\n}}\n").found] == ["f"]
+
+
+@pytest.mark.parametrize("after", [" a", " = 1", " Const", " A b", " ::x", " + A(1) b"])
+def test_what_is_no_head(after: str) -> None:
+    assert Scopes("x.cpp", f"int f(int a){after} {{\n}}\n").found == []
+
+
+def test_braces_deeper_than_a_compiler_takes_are_not_read() -> None:
+    assert Scopes("x.cpp", "{" * DEEPEST + "}" * DEEPEST).found == []
+    with pytest.raises(Unreadable, match=f"line 1 opens a brace within {DEEPEST} others"):
+        Scopes("x.cpp", "{" * (DEEPEST + 1) + "}" * (DEEPEST + 1))
