@@ -39,6 +39,10 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 INTERRUPTED = 130
 SEEN = 200  # characters of a line that `explain` quotes
+OPENED = (
+    "Open: no password, any Host name. Every user of this machine, whoever reaches the port and a web page that points "
+    "its own name here may start runs, approve, roll back and read everything. Let nobody but your proxy reach it"
+)
 COST = "up to 12 requests of at most 400 tokens each"  # what tasks/doctor/live.py asks of a server
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -111,17 +115,19 @@ def approve(
     note: Annotated[str, typer.Option(help="why")] = "",
 ) -> None:
     """Decide on a release that waits for a person, as the Prefect page does. At a terminal it asks first."""
-    from tasks.approval import terminal
+    from tasks.approval import held, terminal
     from tasks.platforms import open_store
     from tasks.settings import load
 
-    store = open_store(load())
+    settings = load()
+    store = open_store(settings)
     request = terminal.find(store, run)
     terminal.show(store, request)
     decision: Literal["approve", "reject"] = "reject" if reject else "approve"
     if sys.stdin.isatty():
         typer.confirm(f"{decision} as {by}?", abort=True)
-    terminal.decide(store, request, decision, by, note)
+    with held.password_of(settings.store):
+        terminal.decide(store, request, decision, by, note)
     console.print(f"{by}: {decision} dossier {request.dossier}; {request.name} goes on")
 
 
@@ -421,8 +427,14 @@ def cost(release: Annotated[str, typer.Argument(help="id of a release")], as_jso
 @app.command()
 def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="of the Prefect page on this machine; 0: any")] = 4200,
+    open_to_all: Annotated[
+        bool, typer.Option("--open", help="no password, any Host: for a proxy in front that asks who somebody is")
+    ] = False,
 ) -> None:
     """Run scheduled upgrades and the restore watch here, with a Prefect page, until Ctrl-C or SIGTERM.
+
+    The page asks for the password in the store's prefect/password. PREFECT_UI_URL names the address at which a proxy in
+    front has it.
 
     With PREFECT_API_URL set it works for that server instead of starting its own.
     """
@@ -430,7 +442,7 @@ def serve(
     from tasks.doctor import needs
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with prefect_page(False, port, needed=needs.MACHINE) as page:
+    with prefect_page(False, port, needed=needs.MACHINE, open_to_all=open_to_all) as page:
         serving.deploy()
         with serving.worker() as worker:
             console.print(f"  Prefect page {page}/deployments", soft_wrap=True)
@@ -475,7 +487,9 @@ def _what_next(page: str, keep: bool) -> None:
 
 
 @contextmanager
-def prefect_page(as_json: bool, port: int | None = None, needed: needs.Needs = ()) -> Iterator[str]:
+def prefect_page(
+    as_json: bool, port: int | None = None, needed: needs.Needs = (), open_to_all: bool = False
+) -> Iterator[str]:
     """A Prefect server for this command; yields its page's address. With JSON, rows go to standard error.
 
     Raises one Problem for all that this machine lacks of what is needed, before any server is started.
@@ -483,6 +497,7 @@ def prefect_page(as_json: bool, port: int | None = None, needed: needs.Needs = (
     from rich.markup import escape
 
     from flows.server import prefect_server
+    from tasks import password
     from tasks.platforms import open_platform
     from tasks.settings import load
 
@@ -492,7 +507,10 @@ def prefect_page(as_json: bool, port: int | None = None, needed: needs.Needs = (
     console.print(f"[bold]llama-release[/]  {open_platform(settings).name} platform, store {settings.store.absolute()}")
     for line in doubtful:
         console.print(f"  [yellow]warn[/] {escape(line)}", soft_wrap=True)
-    with prefect_server(settings.store, port) as page:
+    with prefect_server(settings.store, port, open_to_all) as page:
+        if not os.environ.get("PREFECT_API_URL"):
+            asked = f"Prefect page asks for what is in {password.folder(settings.store) / password.NAME}"
+            console.print(f"  {OPENED if open_to_all else asked}", markup=False, soft_wrap=True)
         yield page
 
 
