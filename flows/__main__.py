@@ -40,6 +40,10 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 INTERRUPTED = 130
 SEEN = 200  # characters of a line that `explain` quotes
+OPENED = (
+    "Open: no password, any Host name. Every user of this machine, whoever reaches the port and a web page that points "
+    "its own name here may start runs, approve, roll back and read everything. Let nobody but your proxy reach it"
+)
 COST = "up to 12 requests of at most 400 tokens each"  # what tasks/doctor/live.py asks of a server
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -96,11 +100,10 @@ def upgrade(
     settings = _begin(as_json, needs.UPGRADE)
     outcome = foreseen(settings, to, again)
     if outcome is None:
-        from flows.server import prefect_server
         from flows.upgrade import upgrade as flow
 
         check_parameters(flow, to=to, again=again)
-        with prefect_server(settings.store) as page:
+        with _prefect_of(settings) as page:
             outcome = run_flow(flow, page, approver, to=to, again=again)
     _end(outcome, as_json)
 
@@ -136,17 +139,19 @@ def approve(
     note: Annotated[str, typer.Option(help="why")] = "",
 ) -> None:
     """Decide on a release that waits for a person, as the Prefect page does. At a terminal it asks first."""
-    from tasks.approval import terminal
+    from tasks.approval import held, terminal
     from tasks.platforms import open_store
     from tasks.settings import load
 
-    store = open_store(load())
+    settings = load()
+    store = open_store(settings)
     request = terminal.find(store, run)
     terminal.show(store, request)
     decision: Literal["approve", "reject"] = "reject" if reject else "approve"
     if sys.stdin.isatty():
         typer.confirm(f"{decision} as {by}?", abort=True)
-    terminal.decide(store, request, decision, by, note)
+    with held.password_of(settings.store):
+        terminal.decide(store, request, decision, by, note)
     console.print(one_line(f"{by}: {decision} dossier {request.dossier}; {request.name} goes on"))
 
 
@@ -167,10 +172,9 @@ def redeploy(
     if not store.intent("production"):  # else the flow finishes or undoes that first
         choose(store, release)
     from flows.redeploy import redeploy as flow
-    from flows.server import prefect_server
 
     check_parameters(flow, by=by, reason=reason, release=release)
-    with prefect_server(settings.store) as page:
+    with _prefect_of(settings) as page:
         outcome = run_flow(flow, page, None, by=by, reason=reason, release=release)
     _end(outcome, as_json)
 
@@ -468,8 +472,14 @@ def cost(release: Annotated[str, typer.Argument(help="id of a release")], as_jso
 @app.command()
 def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="of the Prefect page on this machine; 0: any")] = 4200,
+    open_to_all: Annotated[
+        bool, typer.Option("--open", help="no password, any Host: for a proxy in front that asks who somebody is")
+    ] = False,
 ) -> None:
     """Run scheduled upgrades and the restore watch here, with a Prefect page, until Ctrl-C or SIGTERM.
+
+    The page asks for the password in the store's prefect/password. PREFECT_UI_URL names the address at which a proxy in
+    front has it.
 
     With PREFECT_API_URL set it works for that server instead of starting its own.
     """
@@ -477,7 +487,7 @@ def serve(
     from tasks.doctor import needs
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with prefect_page(False, port, needed=needs.MACHINE) as page:
+    with prefect_page(False, port, needed=needs.MACHINE, open_to_all=open_to_all) as page:
         serving.deploy()
         with serving.worker() as worker:
             console.print(f"  Prefect page {page}/deployments", soft_wrap=True)
@@ -522,12 +532,24 @@ def _what_next(page: str, keep: bool) -> None:
 
 
 @contextmanager
-def prefect_page(as_json: bool, port: int | None = None, needed: needs.Needs = ()) -> Iterator[str]:
+def prefect_page(
+    as_json: bool, port: int | None = None, needed: needs.Needs = (), open_to_all: bool = False
+) -> Iterator[str]:
     """A Prefect server for this command; yields its page's address. Raises what `_begin` raises."""
-    settings = _begin(as_json, needed)
-    from flows.server import prefect_server
+    with _prefect_of(_begin(as_json, needed), port, open_to_all) as page:
+        yield page
 
-    with prefect_server(settings.store, port) as page:
+
+@contextmanager
+def _prefect_of(settings: Settings, port: int | None = None, open_to_all: bool = False) -> Iterator[str]:
+    """The Prefect server of this store, and how a person gets into its page; yields the page's address."""
+    from flows.server import prefect_server
+    from tasks import password
+
+    with prefect_server(settings.store, port, open_to_all) as page:
+        if not os.environ.get("PREFECT_API_URL"):
+            asked = f"Prefect page asks for what is in {password.folder(settings.store) / password.NAME}"
+            console.print(" ", one_line(OPENED if open_to_all else asked), soft_wrap=True)
         yield page
 
 

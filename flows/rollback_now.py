@@ -9,7 +9,7 @@ import json
 import time
 
 from tasks import promote
-from tasks.console import console
+from tasks.console import console, one_line
 from tasks.platforms import open_platform
 from tasks.release import BadInput, Promotion
 from tasks.settings import Settings, load
@@ -36,7 +36,7 @@ def roll_back(by: str, reason: str, to: str | None, as_json: bool) -> None:
 
 
 def _tell(line: str) -> None:
-    console.print(f"  {line}", markup=False, soft_wrap=True)
+    console.print(" ", one_line(line), soft_wrap=True)
 
 
 def _outcome(done: Promotion) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,17 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import get_current_settings
-from prefect.workers.process import ProcessWorker
 
+from flows.worker import POOL, TEMPLATE, Worker
 from modal_app.child import everything
 from tasks.platforms.local.proc import children
 from tasks.process import die_with_parent, run
 from tasks.release import BadInput, ToolingError
 
-POOL = "llama-release"
 DEPLOYMENTS = Path(__file__).parent.parent / "prefect.yaml"
 DEPLOY_LIMIT_S = 300
 RUN_ENDS_S = 60
@@ -38,9 +36,11 @@ def deploy() -> None:
     """
     if not DEPLOYMENTS.is_file():
         raise BadInput(f"there is no {DEPLOYMENTS}", todo="run it from a checkout of llama-release")
-    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
-        template = ProcessWorker.get_default_base_job_template()
-        client.create_work_pool(WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template))
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_work_pool(WorkPoolCreate(name=POOL, type=Worker.type, base_job_template=TEMPLATE))
+        except ObjectAlreadyExists:  # of an earlier version, or changed since
+            client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=TEMPLATE))
     words = ("deploy", "--all", "--no-prompt", "--prefect-file", DEPLOYMENTS)
     run((sys.executable, "-m", "prefect", *words), env=_environment(), timeout_s=DEPLOY_LIMIT_S)
 
@@ -50,9 +50,8 @@ def worker() -> Iterator[subprocess.Popen[bytes]]:
     """A worker of this folder and this environment. On exit its runs are ended first: Prefect shows them as crashed,
     and what they verified is kept. Runs that wait for a person have no process and are not touched.
     """
-    words = ("worker", "start", "--pool", POOL, "--type", ProcessWorker.type, "--name", socket.gethostname())
     process = subprocess.Popen(
-        [sys.executable, "-m", "prefect", *words], env=_environment(), stdin=subprocess.DEVNULL,
+        [sys.executable, "-m", "flows.worker"], env=_environment(), stdin=subprocess.DEVNULL,
         start_new_session=True, preexec_fn=die_with_parent,
     )  # fmt: skip
     try:

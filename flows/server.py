@@ -16,7 +16,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -29,6 +28,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
     PREFECT_LOCAL_STORAGE_PATH,
     PREFECT_SERVER_ANALYTICS_ENABLED,
@@ -39,6 +39,7 @@ from prefect.states import Crashed
 
 from modal_app import child
 from modal_app.redaction import redact
+from tasks import password
 from tasks.approval import held
 from tasks.console import console, styled
 from tasks.platforms.local.proc import free_port, holder
@@ -57,30 +58,35 @@ UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
 
 @contextmanager
-def prefect_server(store: Path, port: int | None = None) -> Iterator[str]:
+def prefect_server(store: Path, port: int | None = None, open_to_all: bool = False) -> Iterator[str]:
     """The Prefect server to use: the one PREFECT_API_URL names, else the one that `llama-release serve` runs for this
     store, else one of our own on loopback.
 
     With a port (`serve` gives it; 0: any) it is our own, there, and others find it. Yields the address of its page.
+    Our own asks for the store's password and serves only who calls it by its own name. Open to all, it leaves both to a
+    proxy in front.
+
     Raises BadInput when the port is taken or there is such a server, ToolingError when it doesn't come up or answer.
     """
-    home = store.absolute() / "prefect"
-    serving = home / SERVING
     if given := os.environ.get("PREFECT_API_URL"):
         _check_answering()
         yield redact(given.removesuffix("/api"))
-    elif page := _answering(serving):
+        return
+    home = password.folder(store)
+    serving, secret = home / SERVING, password.keep(home)
+    proxy = os.environ.get("PREFECT_UI_URL", "").rstrip("/")
+    if page := _answering(serving, secret):
         if port is not None:
             raise BadInput(
                 "`llama-release serve` runs for this store already", evidence=page, todo="stop that one first"
             )
-        with _in_force(page, home):
+        with _in_force(page, home, proxy):
+            yield page
+    elif port is None:
+        with _own_server(home, 0) as page, _in_force(page, home):
             yield page
     else:
-        with _own_server(home, port or 0) as page, _in_force(page, home):
-            if port is None:
-                yield page
-                return
+        with _own_server(home, port, proxy, open_to_all) as page, _in_force(page, home, proxy):
             write_atomic(serving, page)
             try:
                 yield page
@@ -89,13 +95,15 @@ def prefect_server(store: Path, port: int | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def _own_server(home: Path, port: int) -> Iterator[str]:
-    """On this port; 0: any, and another one when somebody is faster than the server, which binds it seconds later."""
-    home.mkdir(parents=True, exist_ok=True)
+def _own_server(home: Path, port: int, proxy: str = "", open_to_all: bool = False) -> Iterator[str]:
+    """On this port; 0: any, and another one when somebody is faster than the server, which binds it seconds later.
+
+    `proxy`: the address at which people reach it, if not its own.
+    """
     log = home / "server.log"
     for more in (2, 1, 0):
         page = f"http://127.0.0.1:{_free(port)}"
-        process = _start(page, home, log)
+        process = _start(page, home, log, proxy, open_to_all)
         try:
             if _comes_up(page, process, log, others=0 if port else more):
                 yield page
@@ -108,29 +116,36 @@ def _own_server(home: Path, port: int) -> Iterator[str]:
                 process.kill()
 
 
-def _start(page: str, home: Path, log: Path) -> subprocess.Popen[bytes]:
+def _start(page: str, home: Path, log: Path, proxy: str, open_to_all: bool) -> subprocess.Popen[bytes]:
+    own = sorted({page, page.replace("127.0.0.1", "localhost"), proxy or page})
     env = child.environment(child.PYTHON, child.PREFECT, child.PROXY, child.TLS) | {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"{page}/api",
-        "PREFECT_UI_API_URL": f"{page}/api",
+        "PREFECT_UI_API_URL": f"{proxy or page}/api",
+        "PREFECT_SERVER_API_AUTH_STRING": password.keep(home),
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(own),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
-    port = page.rpartition(":")[2]
+    if open_to_all:
+        del env["PREFECT_SERVER_API_AUTH_STRING"]
+        own = []
     with open(log, "w") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port],
+            [sys.executable, "-m", "flows.door", page, *own],
             env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, preexec_fn=die_with_parent,
             start_new_session=True,  # Ctrl-C at the terminal is for the runs first: they tell this server
         )  # fmt: skip
 
 
 @contextmanager
-def _in_force(page: str, home: Path) -> Iterator[None]:
+def _in_force(page: str, home: Path, proxy: str = "") -> Iterator[None]:
     with temporary_settings(
         {
             PREFECT_API_URL: f"{page}/api",
-            PREFECT_UI_URL: page,
+            PREFECT_API_AUTH_STRING: password.keep(home),
+            PREFECT_UI_URL: proxy or page,
             PREFECT_LOCAL_STORAGE_PATH: home / "storage",
             PREFECT_SERVER_ANALYTICS_ENABLED: False,
         }
@@ -150,13 +165,13 @@ def _free(port: int) -> int:
         ) from error
 
 
-def _answering(serving: Path) -> str:
+def _answering(serving: Path, secret: str) -> str:
     """The page of the server that `serve` runs; '' when there is none, or it was killed and left its file."""
     try:
         page = serving.read_text(encoding="utf-8")
-        return page if _healthy(page) else ""
-    except (OSError, httpx.HTTPError):
+    except OSError:
         return ""
+    return page if password.shows(page, secret) else ""
 
 
 def _check_answering() -> None:
@@ -170,10 +185,6 @@ def _check_answering() -> None:
             )
 
 
-def _healthy(page: str) -> bool:
-    return httpx.get(f"{page}/api/health", timeout=5, trust_env=False).status_code == 200
-
-
 def _comes_up(page: str, process: subprocess.Popen[bytes], log: Path, others: int) -> bool:
     """Wait until it answers; false when its port was taken meanwhile, and others are left to try.
 
@@ -181,11 +192,9 @@ def _comes_up(page: str, process: subprocess.Popen[bytes], log: Path, others: in
     """
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if _healthy(page):
-                return True
-        except httpx.HTTPError:
-            time.sleep(0.2)
+        if password.shows(page, password.keep(log.parent)):
+            return True
+        time.sleep(0.2)
     said = log.read_text(errors="replace")
     if others and process.poll() is not None and "already in use" in said:
         return False

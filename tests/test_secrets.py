@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import httpx
 import pytest
 
 from flows.server import prefect_server
@@ -26,6 +25,7 @@ from tasks.settings import LocalSettings, Settings
 from tasks.store import Store
 from tests.conftest import NEWER, OLDER, own_prefect
 from tests.fakes.slack import TOKEN, FakeSlack, fake_slack
+from tests.flows.operations import own_api
 from tests.platforms.stand import command_lines, listens_on
 
 pytestmark = pytest.mark.real
@@ -155,22 +155,16 @@ def test_no_secret_is_in_the_store_its_ledger_its_logs_its_report_or_prefects_da
 
 def test_no_artifact_log_line_or_state_of_a_run_holds_a_secret(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    with (
-        prefect_server(story.platform.store.root) as page,
-        httpx.Client(base_url=f"{page}/api", trust_env=False) as http,
-    ):
+    with prefect_server(story.platform.store.root) as page:
+        api = own_api(story.platform.store.root, page)
 
         def everything(kind: str) -> list[str]:
             found: list[str] = []
-            while (
-                batch := http.post(f"/{kind}/filter", json={"offset": len(found), "limit": 200})
-                .raise_for_status()
-                .json()
-            ):
+            while batch := api.call("POST", f"/{kind}/filter", {"offset": len(found), "limit": 200}).json():
                 found += map(json.dumps, batch)
             return found
 
-        servers = [pid for pid, words in command_lines().items() if {"prefect", page.rpartition(":")[2]} <= {*words}]
+        servers = [pid for pid, words in command_lines().items() if {"flows.door", page} <= {*words}]
         assert {address for pid in servers for address in listens_on(pid)} == {"127.0.0.1"}
         told = {kind: everything(kind) for kind in ("artifacts", "flow_runs", "task_runs", "logs")}
     assert all(len(found) >= 3 for found in told.values())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from uuid import UUID
 
 import httpx
@@ -12,9 +14,10 @@ from prefect import State
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_runs import resume_flow_run
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled
 
+from tasks import password
 from tasks.release import Request, ToolingError
 
 FORM_S = 30.0
@@ -32,9 +35,21 @@ def api_url() -> str:
 
 @contextmanager
 def server(address: str) -> Iterator[SyncPrefectClient]:
-    """The Prefect server with this API is in force in the block."""
-    with temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client:
+    """The Prefect server with this API is in force in the block; a store's password is told to a server that has it."""
+    given = PREFECT_API_AUTH_STRING.value()
+    if given and password.ours(given) and not password.shows(address.removesuffix("/api"), given):
+        given = None
+    settings = {PREFECT_API_URL: address, PREFECT_API_AUTH_STRING: given}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
         yield client
+
+
+@contextmanager
+def password_of(store: Path) -> Iterator[None]:
+    """The password of this store is in force, unless a server is named: for who answers from beside the run's own."""
+    kept = {} if os.environ.get("PREFECT_API_URL") else {PREFECT_API_AUTH_STRING: password.keep(password.folder(store))}
+    with temporary_settings(set_defaults=kept):
+        yield
 
 
 def state(request: Request, address: str = "") -> State | None:
@@ -45,8 +60,8 @@ def state(request: Request, address: str = "") -> State | None:
     try:
         with server(address or request.api_url) as client:
             return client.read_flow_run(UUID(request.run)).state
-    except (ObjectNotFound, PrefectHTTPStatusError, httpx.HTTPError, RuntimeError):
-        return None
+    except (ObjectNotFound, PrefectHTTPStatusError, httpx.HTTPError, RuntimeError, ValueError):
+        return None  # ValueError: it answers no state, so somebody else has the port by now
 
 
 def answer(run: UUID, given: Decided) -> None:

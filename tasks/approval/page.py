@@ -24,7 +24,7 @@ def _sections(platform: Platform, dossier: Dossier, notes: Assessment | None) ->
     """(title, Markdown) of what there is more to see of than a verdict."""
     found = {v.name: v for v in dossier.verifications}
     if before := rollbacks(platform.store, dossier.release):
-        yield "It was rolled back before", "\n".join(f"- {line}" for line in before)
+        yield "It was rolled back before", "\n".join(f"- {markdown(line)}" for line in before)
     if notes:
         yield "What changed upstream", digest(notes)
     if proved := found.get(proof.NAME):

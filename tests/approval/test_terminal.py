@@ -40,6 +40,21 @@ def test_a_run_that_waits_goes_on_with_what_was_said_in_a_terminal(deployed: Dep
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.wire
+def test_a_shell_with_nothing_set_answers_with_what_the_store_knows(
+    deployed: Deployed, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = open_question(deployed, page)
+    kept = deployed.store.root / "prefect" / "password"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(os.environ["PREFECT_API_AUTH_STRING"])
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING")
+    monkeypatch.delenv("PREFECT_API_URL")
+    done = approve(deployed.store, request.run, "--by", "ada")
+    assert done.returncode == 0, done.stderr
+    assert deployed.state(UUID(request.run))[0] == "Resuming"
+
+
 def test_a_run_that_nobody_knows_is_named_with_those_that_wait(store: Store) -> None:
     with pytest.raises(BadInput, match=r"no run x has asked[\s\S]*waiting: none"):
         terminal.find(store, "x")

@@ -254,6 +254,41 @@ BREAKS = (
         'with troubles.outlived("asking for approval at the terminal"):', "if True:",
         "tests/flows/test_approver.py",
     ),
+    Break(
+        "flows/server.py", "a change needs a CSRF token",
+        '"PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true"', '"PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "false"',
+        "tests/flows/test_deployed.py::test_its_own_page_is_served_under_its_own_names_and_changes_nothing_without_a_token",
+    ),
+    Break(
+        "flows/server.py", "the Prefect server of a command asks for the password",
+        "    if open_to_all:\n        del env", "    if True:\n        del env",
+        "tests/flows/test_deployed.py::test_without_the_password_nothing_is_answered_and_nothing_begun",
+    ),
+    Break(
+        "flows/door.py", "another Host name is refused",
+        "if len(hosts) != 1 or _name(hosts[0]) not in self._hosts:", "if len(hosts) != 1:",
+        "tests/flows/test_door.py",
+    ),
+    Break(
+        "flows/door.py", "a web page of another address is refused",
+        'return "" if self._origins.issuperset(origins) else', 'return "" if origins or not origins else',
+        "tests/flows/test_door.py",
+    ),
+    Break(
+        "flows/worker.py", "a run may set nothing of how it is run",
+        '"additionalProperties": False', '"additionalProperties": True',
+        "tests/flows/test_deployed.py::test_a_run_may_set_nothing_of_how_it_is_run",
+    ),
+    Break(
+        "flows/worker.py", "a deployment's entrypoint and pull steps are not read",
+        'self.env["PREFECT__FLOW_ENTRYPOINT"] = entrypoint', 'self.env["ENTRYPOINT"] = entrypoint',
+        "tests/flows/test_deployed.py::test_whoever_has_the_password_still_runs_no_command_of_his_own",
+    ),
+    Break(
+        "flows/worker.py", "nor are they for the hooks of a run that crashed",
+        'flow_run.model_copy(update={"deployment_id": None})', "flow_run",
+        "tests/flows/test_deployed.py::test_whoever_has_the_password_still_runs_no_command_of_his_own",
+    ),
     # -- approval ------------------------------------------------------------------------------------------------------
     Break(
         "tasks/approval/attend.py", "an approval from before the question does not answer it",
@@ -290,6 +325,16 @@ BREAKS = (
         "tasks/approval/terminal.py", "an answer is given to a run that waits",
         "            if not state.is_paused():", "            if state.is_final():",
         "tests/approval/test_terminal.py::test_a_run_that_waits_goes_on_with_what_was_said_in_a_terminal",
+    ),
+    Break(
+        "tasks/approval/held.py", "who took the port of a Prefect server that ended is not told the password",
+        "not password.shows(address.removesuffix(\"/api\"), given)", "given is None",
+        "tests/test_password.py::test_who_took_the_port_of_a_server_that_ended_is_told_nothing",
+    ),
+    Break(
+        "tasks/approval/held.py", "a shell with nothing set answers with the store's password",
+        "kept = {} if os.environ.get(\"PREFECT_API_URL\") else", "kept = {} if os.environ else",
+        "tests/approval/test_terminal.py::test_a_shell_with_nothing_set_answers_with_what_the_store_knows",
     ),
     # -- contracts -----------------------------------------------------------------------------------------------------
     Break(
@@ -1039,6 +1084,21 @@ BREAKS = (
         "        except ToolingError as error:  # whoever waits", "        except KeyError as error:  # whoever waits",
         "tests/platforms/test_full_disk.py::test_with_its_reserve_gone_too_production_wakes_and_freed_space_is_enough_to_"
         "go_on", real=True,
+    ),
+    Break(
+        "tasks/password.py", "nobody else can hand on the question that shows the password",
+        'f"{page} {question}".encode()', 'f"{question}".encode()',
+        "tests/test_password.py::test_who_took_the_port_of_a_server_that_ended_is_told_nothing",
+    ),
+    Break(
+        "tasks/password.py", "the Prefect folder of an earlier version is closed to others",
+        "        home.chmod(0o700)", "        pass",
+        "tests/test_password.py::test_a_folder_of_an_earlier_version_is_closed",
+    ),
+    Break(
+        "tasks/password.py", "an empty password file opens no server",
+        "    if not ours(made):", "    if made is None:",
+        "tests/test_password.py::test_a_file_that_holds_none_opens_no_server",
     ),
     # -- modal_app -----------------------------------------------------------------------------------------------------
     Break(

@@ -33,11 +33,23 @@ def waiting_upgrade(machine: Machine) -> tuple[subprocess.Popen[str], str]:
     return upgrade, str(machine.events("approval_wanted")[-1].detail["link"])
 
 
-def form(browser: Browser, link: str) -> tuple[Page, Locator]:
+def log_in(page: Page, machine: Machine) -> None:
+    """With a wrong password first: the page shows nothing until it has the right one."""
+    kept = machine.store.root / "prefect" / "password"
+    for password in ("admin:admin", kept.read_text().strip()):
+        asked = page.locator("input[type=password]")
+        expect(asked).to_be_visible(timeout=PATIENCE_MS)
+        expect(page.get_by_text("Paused")).to_have_count(0)
+        asked.fill(password)
+        page.get_by_role("button", name="Login").click()
+
+
+def form(browser: Browser, machine: Machine, link: str) -> tuple[Page, Locator]:
     """The page of a run, and the form that it shows on Resume."""
     page = browser.new_page(viewport={"width": 1400, "height": 1800}, locale="en-GB")
     page.set_default_timeout(PATIENCE_MS)
     page.goto(link)
+    log_in(page, machine)
     expect(page.get_by_text("Paused").first).to_be_visible(timeout=PATIENCE_MS)
     page.get_by_role("button", name="Open menu").first.click()
     page.get_by_role("menuitem", name="Resume").click()
@@ -81,7 +93,7 @@ def test_the_first_release_is_in_production(machine: Machine) -> None:
 
 def read(dialog: Locator, dossier: str) -> None:
     """Look at the evidence above the form, as a person does."""
-    expect(dialog).to_contain_text(f"Dossier {dossier}")
+    expect(dialog).to_contain_text(f"Dossier {dossier}", timeout=PATIENCE_MS)
     for title in ("What changed upstream", "Patches", "Preflight", "Contracts", "Restores", "Evals"):
         expect(dialog.get_by_role("heading", name=title)).to_be_visible()
     expect(dialog).to_contain_text(re.compile("0001-gemma4-thinking-tags.patch.*upstreamed"))
@@ -95,7 +107,7 @@ def read(dialog: Locator, dossier: str) -> None:
 @pytest.mark.long
 def test_a_person_rejects_in_the_page_and_production_stays(machine: Machine, browser: Browser) -> None:
     upgrade, link = waiting_upgrade(machine)
-    page, dialog = form(browser, link)
+    page, dialog = form(browser, machine, link)
     request = machine.store.requests()[-1]
     read(dialog, request.dossier)
     fill(page, dialog, "reject", "bob", "not on a Friday")
@@ -109,7 +121,7 @@ def test_a_person_rejects_in_the_page_and_production_stays(machine: Machine, bro
 
 def test_a_person_reads_the_evidence_in_the_page_and_approves(machine: Machine, browser: Browser) -> None:
     upgrade, link = waiting_upgrade(machine)
-    page, dialog = form(browser, link)
+    page, dialog = form(browser, machine, link)
     read(dialog, machine.store.requests()[-1].dossier)
     fill(page, dialog, "approve", "ada", "restores look good")
     keep(page, "prefect-page.png")

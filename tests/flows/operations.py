@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 
@@ -102,14 +103,25 @@ class Api:
 
     url: str
     password: str = ""
+    csrf: dict[str, str] = field(default_factory=dict)
 
     def call(self, method: str, path: str, body: object = None) -> httpx.Response:
-        """Asked again while its SQLite database is locked, which the server says by 503, as its own clients do."""
+        """Asked as Prefect's clients do: with a CSRF token where the server gives one."""
+        if method != "GET" and not self.csrf:
+            client = str(uuid4())
+            given = self._ask("GET", f"/csrf-token?client={client}")
+            self.csrf = {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": given.json().get("token", "")}
+        return self._ask(method, path, body)
+
+    def _ask(self, method: str, path: str, body: object = None) -> httpx.Response:
+        """Again while its SQLite database is locked, which the server says by 503."""
         user, _, password = self.password.partition(":")
         auth = (user, password) if self.password else None
 
         def ask() -> httpx.Response:
-            return httpx.request(method, f"{self.url}{path}", json=body, auth=auth, timeout=60, trust_env=False)
+            return httpx.request(
+                method, f"{self.url}{path}", json=body, auth=auth, headers=self.csrf, timeout=60, trust_env=False
+            )
 
         deadline = time.monotonic() + PATIENCE_S
         while (answer := ask()).status_code == 503 and time.monotonic() < deadline:
@@ -119,10 +131,10 @@ class Api:
     def deployment(self, name: str) -> dict[str, Any]:
         return dict(self.call("GET", f"/deployments/name/{name}").raise_for_status().json())
 
-    def create(self, name: str, parameters: dict[str, object]) -> httpx.Response:
+    def create(self, name: str, parameters: dict[str, object], **more: object) -> httpx.Response:
         """Ask for a run with these parameters, whatever they are."""
         deployment = self.deployment(name)["id"]
-        return self.call("POST", f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})
+        return self.call("POST", f"/deployments/{deployment}/create_flow_run", {"parameters": parameters, **more})
 
     def begin(self, name: str, parameters: dict[str, object]) -> str:
         """A run with these parameters; its id."""
@@ -175,9 +187,15 @@ def wait_for(condition: Callable[[], Any], limit_s: float = PATIENCE_S) -> Any:
     return found
 
 
-def serving(shell: Shell) -> tuple[subprocess.Popen[bytes], Api]:
+def serving(shell: Shell, *more: str) -> tuple[subprocess.Popen[bytes], Api]:
     """`llama-release serve` as soon as it takes runs."""
-    process = shell.start("llama-release serve", "--port", "0", log="serve.log")
+    process = shell.start("llama-release serve", "--port", "0", *more, log="serve.log")
     wait_for(lambda: "started!" in shell.said("serve.log") or process.poll() is not None)
     assert process.poll() is None, shell.said("serve.log")
-    return process, Api((shell.folder / "store" / "prefect" / "serving").read_text() + "/api")
+    return process, own_api(shell.folder / "store")
+
+
+def own_api(store: Path, page: str = "") -> Api:
+    """That of a Prefect server which our commands started for this store: at this page, or that of `serve`."""
+    home = store / "prefect"
+    return Api(f"{page or (home / 'serving').read_text()}/api", (home / "password").read_text().strip())

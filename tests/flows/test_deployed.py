@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime
 
+import httpx
 import pytest
 from prefect.client.schemas.schedules import CronSchedule
 
@@ -16,6 +18,7 @@ from flows.server import prefect_server
 from tasks.platforms.local.proc import is_alive
 from tasks.release import BadInput
 from tests.flows.operations import COMMAND_S, Api, Shell, environment, serving, wait_for
+from tests.platforms.stand import command_lines
 
 pytestmark = pytest.mark.wire
 
@@ -94,7 +97,7 @@ def test_a_senseless_parameter_is_refused_before_there_is_a_run(
 
 
 def test_an_unknown_parameter_is_refused_before_the_first_line_of_the_flow(shell: Shell, api: Api) -> None:
-    here = Shell(shell.folder, shell.env | {"PREFECT_API_URL": api.url})
+    here = Shell(shell.folder, shell.env | {"PREFECT_API_URL": api.url, "PREFECT_API_AUTH_STRING": api.password})
     said = here.run("prefect deployment run upgrade/production", "-p", "tag=b11434", code=1)
     assert "'tag'" in said
     assert "'to', 'again'" in said
@@ -141,6 +144,95 @@ def test_other_commands_of_the_store_use_its_server_and_its_port_is_taken_for_ot
         pass
 
 
+EVIL = "http://evil.example"
+
+
+def told(api: Api, path: str, method: str = "GET", password: str | None = None, **headers: str) -> int:
+    """The status of what somebody is answered who knows this password, the right one by default."""
+    user, _, secret = (api.password if password is None else password).partition(":")
+    auth = (user, secret) if user else None
+    body = "{}" if method == "POST" else None
+    return httpx.request(
+        method, f"{api.url}{path}", headers=headers, auth=auth, content=body, trust_env=False, timeout=60
+    ).status_code
+
+
+SOCKET = {
+    "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("password", ["", "admin:admin", "llama-release:", ":"])
+def test_without_the_password_nothing_is_answered_and_nothing_begun(api: Api, password: str) -> None:
+    upgrade = api.deployment("upgrade/production")["id"]
+    assert told(api, f"/deployments/{upgrade}") == 200
+    assert told(api, f"/deployments/{upgrade}", password=password) == 401
+    assert told(api, "/flow_runs/filter", "POST", password, **forged(api)) == 401
+    assert told(api, f"/deployments/{upgrade}/create_flow_run", "POST", password, **forged(api)) == 401
+    assert told(api, "/events/in", password=password, **SOCKET) == 403
+
+
+def forged(api: Api) -> dict[str, str]:
+    """A CSRF token, as somebody has it who was let in once."""
+    api.call("POST", "/flows/filter", {})
+    return api.csrf
+
+
+@pytest.mark.parametrize("origin", [EVIL, "http://127.0.0.1", "http://127.0.0.1:1", "https://localhost:4200", "null"])
+def test_a_web_page_of_another_origin_is_refused_whatever_it_knows(api: Api, origin: str) -> None:
+    assert told(api, "/admin/version", **{"Origin": origin}) == 403
+    assert told(api, "/flow_runs/filter", "POST", **forged(api), Origin=origin) == 403
+    assert told(api, "/events/in", **SOCKET, Origin=origin) == 403
+    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    preflight = httpx.options(f"{api.url}/flow_runs/filter", headers=asked, trust_env=False)
+    assert "Access-Control-Allow-Origin" not in preflight.headers
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:4200", "127.0.0.1.evil.example", "127.0.0.2", "[::1", ""]
+)
+def test_a_name_that_somebody_points_at_this_machine_is_refused(api: Api, host: str) -> None:
+    """DNS rebinding: to the browser the page of evil.example is of the same origin then."""
+    assert told(api, "/admin/version", Host=host) == 403
+    assert told(api, "/../ui-settings", Host=host) == 403
+    assert told(api, "/events/in", **SOCKET, Host=host) == 403
+
+
+def test_its_own_page_is_served_under_its_own_names_and_changes_nothing_without_a_token(api: Api) -> None:
+    port = api.url.removesuffix("/api").rpartition(":")[2]
+    for own in (f"http://127.0.0.1:{port}", f"http://localhost:{port}"):
+        host = own.removeprefix("http://")
+        assert told(api, "/admin/version", Origin=own, Host=host) == 200
+        assert told(api, "/flow_runs/filter", "POST", **forged(api), Origin=own, Host=host) == 200
+        assert told(api, "/flow_runs/filter", "POST", Origin=own, Host=host) == 403
+
+
+def test_the_password_is_for_its_owners_eyes_and_in_no_log_and_no_command_line(shell: Shell, api: Api) -> None:
+    kept = shell.folder / "store" / "prefect" / "password"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
+    word = api.password.partition(":")[2]
+    assert len(word) >= 32
+    assert not [words for words in command_lines().values() if word in " ".join(words)]
+    holding = [path for path in shell.folder.rglob("*") if path.is_file() and word.encode() in path.read_bytes()]
+    assert holding == [kept]
+    assert str(kept) in shell.said("serve.log")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"command": "touch CANARY"}, {"env": {"PYTHONSTARTUP": "x.py"}}, {"env.PYTHONPATH": "/tmp"}, {"image": "evil"},
+        {"working_dir": "/tmp"}, {"name": "x"}, {"labels": {"a": "b"}}, {"stream_output": False},
+    ],
+)  # fmt: skip
+def test_a_run_may_set_nothing_of_how_it_is_run(api: Api, variables: dict[str, object]) -> None:
+    answer = api.create("upgrade/production", {}, job_variables=variables)
+    assert answer.status_code in (409, 422), answer.text
+    assert "Error creating flow run" in answer.json()["detail"]
+
+
 def test_a_schedule_with_an_interval_gets_its_runs_and_they_start(api: Api) -> None:
     """With Prefect 3.8 and SQLAlchemy 2.1 the server answered, and no run was ever made."""
     watch = "restore-watch/production"
@@ -149,6 +241,43 @@ def test_a_schedule_with_an_interval_gets_its_runs_and_they_start(api: Api) -> N
         runs = sorted(api.scheduled(watch, schedule).items(), key=lambda run: run[1])
         assert {(later - at).total_seconds() % 20 for (_, at), (_, later) in itertools.pairwise(runs)} == {0}
         wait_for(lambda: api.state(runs[0][0])[0] not in ("Scheduled", "Late", "Pending"), SCHEDULED_S)
+
+
+def test_whoever_has_the_password_still_runs_no_command_of_his_own(shell: Shell, api: Api) -> None:
+    """Not by the pool's template, not by a deployment's variables, pull steps and entrypoint, nor by one of his own."""
+    canary = shell.folder / "canary"
+    (shell.folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')")
+    command = f"touch {canary}"
+    default = {"type": "object", "properties": {"command": {"type": "string", "default": command}}}
+    template = {"job_configuration": {"command": "{{ command }}"}, "variables": default}
+    api.call("PATCH", "/work_pools/llama-release", {"base_job_template": template}).raise_for_status()
+    evil = {
+        "work_pool_name": "llama-release", "entrypoint": "evil.py:main", "path": str(shell.folder),
+        "pull_steps": [{"prefect.deployments.steps.run_shell_script": {"script": command}}],
+        "job_variables": {"command": command}, "enforce_parameter_schema": False,
+    }  # fmt: skip
+
+    def deploy(flow: str, name: str) -> str:
+        made = api.call("POST", "/deployments/", {"flow_id": flow, "name": name, **evil}).raise_for_status().json()
+        assert {key: made[key] for key in evil} == evil
+        return str(made["id"])
+
+    def end(deployment: str, **parameters: str) -> tuple[str, str]:
+        made = api.call("POST", f"/deployments/{deployment}/create_flow_run", {"parameters": parameters}).json()["id"]
+
+        def over() -> tuple[str, str] | None:
+            assert not canary.exists()
+            return state if (state := api.state(made))[0] in ("Failed", "Crashed") else None
+
+        found: tuple[str, str] = wait_for(over)
+        return found
+
+    ours = deploy(api.deployment("upgrade/production")["flow_id"], "production")
+    his = deploy(api.call("POST", "/flows/", {"name": "mine"}).json()["id"], "mine")
+    assert "the worker that started this run lacks" in end(ours)[1]
+    assert end(ours, tag="b11434")[0] == "Crashed", "after which Prefect's worker looks for hooks"
+    assert "runs upgrade, redeploy, rollback, restore-watch and nothing else" in end(his)[1]
+    assert not canary.exists()
 
 
 @pytest.mark.usefixtures("api")
@@ -160,3 +289,18 @@ def test_told_to_stop_it_ends_with_all_that_it_started(shell: Shell) -> None:
     assert process.wait(120) == 0
     wait_for(lambda: not any(map(is_alive, mine)), 60)
     assert not (shell.folder / "store" / "prefect" / "serving").exists()
+
+
+def test_open_it_leaves_the_password_and_the_names_to_a_proxy_and_says_so(shell: Shell) -> None:
+    """The proxy's address is the page's, and other pages may still read nothing."""
+    behind = Shell(shell.folder, shell.env | {"PREFECT_UI_URL": "https://release.example/"}, shell.started)
+    _, api = serving(behind, "--open")
+    assert "Open: no password, any Host name." in shell.said("serve.log")
+    assert told(api, "/deployments/filter", "POST", "", **forged(api), Host="release.example") == 200
+    assert told(api, "/deployments/filter", "POST", "", Host="release.example") == 403, "a token is still asked for"
+    settings = httpx.get(f"{api.url.removesuffix('/api')}/ui-settings", trust_env=False).json()
+    assert (settings["api_url"], settings["auth"]) == ("https://release.example/api", None)
+    for origin, read in ((EVIL, None), ("https://release.example", "https://release.example")):
+        answer = httpx.get(f"{api.url}/admin/version", headers={"Origin": origin}, trust_env=False)
+        assert answer.headers.get("Access-Control-Allow-Origin") == read
+    assert api.create("upgrade/production", {}, job_variables={"command": "true"}).status_code == 422

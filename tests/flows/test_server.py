@@ -26,6 +26,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from prefect import Flow, State, flow, get_client
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 from prefect.states import Pending, Running, Scheduled
 
 from flows.__main__ import run_flow
@@ -92,6 +93,11 @@ def state_of(run: UUID) -> str:
         state = client.read_flow_run(run).state
     assert state
     return state.name or ""
+
+
+def in_force() -> dict[str, str]:
+    """For the environment of a process that is to use the server in force."""
+    return {"PREFECT_API_URL": PREFECT_API_URL.value(), "PREFECT_API_AUTH_STRING": PREFECT_API_AUTH_STRING.value()}
 
 
 def in_a_process(store: Store, script: str) -> subprocess.Popen[bytes]:
@@ -211,9 +217,8 @@ def test_when_nobody_decides_in_time_it_is_our_trouble_and_nothing_is_recorded(s
 
 
 def test_a_second_run_is_refused_and_a_killed_run_is_marked_crashed_by_the_next(store: Store, page: str) -> None:
-    environment = {"PREFECT_API_URL": f"{page}/api"}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
+        for name, value in in_force().items():
             patch.setenv(name, value)
         waiting = in_a_process(store, "asking(store)()")
         (run,) = wait_for(paused_runs)
@@ -248,13 +253,14 @@ def test_runs_that_no_process_has_any_more_are_settled_after_a_while_and_no_othe
     assert [state_of(run) for run in others] == before
 
 
-def test_somebody_at_a_terminal_is_asked_and_answers_there(store: Store, page: str) -> None:
+@pytest.mark.usefixtures("page")
+def test_somebody_at_a_terminal_is_asked_and_answers_there(store: Store) -> None:
     script = (
         "from tests.flows.test_server import *; from flows.__main__ import run_flow\n"
         f"print('OUTCOME', run_flow(asking(Store(Path({str(store.root)!r}))), 'page', None).kind, flush=True)"
     )
     master, slave = pty.openpty()
-    env = os.environ | {"PREFECT_API_URL": f"{page}/api", "LOGNAME": "grace", "TERM": "xterm"}
+    env = os.environ | in_force() | {"LOGNAME": "grace", "TERM": "xterm"}
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=REPOSITORY, env=env, stdin=slave, stdout=slave, stderr=slave
     )

@@ -20,7 +20,7 @@ import pytest
 from tasks.release import StageName
 from tests.conftest import NEWER, OLDER, migrated
 from tests.flows.conftest import KEY, PATIENCE_S, REPOSITORY, Machine, Traffic
-from tests.flows.operations import Api
+from tests.flows.operations import own_api
 from tests.platforms.stand import command_lines, until
 
 pytestmark = pytest.mark.real
@@ -120,7 +120,7 @@ def test_a_second_upgrade_is_refused_and_a_rejection_is_no_failure(machine: Mach
     assert "another process holds the lock" in refused
     assert f"upgrade to {NEWER}" in refused
 
-    reject_in_the_page(page)
+    reject_in_the_page(machine, page)
     assert page.stdout
     said = page.stdout.read()
     assert page.wait(120) == 4, said
@@ -132,7 +132,7 @@ def test_a_second_upgrade_is_refused_and_a_rejection_is_no_failure(machine: Mach
     assert verified == {p: p.stat().st_mtime_ns for p in verified}
 
 
-def reject_in_the_page(page: subprocess.Popen[str]) -> None:
+def reject_in_the_page(machine: Machine, page: subprocess.Popen[str]) -> None:
     """Fill in the form as the Prefect page does: through its server's HTTP API."""
     assert page.stdout
     found = None
@@ -141,7 +141,7 @@ def reject_in_the_page(page: subprocess.Popen[str]) -> None:
         assert line, "the page's address was never printed"
         found = re.search(r"(http://\S+)/v2/runs/flow-run/(\S+)", line)
     form = {"run_input": {"decision": "reject", "approver": "bob", "note": "not on a Friday"}}
-    answer = Api(f"{found[1]}/api").call("POST", f"/flow_runs/{found[2]}/resume", form)
+    answer = own_api(machine.store.root, found[1]).call("POST", f"/flow_runs/{found[2]}/resume", form)
     assert answer.status_code in (200, 201), answer.text
     assert answer.json()["status"] == "ACCEPT", answer.text
 
