@@ -340,40 +340,47 @@ def rebuild(digest: Annotated[str, typer.Argument(help="of a build, as the upgra
 
 @app.command()
 def start() -> None:
-    """Have both stages serve what their pointers say, after a `stop` or a reboot of this machine."""
+    """Have both stages serve what their pointers say, after a `stop` or a reboot of this machine.
+
+    Production first, and whatever runs; staging belongs to a run that is under way, which may wait for a person for days.
+    """
     from tasks.platforms import open_platform
-    from tasks.promote import serve_pointer
+    from tasks.promote import production_lock, serve_pointer
     from tasks.release import StageName
     from tasks.settings import load
 
     platform = open_platform(load())
-    with _alone(platform.store, "start"):
-        for stage in get_args(StageName):
-            if served := serve_pointer(platform, stage):
-                console.print(f"{stage} answers at {served.base_url}")
+
+    def serve_stage(stage: StageName) -> None:
+        if served := serve_pointer(platform, stage):
+            console.print(f"{stage} answers at {served.base_url}")
+
+    with production_lock(platform.store):
+        serve_stage("production")
+    with _no_run(platform.store, "start"):
+        serve_stage("staging")
 
 
 @app.command()
 def stop() -> None:
     """Have both stages serve nothing; their pointers stay, and `start` brings them back."""
     from tasks.platforms import open_platform
+    from tasks.promote import production_lock
     from tasks.release import StageName
     from tasks.settings import load
 
     platform = open_platform(load())
-    with _alone(platform.store, "stop"):
+    with _no_run(platform.store, "stop"), production_lock(platform.store):
         for stage in get_args(StageName):
             platform.stop(stage)
 
 
 @contextmanager
-def _alone(store: Store, verb: str) -> Iterator[None]:
-    """No run and no other command moves a stage meanwhile. Raises ToolingError that names the one that does."""
-    from tasks.promote import production_lock
+def _no_run(store: Store, verb: str) -> Iterator[None]:
+    """No run is under way meanwhile. Raises ToolingError that names the one that is."""
     from tasks.release import now
 
-    holder = {"name": verb, "since": now().isoformat(timespec="seconds")}
-    with store.lock("release", holder=holder), production_lock(store):
+    with store.lock("release", holder={"name": verb, "since": now().isoformat(timespec="seconds")}):
         yield
 
 

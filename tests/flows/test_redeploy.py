@@ -300,6 +300,8 @@ def test_at_once_whatever_else_is_broken_and_a_run_under_way_is_not_waited_for(t
     (two.store.root / "prefect" / "prefect.db").write_text("no database")
     with two.store.lock("release", holder={"name": "an upgrade that hangs"}):
         said = two.run("rollback", "--now", "--reason", "it burns", "--by", "dora")
+        two.platform.stop("production")
+        assert "an upgrade that hangs" in two.run("start", code=3), "staging is that run's; production is not"
     assert two.said_to(SECOND_KEY) == (200, "older")
     assert "by dora: it burns" in said and "hold lift" in said
     pointer = two.store.pointer("production")
