@@ -342,7 +342,7 @@ def rebuild(digest: Annotated[str, typer.Argument(help="of a build, as the upgra
 def start() -> None:
     """Have both stages serve what their pointers say, after a `stop` or a reboot of this machine.
 
-    Production first, and whatever runs; staging belongs to a run that is under way, which may wait for a person for days.
+    Production first, and whatever runs; staging belongs to a run that is under way, which may wait for days.
     """
     from tasks.platforms import open_platform
     from tasks.promote import production_lock, serve_pointer
