@@ -144,7 +144,8 @@ class WatchSettings(Section):
         default=7, ge=0, description="days between two drills of the retained release on trial servers; 0: never"
     )
     act: Literal["suggest", "redeploy", "rollback"] = Field(
-        default="suggest", description="on an alert: tell people the command, or start that flow, once an incident"
+        default="suggest",
+        description="on an alert: tell people the command, or start that flow once our own probes show it, too",
     )
 
     @model_validator(mode="after")

@@ -178,7 +178,7 @@ def test_server_errors_are_tried_again(book: Book, slack: FakeSlack, settings: N
 def test_an_outage_loses_nothing_and_the_next_run_tells_it(
     book: Book, slack: FakeSlack, settings: NotifySettings
 ) -> None:
-    slack.faults = [(503, {})] * 2 * notify.TRIES
+    slack.faults = [(503, {}) for _ in range(2 * notify.TRIES)]
     book.started()
     book.add("promoted", "in production")
     with pytest.raises(Undelivered, match="2 of their messages wait: Slack refused it: internal_error"):
@@ -301,11 +301,10 @@ def test_without_a_token_the_same_goes_to_the_log(
 def test_slack_that_is_switched_on_after_runs_without_it_is_told(
     book: Book, slack: FakeSlack, settings: NotifySettings
 ) -> None:
-    same: dict[str, object] = {"error": "ToolingError", "target": "b11434"}
-    book.add("stage.build", "disk full", **same)
+    book.add("stage.build", "disk full", error="ToolingError", target="b11434")
     catch_up(book.store, open_channel(NotifySettings()))
     assert not slack.messages
-    book.add("stage.build", "disk full", **same)
+    book.add("stage.build", "disk full", error="ToolingError", target="b11434")
     book.add("promoted", "in production")
     catch_up(book.store, open_channel(settings))
     assert slack.titles() == ["b11434: stopped at build", "b11434: promoted"]

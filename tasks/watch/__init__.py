@@ -94,6 +94,7 @@ def judged(row: Row, platform: Platform, release: Release, settings: WatchSettin
         release,
         partial(judge.found, seen, latencies, settings),
         partial(judge.over, seen, latencies, settings),
+        partial(judge.proven, seen, latencies, settings),
     ).incidents
     if latencies:
         show_table(f"idle cycles of {release.label} (UTC)", _COLUMNS, map(_row, latencies[-SHOWN:]))
@@ -134,11 +135,12 @@ class Remedy(Model):
 def remedy(store: Store, settings: WatchSettings, busy: str) -> Remedy | None:
     """What is to be started by the settings because of the open incidents, once an incident; or None.
 
+    Only because of what our own probes show: whoever may send requests could else bring any release down.
     Not because nothing answers: what was killed is brought back (`revive`), what was stopped a person stopped.
     Nothing while production is on hold or being moved, another run is at work (`busy`), or a rollback has no target.
     """
     pointer, state = store.pointer("production"), alerts.load(store)
-    fresh = [each for each in state.incidents if not each.acted and each.finding.kind != "down"]
+    fresh = [each for each in state.incidents if each.proven and not each.acted and each.finding.kind != "down"]
     if settings.act == "suggest" or not fresh or busy or pointer.hold or store.intent("production") or store.redeploy():
         return None
     if settings.act == "rollback" and not pointer.retained:

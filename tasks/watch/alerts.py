@@ -32,6 +32,7 @@ class Incident(Model):
     release: str
     began: datetime = Field(default_factory=now)
     told: bool = False
+    proven: bool = Field(default=False, description="our own probes show it; else it may be what clients sent")
     acted: bool = False
     ended: datetime | None = None
     why: str = ""
@@ -67,6 +68,7 @@ def follow(
     release: Release,
     found: Callable[[Kind, datetime | None], Finding | None],
     over: Callable[[Kind, datetime], bool],
+    proven: Callable[[Kind, datetime | None], bool],
 ) -> State:
     """Begin and end incidents of the release in production by what is found, and tell of it."""
     state = load(store)
@@ -76,6 +78,10 @@ def follow(
     for kind in get_args(Kind):
         if kind not in running and (finding := found(kind, ended.get(kind))):
             kept.append(Incident(finding=finding, release=release.id))
+    kept = [
+        each.model_copy(update={"proven": each.proven or proven(each.finding.kind, ended.get(each.finding.kind))})
+        for each in kept
+    ]
     change(store, incidents=tuple(kept), ended=ended)
     for each in kept:
         _tell(store, each)

@@ -167,6 +167,18 @@ def found(
     return failing(kind, what, [each for each in cases(series) if not since or each.at > since], k, n)
 
 
+def proven(
+    series: Series, latencies: Sequence[Latency], settings: WatchSettings, kind: Kind, since: datetime | None
+) -> bool:
+    """Whether our own probes alone show it, those left out during which others asked: no client has a part in that."""
+    clear = [probe for probe in series.probes if not probe.unclear and not (since and probe.at <= since)]
+    if kind == "errors_after_idle":
+        return bool(clear) and clear[-1].kind is BootKind.CRASHED
+    ours = {probe.boot_at for probe in clear}
+    seen = {"boots": tuple(boot for boot in series.boots if boot.at in ours), "wakes": (), "probes": tuple(clear)}
+    return found(series.model_copy(update=seen), latencies, settings, kind, since) is not None
+
+
 def over(series: Series, latencies: Sequence[Latency], settings: WatchSettings, kind: Kind, began: datetime) -> bool:
     """Whether what began then is over."""
     if kind == "slower":

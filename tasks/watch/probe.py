@@ -41,13 +41,13 @@ def probe(platform: Platform, release: Release, series: Series, before: Sight, s
     store = platform.store
     known = platform.golden("production") or golden(store, release)
     if known is None:
-        found = _learn(platform, release)
+        found = _unshared(_learn(platform, release), before, platform.sight("production"))
     else:
         cycle = wake(platform, "production", known, settings)
         speed = _tokens_per_s(platform.endpoint("production")) if not cycle.error else None
         after = platform.sight("production")
-        found = _judged(cycle, before, after)
-        if cycle.latency and not found.unclear and after.answered == before.answered:
+        found = _unshared(_judged(cycle, before, after), before, after)
+        if cycle.latency and not found.unclear:
             store.add_latency(release.id, cycle.latency.model_copy(update={"tokens_per_s": speed}))
     seen = look(platform.sight("production"), platform.endpoint("production") if not found.fault else None)
     platform.rest("production", before)
@@ -69,14 +69,21 @@ def _learn(platform: Platform, release: Release) -> Probe:
     )
 
 
+def _unshared(found: Probe, before: Sight, after: Sight) -> Probe:
+    """A probe, of which nothing can be told when others asked meanwhile: whatever it saw may have been their doing."""
+    if after.answered == before.answered and not after.in_flight:
+        return found
+    return found.model_copy(update={"fault": "", "unclear": found.unclear or "others asked meanwhile"})
+
+
 def _judged(cycle: Cycle, before: Sight, after: Sight) -> Probe:
     boot_at = cycle.boots[-1].at if cycle.boots else None
     found = fault(cycle)
     if found is None:
         return Probe(kind=cycle.kind, boot_at=boot_at)
-    # a user may have had the slot before us, or the server may have been up by then: nothing to blame it for
+    # the server may have been up before us, where none can tell who asks: nothing to blame it for
     gone = cycle.nonce is not None and not cycle.nonce.found
-    shared = before.stays or after.answered is None or after.answered != before.answered or bool(after.in_flight)
+    shared = before.stays or after.answered is None
     if found.verdict is Verdict.ERRORED or (gone and shared and not cycle.differences):
         return Probe(kind=cycle.kind, boot_at=boot_at, unclear=found.summary)
     return Probe(kind=cycle.kind, boot_at=boot_at, fault=found.summary)

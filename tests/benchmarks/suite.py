@@ -558,6 +558,16 @@ BREAKS = (
         "    if sight.servers or sight.in_flight:", "    if sight.in_flight:",
         "tests/watch/test_probe.py",
     ),
+    Break(
+        "tasks/watch/__init__.py", "nothing is started for what clients met alone",
+        "if each.proven and not each.acted", "if not each.acted",
+        "tests/watch/test_alerts.py",
+    ),
+    Break(
+        "tasks/watch/judge.py", "a probe during which others asked is no proof",
+        "for probe in series.probes if not probe.unclear and", "for probe in series.probes if",
+        "tests/watch/test_judge.py",
+    ),
     # -- tasks/*.py ----------------------------------------------------------------------------------------------------
     Break(
         "tasks/store.py", "a document is written whole or not at all",

@@ -21,11 +21,13 @@ def release(alias: str = "a") -> Release:
     return Release(upstream=UpstreamRelease(build=11434), tree="t", build="b", argv=(), files={}, alias=alias)
 
 
-def look(store: Store, *, wrong: bool = False, over: bool = False, of: Release | None = None) -> None:
+def look(
+    store: Store, *, wrong: bool = False, over: bool = False, of: Release | None = None, proven: bool = True
+) -> None:
     def found(kind: Kind, _since: datetime | None) -> Finding | None:
         return FINDING if wrong and kind == FINDING.kind else None
 
-    follow(store, of or release(), found, lambda *_: over)
+    follow(store, of or release(), found, lambda *_: over, lambda *_: proven)
 
 
 def told(store: Store) -> list[str]:
@@ -117,3 +119,13 @@ def test_nothing_is_started_on_hold_while_production_moves_or_without_a_way_back
     assert remedy(wrong, ACT, "") is None
     wrong.close_intent("production")
     assert remedy(wrong, ACT, "")
+
+
+def test_nothing_is_started_for_what_only_clients_saw_until_our_own_probes_show_it(store: Store) -> None:
+    store.save_pointer(StagePointer(stage="production", release="r2", retained=("r1",)))
+    look(store, wrong=True, proven=False)
+    assert told(store) == [ALERT]
+    assert remedy(store, ACT, "") is None
+    look(store, wrong=True)
+    assert remedy(store, ACT, "")
+    assert told(store) == [ALERT, "watch_acts"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.release import BootKind, BootRecord, Latency, StageName, Wake
 from tasks.settings import WatchSettings
-from tasks.watch.judge import BASELINE, GOOD_AGAIN, LATEST, found, is_slower, over, returns
+from tasks.watch.judge import BASELINE, GOOD_AGAIN, LATEST, found, is_slower, over, proven, returns
 from tasks.watch.series import Probe, Series
 
 SETTINGS = WatchSettings()
@@ -145,3 +145,37 @@ def test_it_is_as_fast_again_when_the_latest_are_half_way_back() -> None:
         later = took([seconds] * GOOD_AGAIN, start=31)
         assert over(Series(release="r"), known + later, SETTINGS, "slower", began) is ended
         assert not over(Series(release="r"), known + later[1:], SETTINGS, "slower", began)
+
+
+def probed(*probes: Probe, series: Series | None = None) -> Series:
+    return (series or Series(release="r")).model_copy(update={"probes": probes})
+
+
+@given(
+    st.lists(st.sampled_from((F, C)), max_size=8),
+    st.lists(st.sampled_from((200, 400, 500, 502, 503)), max_size=8),
+    st.booleans(),
+)
+def test_nothing_that_clients_meet_is_proof(kinds: list[BootKind], statuses: list[int], forged: bool) -> None:
+    """Their requests crash servers, get errors, come during our probes, and say that they are our own."""
+    wakes = tuple(
+        Wake(stage="production", release="r", status=status, first_byte_s=9, probe=forged, at=hour(n))
+        for n, status in enumerate(statuses)
+    )
+    theirs = came(*kinds).model_copy(update={"wakes": wakes})
+    unclear = [
+        Probe(kind=k, unclear="others asked meanwhile", boot_at=hour(n), at=hour(n)) for n, k in enumerate(kinds)
+    ]
+    for kind in ("restores_fail", "errors_after_idle", "slower"):
+        assert not proven(probed(*unclear, series=theirs), [], SETTINGS, kind, None)
+
+
+def test_our_own_probes_are_proof() -> None:
+    dead = Probe(kind=C, fault="crashed: nothing answers", at=hour(9))
+    assert proven(probed(dead), [], SETTINGS, "errors_after_idle", None)
+    assert not proven(probed(dead), [], SETTINGS, "errors_after_idle", hour(9))
+    assert not proven(probed(dead, Probe(kind=R, at=hour(10))), [], SETTINGS, "errors_after_idle", None)
+    woken = [Probe(kind=F, boot_at=hour(n), at=hour(n)) for n in range(3)]
+    assert proven(probed(*woken, series=came(F, F, F)), [], SETTINGS, "restores_fail", None)
+    assert not proven(probed(*woken[:2], series=came(F, F, F)), [], SETTINGS, "restores_fail", None)
+    assert proven(probed(), took(BASE, "staging") + took([3.0] * LATEST, start=20), SETTINGS, "slower", None)

@@ -1,15 +1,18 @@
-"""When production is not to be woken by its own watch."""
+"""When production is not to be woken by its own watch, and when nothing can be told from that."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
+
 from tasks.platforms import Sight
 from tasks.platforms.local import LocalPlatform
-from tasks.release import Intent, now
+from tasks.release import BootKind, Intent, now
 from tasks.settings import Settings, WatchSettings
 from tasks.store import Store
-from tasks.watch.probe import not_now
+from tasks.watch.probe import _unshared, not_now
+from tasks.watch.series import Probe
 
 AT = now()
 IDLE = Sight(servers=0, in_flight=0)
@@ -31,3 +34,18 @@ def test_it_is_woken_when_it_is_idle_stands_still_and_the_budget_allows(store: S
     assert refused(settings=WatchSettings(probes_per_day=0)) == "watch.probes_per_day is 0"
     store.open_intent(Intent(stage="production", action="promote", before=None, after="r", dossier=None, by="ada"))
     assert refused() == "production is being moved"
+
+
+@pytest.mark.parametrize(
+    ("after", "theirs"),
+    [
+        (Sight(servers=1, in_flight=0, answered=4), False),
+        (Sight(servers=1, in_flight=0, answered=5), True),
+        (Sight(servers=1, in_flight=1, answered=4), True),
+    ],
+)
+def test_nothing_is_told_from_a_probe_during_which_others_asked(after: Sight, theirs: bool) -> None:
+    before = Sight(servers=0, in_flight=0, answered=4)
+    dead = Probe(kind=BootKind.CRASHED, fault="nothing answers")
+    found = _unshared(dead, before, after)
+    assert (bool(found.unclear), bool(found.fault)) == (theirs, not theirs)

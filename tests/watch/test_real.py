@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
@@ -126,25 +129,76 @@ def broken_build(production: Production) -> Iterator[None]:
         shutil.move(away, binary)
 
 
-def test_a_users_error_after_idle_is_an_alert_and_starts_a_rollback_once(
+def test_what_clients_do_to_production_is_told_and_only_what_our_probe_sees_starts_a_rollback_once(
     production: Production, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_RELEASE_WATCH__ACT", "rollback")
     with broken_build(production):
         assert production.ask() == 503
+        production.watch(due=False)
+        (alert,) = production.events("watch_alert")
+        assert (alert.detail["about"], alert.summary) == (
+            "errors_after_idle", "1 of the last 1 first requests after idle got an error (HTTP 503)"
+        )  # fmt: skip
+        production.watch(due=False)
+        assert production.events("rolled_back") == []
+        assert production.platform.store.pointer("production").release == production.release.id
+        idle = production.platform.sight("production")
+        quick = RestoreSettings(wait_s=0, answer_s=5)
+        seen = probe(production.platform, production.release, production.series(), idle, quick).probes[-1]
+        assert (seen.kind, seen.unclear) == (BootKind.CRASHED, "")
     production.watch(due=False)
-    (alert,) = production.events("watch_alert")
-    assert (alert.detail["about"], alert.summary) == (
-        "errors_after_idle", "1 of the last 1 first requests after idle got an error (HTTP 503)"
-    )  # fmt: skip
     pointer = production.platform.store.pointer("production")
     assert pointer.release == production.stand.second.id
     assert pointer.hold and pointer.hold.by == "llama-release" and "HTTP 503" in pointer.hold.reason
     assert production.ask() == 200
     production.watch(due=False)
     assert len(production.events("rolled_back")) == len(production.events("watch_acts")) == 1
-    (over,) = production.events("watch_over")
-    assert "production is" in over.summary
+    over = production.events("watch_over")
+    assert len(over) == len(production.events("watch_alert")) and all("production is" in each.summary for each in over)
+
+
+HOSTILE: tuple[tuple[str, str, bytes], ...] = (
+    ("POST", "/v1/chat/completions", b"{"),
+    ("POST", "/v1/chat/completions", b'{"messages": [{"role": "user", "content": 7}], "max_tokens": -5}'),
+    ("POST", "/completion", b'{"prompt": [[]], "n_predict": 1e99, "grammar": "root ::= ("}'),
+    ("POST", "/v1/responses", b'{"input": {"a": 1}}'),
+    ("POST", "/completion", b'{"prompt": "Once", "n_predict": 4000, "ignore_eos": true}'),
+    ("GET", "/nowhere", b""),
+    ("DELETE", "/props", b""),
+)
+
+
+def test_a_client_that_floods_production_causes_no_rollback(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that get 4xx and 5xx, slow ones, and ones that are given up; some say that they are our probe."""
+    monkeypatch.setenv("LLAMA_RELEASE_WATCH__ACT", "rollback")
+    url, over = production.platform.endpoint("production").base_url, threading.Event()
+
+    def flood(number: int) -> None:
+        headers = {"Authorization": f"Bearer {production.stand.key}", "Content-Type": "application/json"}
+        headers |= {"User-Agent": "llama-release-probe"} if number % 2 else {}
+        with httpx.Client(headers=headers, timeout=0.5, trust_env=False) as client:
+            for method, path, body in itertools.cycle(HOSTILE[number:] + HOSTILE[:number]):
+                if over.is_set():
+                    return
+                with suppress(httpx.HTTPError):  # given up after half a second
+                    client.request(method, url + path, content=body)
+
+    with ThreadPoolExecutor(4) as pool:
+        floods = [pool.submit(flood, number) for number in range(4)]
+        try:
+            for _ in range(3):
+                production.watch(due=True)
+        finally:
+            over.set()
+    assert [future.exception() for future in floods] == [None] * 4
+    for _ in range(2):
+        production.idle()
+        production.watch(due=True)
+    assert [production.events(kind) for kind in ("watch_acts", "rolled_back")] == [[], []]
+    assert production.platform.store.pointer("production").release == production.release.id
 
 
 def test_a_production_that_was_killed_is_told_of_and_brought_back(production: Production) -> None:
