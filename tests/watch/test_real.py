@@ -143,15 +143,19 @@ def test_what_clients_do_to_production_is_told_and_only_what_our_probe_sees_star
         production.watch(due=False)
         assert production.events("rolled_back") == []
         assert production.platform.store.pointer("production").release == production.release.id
-        production.watch(due=True)
+        idle = production.platform.sight("production")
+        quick = RestoreSettings(wait_s=0, answer_s=5)
+        seen = probe(production.platform, production.release, production.series(), idle, quick).probes[-1]
+        assert (seen.kind, seen.unclear) == (BootKind.CRASHED, "")
+    production.watch(due=False)
     pointer = production.platform.store.pointer("production")
     assert pointer.release == production.stand.second.id
     assert pointer.hold and pointer.hold.by == "llama-release" and "HTTP 503" in pointer.hold.reason
     assert production.ask() == 200
     production.watch(due=False)
     assert len(production.events("rolled_back")) == len(production.events("watch_acts")) == 1
-    (over,) = production.events("watch_over")
-    assert "production is" in over.summary
+    over = production.events("watch_over")
+    assert len(over) == len(production.events("watch_alert")) and all("production is" in each.summary for each in over)
 
 
 HOSTILE: tuple[tuple[str, str, bytes], ...] = (
