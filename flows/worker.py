@@ -8,6 +8,7 @@ import os
 import shlex
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,8 @@ class Worker(ProcessWorker, abc.ABC):
 def main() -> None:
     """Run what is due, until a signal."""
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
-    asyncio.run(Worker(work_pool_name=POOL, name=socket.gethostname()).start())
+    with suppress(KeyboardInterrupt):  # what it makes of a SIGTERM
+        asyncio.run(Worker(work_pool_name=POOL, name=socket.gethostname()).start())
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def test_on_the_local_platform_a_plan_says_that_it_would_be_compiled(at: Laptop)
 
 def _of(laptop: Laptop) -> list[str]:
     """The command lines of the processes that run in a laptop, by what they were given in their environment."""
-    mark, found = f"LAPTOP_PROC={laptop.window}\0".encode(), []
+    mark, found = f"PYTHON_LAPTOP_PROC={laptop.window}\0".encode(), []
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdecimal() and mark in (folder / "environ").read_bytes():

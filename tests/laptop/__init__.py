@@ -64,7 +64,7 @@ class Laptop:
         path = os.pathsep.join((str(_HERE), str(REPOSITORY)))
         return subprocess.Popen(
             ["unshare", "--mount", "sh", "-c", _HIDE, str(self.window), sys.executable, *words],
-            env={**self.env, "PYTHONPATH": path, "LAPTOP_PROC": str(self.window)}, cwd=REPOSITORY, text=True,
+            env={**self.env, "PYTHONPATH": path, "PYTHON_LAPTOP_PROC": str(self.window)}, cwd=REPOSITORY, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-psutil.PROCFS_PATH = os.environ["LAPTOP_PROC"]
+psutil.PROCFS_PATH = os.environ["PYTHON_LAPTOP_PROC"]
 
 
 class _CLibrary(ctypes.CDLL):
