@@ -110,7 +110,7 @@ def fill(store: Store) -> None:
         )
     )  # fmt: skip
     store.save_approval(
-        Approval(release=old.id, dossier="d", expected=None, decision="reject", approver=TEXT, note=TEXT)
+        Approval(release=old.id, dossier="d", expected=None, request="r", decision="reject", approver=TEXT, note=TEXT)
     )
 
 

@@ -78,7 +78,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.open_redeploy(Redeploy(release=RELEASE.id, generation="0a1b2c3d", by="ada", reason="another"))
     dossier = store.dossier(RELEASE, ("a",))
     store.save_approval(
-        Approval(release=RELEASE.id, dossier=dossier.digest, expected=None, decision="approve", approver="ada")
+        Approval(
+            release=RELEASE.id, dossier=dossier.digest, expected=None, request="r", decision="approve", approver="ada"
+        )
     )
     store.save_request(
         Request(

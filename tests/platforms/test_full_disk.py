@@ -176,8 +176,9 @@ def _promote(stand: Stand, release: Release, expected: str | None) -> None:
     seen = Verification(name="a", release=release.id, verdict=Verdict.PASSED, summary="s")
     dossier = Dossier(release=release, required=("a",), verifications=(seen,))
     approval = Approval(
-        release=release.id, dossier=dossier.digest, expected=expected, decision="approve", approver="alice"
-    )
+        release=release.id, dossier=dossier.digest, expected=expected, decision="approve", approver="alice",
+        version=stand.platform.store.pointer("production").version,
+    )  # fmt: skip
     swap(stand.platform, dossier, approval, retain=2)
 
 
