@@ -19,6 +19,7 @@ from tasks.release import (
     Release,
     ReleaseFailed,
     SourceTree,
+    ToolingError,
     UpstreamRelease,
     Verdict,
 )
@@ -130,7 +131,8 @@ def foreseen(settings: Settings, to: str | None, again: bool) -> Outcome | None:
     """How an upgrade would end that has nothing to do; None when it has, be it what a killed run left open.
 
     By the rules that the flow goes by, so that a refusal needs no Prefect server. Raises what refuses the upgrade:
-    BadInput for a hold or a build that upstream does not have, ToolingError when upstream cannot be read.
+    BadInput for a hold or a build that upstream does not have. An upstream that can't be read is no refusal: the run
+    says so, to people and in the ledger too.
     """
     platform = open_platform(settings)
     store = platform.store
@@ -138,7 +140,10 @@ def foreseen(settings: Settings, to: str | None, again: bool) -> Outcome | None:
         return None
     refuse_on_hold(store.pointer("production"))
     current, source_of = _in_production(store), upstream.open_upstream(settings)
-    target = upstream.choose(source_of, to, current.upstream.build if current else None)
+    try:
+        target = upstream.choose(source_of, to, current.upstream.build if current else None)
+    except ToolingError:
+        return None
     if target is None:
         return NOTHING_NEWER
     known = {request.tag for request in store.requests() if request.state == "open"}

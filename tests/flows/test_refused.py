@@ -133,7 +133,8 @@ def another_waits(store: Store, release: Release) -> Request:
         request = Request(
             run=str(run.id), name=run.name, api_url=str(client.api_url), link="", suspended=True,
             tag=release.upstream.tag, release=release.id, dossier=store.dossier(release, ("a",)).digest,
-            required=("a",), expected=None, asked_at=now(), expires_at=now() + timedelta(hours=1),
+            required=("a",), expected=None, version=store.pointer("production").version, asked_at=now(),
+            expires_at=now() + timedelta(hours=1),
         )  # fmt: skip
     return store.save_request(request)
 
