@@ -97,6 +97,7 @@ def upgrade(
     from flows.plan import foreseen
     from tasks.doctor import needs
 
+    _check_tag(to)
     settings = _begin(as_json, needs.UPGRADE)
     outcome = foreseen(settings, to, again)
     if outcome is None:
@@ -591,6 +592,21 @@ def _look(settings: Settings, needed: needs.Needs) -> list[str]:
         if settings.store.is_dir() and open_platform(settings).store.intent("production"):
             return []
         raise
+
+
+def _check_tag(to: str | None) -> None:
+    """Raises BadInput for what is no tag, in the words of `check_parameters`, without the library of Prefect."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from flows.parameters import Tag
+    from tasks.release import BadInput
+
+    try:
+        TypeAdapter(Tag | None).validate_python(to)
+    except ValidationError as error:
+        raise BadInput(
+            "upgrade does not take this", evidence=f"to: {error.errors()[0]['msg']}", todo="see --help"
+        ) from error
 
 
 def check_parameters(flow: Flow[..., Any], **parameters: Any) -> None:

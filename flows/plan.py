@@ -164,8 +164,11 @@ def settled(store: Store, release: Release, again: bool) -> Outcome | None:
     if again or not any(request.state == "open" for request in store.requests()):
         return None
     from tasks import approval  # and with it Prefect, which takes two seconds to load
+    from tasks.approval import held
 
-    if other := approval.waiting(store, release):
+    with held.password_of(store.root):
+        other = approval.waiting(store, release)
+    if other:
         why = f"{other.name} waits for a person: {other.link or other.run}"
         return Outcome(kind="waiting", release=release, note=why)
     return None

@@ -37,7 +37,8 @@ def api_url() -> str:
 def server(address: str) -> Iterator[SyncPrefectClient]:
     """The Prefect server with this API is in force in the block; a store's password is told to a server that has it."""
     given = PREFECT_API_AUTH_STRING.value()
-    if given and password.ours(given) and not password.shows(address.removesuffix("/api"), given):
+    page = address.rstrip("/").removesuffix("/api")  # httpx ends an address with a slash
+    if given and password.ours(given) and not password.shows(page, given):
         given = None
     settings = {PREFECT_API_URL: address, PREFECT_API_AUTH_STRING: given}
     with temporary_settings(settings), get_client(sync_client=True) as client:
