@@ -79,11 +79,12 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def llama_release(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback prints it
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and end")
     ] = False,
 ) -> None:
     """What stands before a command."""
+    console.stderr = False  # a process may have run another command, with --json
 
 
 @app.command()

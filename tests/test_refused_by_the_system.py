@@ -79,7 +79,7 @@ def test_a_store_that_may_be_read_and_not_written(folder: Path) -> None:
 
 @needs_root
 def test_a_disk_that_is_mounted_read_only(folder: Path) -> None:
-    with small_disk(folder / "disk", "size=1m") as disk:
+    with small_disk(folder / "disk", "size=8m") as disk:
         shutil.copytree(folder / STORE, disk / STORE)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         said = run(folder, "hold", "lift", "--by", "ada", code=3, LLAMA_RELEASE_STORE=str(disk / STORE))

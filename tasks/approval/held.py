@@ -48,7 +48,9 @@ def server(address: str) -> Iterator[SyncPrefectClient]:
 @contextmanager
 def password_of(store: Path) -> Iterator[None]:
     """The password of this store is in force, unless a server is named: for who answers from beside the run's own."""
-    kept = {} if os.environ.get("PREFECT_API_URL") else {PREFECT_API_AUTH_STRING: password.keep(password.folder(store))}
+    home = password.folder(store)
+    needless = os.environ.get("PREFECT_API_URL") or not (home / password.NAME).exists()
+    kept = {} if needless else {PREFECT_API_AUTH_STRING: password.keep(home)}
     with temporary_settings(set_defaults=kept):
         yield
 

@@ -311,7 +311,7 @@ def test_an_evidence_expression_that_does_not_end_is_a_fault_of_the_patch(
 ) -> None:
     monkeypatch.setattr(evidence, "EXPRESSION_S", 1.0)
     world.upstream(100, SIBLINGS)
-    world.patch(100, PATCHED, "0001-tags.patch", r"Evidence: common/*.cpp :: ^(\w+\s?)+:$")
+    world.patch(100, PATCHED, "0001-tags.patch", r"Evidence: common/*.cpp :: ^\s*(\w+\s?)+:$")
     long = SIBLINGS[CHAT].replace("    data.prompt", f"    {'a' * 60}();\n    data.prompt")
     world.upstream(101, {CHAT: long})
     found = world.one(101).result

@@ -34,6 +34,7 @@ class ActivatorLog(RotatingFileHandler):
     def __init__(self, path: Path, size: int = LOG_BYTES, repeat_s: float = REPEAT_S) -> None:
         self._said: dict[str, Said] = {}
         self._repeat_s = repeat_s
+        path.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(path, maxBytes=size, backupCount=KEPT, encoding="utf-8")
 
     def _open(self) -> TextIOWrapper:
