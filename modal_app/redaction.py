@@ -93,7 +93,8 @@ def _spellings(secret: str) -> frozenset[str]:
     """A secret as it may stand in a text: as it is, without the line break that it was pasted with, in an address, in
     JSON, and as Python shows bytes (h11 says `Illegal header value b'Bearer ...\\n'`)."""
     bare = secret.strip()
-    found = {secret, bare, unquote(bare), quote(bare, safe=""), json.dumps(bare)[1:-1], repr(bare.encode())[2:-1]}
+    there = bare.encode(errors="surrogateescape")  # a variable's bytes, which need not be UTF-8 (PEP 383)
+    found = {secret, bare, unquote(bare), quote(there, safe=""), json.dumps(bare)[1:-1], repr(there)[2:-1]}
     return frozenset(each for each in found if each)
 
 

@@ -143,3 +143,8 @@ def test_a_long_text_takes_no_time() -> None:
         start = time.monotonic()
         redact(piece * 20_000)
         assert time.monotonic() - start < 5
+
+
+def test_a_secret_that_is_no_text_is_hidden_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "\udcff\udcfe-not-text")  # as os.environ has bytes that are not UTF-8
+    assert redact("it said \udcff\udcfe-not-text") == "it said [SOME_TOKEN]"

@@ -269,10 +269,14 @@ def test_a_restore_given_up_in_its_first_moment_leaves_nothing_behind() -> None:
         while time.perf_counter() < due:
             pass
         end_namespace(process)
-    left = [pid for pid, words in command_lines().items() if words[:2] == ["sleep", "4711.5"]]
-    for pid in left:
+
+    def left() -> list[int]:
+        return [pid for pid, words in command_lines().items() if words[:2] == ["sleep", "4711.5"]]
+
+    nothing_left = until(lambda: not left(), 10.0)  # the last one is killed, and may need a moment to be gone
+    for pid in left():
         os.kill(pid, signal.SIGKILL)
-    assert left == []
+    assert nothing_left
 
 
 def test_criu_killed_half_way_through_a_dump_is_a_cold_boot_without_a_snapshot(frozen: Frozen) -> None:

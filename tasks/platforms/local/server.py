@@ -250,7 +250,7 @@ def restore(
 def end_namespace(process: subprocess.Popen[bytes]) -> None:
     """Kill an `unshare`, which leads its process group, and everything in its pid namespace.
 
-    All of it is gone on return.
+    All of it is gone on return; a child that it forked in that very moment is killed, and soon gone.
     """
     while process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
