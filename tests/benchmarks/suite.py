@@ -328,12 +328,12 @@ BREAKS = (
     ),
     Break(
         "tasks/approval/held.py", "who took the port of a Prefect server that ended is not told the password",
-        "not password.shows(address.removesuffix(\"/api\"), given)", "given is None",
+        "not password.shows(page, given)", "given is None",
         "tests/test_password.py::test_who_took_the_port_of_a_server_that_ended_is_told_nothing",
     ),
     Break(
         "tasks/approval/held.py", "a shell with nothing set answers with the store's password",
-        "kept = {} if os.environ.get(\"PREFECT_API_URL\") else", "kept = {} if os.environ else",
+        "kept = {} if needless else", "kept = {} if needless or True else",
         "tests/approval/test_terminal.py::test_a_shell_with_nothing_set_answers_with_what_the_store_knows",
     ),
     # -- contracts -----------------------------------------------------------------------------------------------------
