@@ -6,21 +6,19 @@
 
 from __future__ import annotations
 
-import getpass
 import io
-import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from tasks.console import console, one_line, print_json, show_table, styled, visible
+from tasks.console import console, one_line, print_json, show_table, styled, user_name, visible
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -58,15 +56,7 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON; the rows then go
 To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]
 
 
-def _user() -> str:
-    """Who runs this command: its number where it has no name, as in a container."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # KeyError until Python 3.12
-        return str(os.getuid())
-
-
-By = Annotated[str, typer.Option(help="who does it", default_factory=_user, show_default="you")]
+By = Annotated[str, typer.Option(help="who does it", default_factory=user_name, show_default="you")]
 
 
 def _print_version(asked: bool) -> None:
@@ -104,7 +94,6 @@ def upgrade(
     if outcome is None:
         from flows.upgrade import upgrade as flow
 
-        check_parameters(flow, to=to, again=again)
         with _prefect_of(settings) as page:
             outcome = run_flow(flow, page, approver, to=to, again=again)
     _end(outcome, as_json)
@@ -259,7 +248,7 @@ def status(as_json: Json = False) -> None:
     store = open_store(settings)
     pointers = [store.pointer(stage) for stage in get_args(StageName)]
     if as_json:
-        print(json.dumps([p.model_dump(mode="json") for p in pointers], indent=1))
+        print_json([p.model_dump(mode="json") for p in pointers])
         return
     show_table(
         f"{settings.platform} platform, store {store.root}",
@@ -290,7 +279,7 @@ def history(
 
     events = open_store(load()).ledger()[-last:]
     if as_json:
-        print(json.dumps([e.model_dump(mode="json") for e in events], indent=1))
+        print_json([e.model_dump(mode="json") for e in events])
         return
     rows = ((f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind, e.release or "-", e.summary) for e in events)
     show_table("ledger (UTC)", ("when", "what", "release", "summary"), rows)
@@ -365,7 +354,10 @@ def start() -> None:
 
 @app.command()
 def stop() -> None:
-    """Have both stages serve nothing; their pointers stay, and `start` brings them back."""
+    """Have both stages serve nothing; their pointers stay, and `start` brings them back.
+
+    Refused while a run is under way, one that waits for a person at a terminal included.
+    """
     from tasks.platforms import open_platform
     from tasks.promote import production_lock
     from tasks.release import StageName
@@ -377,13 +369,11 @@ def stop() -> None:
             platform.stop(stage)
 
 
-@contextmanager
-def _no_run(store: Store, verb: str) -> Iterator[None]:
+def _no_run(store: Store, verb: str) -> AbstractContextManager[None]:
     """No run is under way meanwhile. Raises ToolingError that names the one that is."""
     from tasks.release import now
 
-    with store.lock("release", holder={"name": verb, "since": now().isoformat(timespec="seconds")}):
-        yield
+    return store.lock("release", holder={"name": verb, "since": now().isoformat(timespec="seconds")})
 
 
 @app.command()
@@ -411,7 +401,7 @@ def doctor(
             _show(finding, new=not found or found[-1].section != finding.section)
         found.append(finding)
     if as_json:
-        print(json.dumps([finding.model_dump(mode="json") for finding in found], indent=1))
+        print_json([finding.model_dump(mode="json") for finding in found])
     raise typer.Exit(exit_code(found))
 
 
@@ -422,7 +412,7 @@ def _show(finding: Finding, new: bool) -> None:
     if new:
         console.print(styled(finding.section, "bold"), f" ({COST})" if finding.section == "server" else "")
     console.print(" ", styled(*_MARKS[finding.severity]), f"{finding.check:<12}", end=" ")
-    console.print(finding.evidence.replace("\n", f"\n{'':<20}"), markup=False, soft_wrap=True)
+    console.print(finding.evidence.replace("\n", f"\n{'':<20}"), soft_wrap=True)
     if finding.todo:
         console.print(f"       {'':<12} -> {one_line(finding.todo)}", soft_wrap=True)
 
@@ -441,7 +431,7 @@ def explain(
 
     matches = explain_lines(text.splitlines() if text is not None else sys.stdin)
     if as_json:
-        print(json.dumps([match.model_dump(mode="json") for match in matches], indent=1))
+        print_json([match.model_dump(mode="json") for match in matches])
     for match in () if as_json else matches:
         times = f", {match.count} lines like it" if match.count > 1 else ""
         console.print(styled(match.row.symptom, "bold"))
@@ -451,7 +441,7 @@ def explain(
     if not matches and not as_json:
         console.print("No known symptom. Collect this, so that somebody can tell:")
         for what in COLLECT:
-            console.print(f"  - {what}", markup=False, soft_wrap=True)
+            console.print(f"  - {what}", soft_wrap=True)
     raise typer.Exit(0 if matches else 1)
 
 
@@ -468,7 +458,7 @@ def cost(release: Annotated[str, typer.Argument(help="id of a release")], as_jso
         raise BadInput(f"a release costs nothing on the {platform.name} platform", todo="set platform = modal")
     found = platform.costs(platform.store.get_release(release))
     if as_json:
-        print(json.dumps([each.model_dump() for each in found], indent=1))
+        print_json([each.model_dump() for each in found])
         return
     rows = [(c.stage, c.containers, f"{c.seconds:.0f}", f"{c.gpu_seconds:.0f}", f"{c.usd:.2f}", c.open) for c in found]
     show_table(
@@ -534,7 +524,7 @@ def _what_next(page: str, keep: bool) -> None:
         "llama-release start                      production answers again (it was stopped with the demo)",
         "DEMO_KEEP=1 make demo                    leaves the servers and the Prefect page running",
     ):
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
     if keep:
         console.print(f"\nPrefect page {page} stays until you press Enter here; `llama-release stop` ends the servers.")
         sys.stdin.readline()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from tasks import upstream
-from tasks.console import console, show_table
+from tasks.console import console, print_json, show_table
 from tasks.patches import Placed, edit, place_series, read_series, refuse_blocked, retire, select
 from tasks.patches.export import refresh as export_series
 from tasks.platforms import open_store
@@ -50,7 +49,7 @@ def show(to: str | None, as_json: bool) -> None:
     series = Series.on(to)
     results = [one.result for one in series.placed]
     if as_json:
-        print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
+        print_json([result.model_dump(mode="json") for result in results])
     else:
         show_table(
             f"the patch series on {series.release}",
@@ -59,7 +58,7 @@ def show(to: str | None, as_json: bool) -> None:
         )
         for result in results:
             if result.detail and not result.status.blocked:
-                console.print(f"\n{result.file}, as it is on {series.release.tag}:\n{result.detail}", markup=False)
+                console.print(f"\n{result.file}, as it is on {series.release.tag}:\n{result.detail}")
     refuse_blocked(series.placed, series.release, series.settings.patches)
 
 
@@ -71,7 +70,7 @@ def refresh(to: str | None) -> None:
     with store.lock("patches", holder={"doing": "patches refresh"}):
         told = export_series(series.sources, series.placed, series.upstream_tree, series.release)
         for path, what in told:
-            console.print(f"  {path.name}  {what}", markup=False)
+            console.print(f"  {path.name}  {what}")
         if changed := [path.name for path, what in told if what.startswith("exported")]:
             store.log(Event(kind="patches.refreshed", summary=f"{', '.join(changed)} exported on {series.release.tag}"))
 
@@ -83,7 +82,7 @@ def retire_one(which: str, to: str | None) -> None:
     store = open_store(series.settings)
     with store.lock("patches", holder={"doing": "patches retire"}):
         result = retire.proved_obsolete(store, result.file, series.release) or result
-        console.print(retire.retire(store, series.settings.patches, result, series.release), markup=False)
+        console.print(retire.retire(store, series.settings.patches, result, series.release))
 
 
 def edit_one(which: str | None, to: str | None, go_on: bool, abort: bool) -> None:
@@ -98,9 +97,9 @@ def edit_one(which: str | None, to: str | None, go_on: bool, abort: bool) -> Non
             done, _ = edit.finish(store.root)
             told = f"{done.state.patch.name} exported on {done.state.release.tag}"
             store.log(Event(kind="patches.edited", summary=told))
-            console.print(f"{told}: {done.state.patch}", markup=False, soft_wrap=True)
+            console.print(f"{told}: {done.state.patch}", soft_wrap=True)
         else:
-            console.print(f"dropped the edit of {edit.abort(store.root).state.patch.name}", markup=False)
+            console.print(f"dropped the edit of {edit.abort(store.root).state.patch.name}")
 
 
 def _begin(store: Store, which: str, to: str | None) -> None:
@@ -108,9 +107,9 @@ def _begin(store: Store, which: str, to: str | None) -> None:
     at = series.pick(which)
     start = series.placed[at - 1].tree if at else series.upstream_tree
     work = edit.begin(store.root, series.sources, series.placed[at], start, series.release)
-    console.print(f"{work.state.patch.name} on {work.state.release.tag}: {work.tree}", markup=False, soft_wrap=True)
+    console.print(f"{work.state.patch.name} on {work.state.release.tag}: {work.tree}", soft_wrap=True)
     for place in work.unsettled:
-        console.print(f"  conflict marker at {place}", markup=False, soft_wrap=True)
+        console.print(f"  conflict marker at {place}", soft_wrap=True)
     if detail := series.placed[at].result.detail:
-        console.print(f"\n{detail}", markup=False, soft_wrap=True)
-    console.print("\nthen `llama-release patches edit --continue`, or --abort", markup=False)
+        console.print(f"\n{detail}", soft_wrap=True)
+    console.print("\nthen `llama-release patches edit --continue`, or --abort")

@@ -5,13 +5,13 @@ No Prefect, no release lock, no ledger is needed for it, and no run is waited fo
 
 from __future__ import annotations
 
-import json
 import time
 
+from flows.outcome import Outcome
 from tasks import promote
-from tasks.console import console, one_line
+from tasks.console import console, one_line, print_json
 from tasks.platforms import open_platform
-from tasks.release import BadInput, Promotion
+from tasks.release import BadInput
 from tasks.settings import Settings, load
 from tasks.store import Store
 
@@ -31,19 +31,13 @@ def roll_back(by: str, reason: str, to: str | None, as_json: bool) -> None:
     if done.proof:
         _tell(done.proof)
     if as_json:
-        print(_outcome(done))
+        outcome = Outcome(kind="rolled_back", release=done.release, note=done.proof)
+        print_json(outcome.model_dump(mode="json"))
     _tell_people(platform.store, settings)
 
 
 def _tell(line: str) -> None:
     console.print(" ", one_line(line), soft_wrap=True)
-
-
-def _outcome(done: Promotion) -> str:
-    """As `flows.outcome.Outcome` is printed, which takes Prefect along."""
-    return json.dumps(
-        {"kind": "rolled_back", "release": done.release.model_dump(mode="json"), "note": done.proof}, indent=1
-    )
 
 
 def _tell_people(store: Store, settings: Settings) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import getpass
 import os
 import select
 import subprocess
@@ -41,7 +40,7 @@ from modal_app import child
 from modal_app.redaction import redact
 from tasks import password
 from tasks.approval import held
-from tasks.console import console, styled
+from tasks.console import console, styled, user_name
 from tasks.platforms.local.proc import free_port, holder
 from tasks.process import die_with_parent
 from tasks.release import BadInput, ToolingError
@@ -83,10 +82,10 @@ def prefect_server(store: Path, port: int | None = None, open_to_all: bool = Fal
         with _in_force(page, home, proxy):
             yield page
     elif port is None:
-        with _own_server(home, 0) as page, _in_force(page, home):
+        with _own_server(home, 0, secret) as page, _in_force(page, home, secret):
             yield page
     else:
-        with _own_server(home, port, proxy, open_to_all) as page, _in_force(page, home, proxy):
+        with _own_server(home, port, secret, proxy, open_to_all) as page, _in_force(page, home, secret, proxy):
             write_atomic(serving, page)
             try:
                 yield page
@@ -95,7 +94,7 @@ def prefect_server(store: Path, port: int | None = None, open_to_all: bool = Fal
 
 
 @contextmanager
-def _own_server(home: Path, port: int, proxy: str = "", open_to_all: bool = False) -> Iterator[str]:
+def _own_server(home: Path, port: int, secret: str, proxy: str = "", open_to_all: bool = False) -> Iterator[str]:
     """On this port; 0: any, and another one when somebody is faster than the server, which binds it seconds later.
 
     `proxy`: the address at which people reach it, if not its own.
@@ -103,9 +102,9 @@ def _own_server(home: Path, port: int, proxy: str = "", open_to_all: bool = Fals
     log = home / "server.log"
     for more in (2, 1, 0):
         page = f"http://127.0.0.1:{_free(port)}"
-        process = _start(page, home, log, proxy, open_to_all)
+        process = _start(page, home, log, secret, proxy, open_to_all)
         try:
-            if _comes_up(page, process, log, others=0 if port else more):
+            if _comes_up(page, process, log, secret, others=0 if port else more):
                 yield page
                 return
         finally:
@@ -116,13 +115,13 @@ def _own_server(home: Path, port: int, proxy: str = "", open_to_all: bool = Fals
                 process.kill()
 
 
-def _start(page: str, home: Path, log: Path, proxy: str, open_to_all: bool) -> subprocess.Popen[bytes]:
+def _start(page: str, home: Path, log: Path, secret: str, proxy: str, open_to_all: bool) -> subprocess.Popen[bytes]:
     own = sorted({page, page.replace("127.0.0.1", "localhost"), proxy or page})
     env = child.environment(child.PYTHON, child.PREFECT, child.PROXY, child.TLS) | {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"{page}/api",
         "PREFECT_UI_API_URL": f"{proxy or page}/api",
-        "PREFECT_SERVER_API_AUTH_STRING": password.keep(home),
+        "PREFECT_SERVER_API_AUTH_STRING": secret,
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(own),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -140,11 +139,11 @@ def _start(page: str, home: Path, log: Path, proxy: str, open_to_all: bool) -> s
 
 
 @contextmanager
-def _in_force(page: str, home: Path, proxy: str = "") -> Iterator[None]:
+def _in_force(page: str, home: Path, secret: str, proxy: str = "") -> Iterator[None]:
     with temporary_settings(
         {
             PREFECT_API_URL: f"{page}/api",
-            PREFECT_API_AUTH_STRING: password.keep(home),
+            PREFECT_API_AUTH_STRING: secret,
             PREFECT_UI_URL: proxy or page,
             PREFECT_LOCAL_STORAGE_PATH: home / "storage",
             PREFECT_SERVER_ANALYTICS_ENABLED: False,
@@ -185,14 +184,14 @@ def _check_answering() -> None:
             )
 
 
-def _comes_up(page: str, process: subprocess.Popen[bytes], log: Path, others: int) -> bool:
+def _comes_up(page: str, process: subprocess.Popen[bytes], log: Path, secret: str, others: int) -> bool:
     """Wait until it answers; false when its port was taken meanwhile, and others are left to try.
 
     Raises ToolingError when it does not come up.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
-        if password.shows(page, password.keep(log.parent)):
+        if password.shows(page, secret):
             return True
         time.sleep(0.2)
     said = log.read_text(errors="replace")
@@ -283,7 +282,7 @@ def _paused(flow_run_id: UUID) -> bool:
 
 
 def _prompt(flow_run_id: UUID, stop: threading.Event) -> held.Decided | None:
-    who = getpass.getuser()
+    who = user_name()
     asked = f" this release as {who}? (approve / reject, and a note if you like): "
     console.print("  ", styled("approve", "bold"), asked, sep="", end="")
     while not stop.is_set() and _paused(flow_run_id):

@@ -28,9 +28,6 @@ Progress = Callable[[int, int, str], None]
 BeforeExec = Callable[[], None] | None
 """Runs in a child before exec; how a child is tied to its parent's life is the caller's business."""
 
-Walled = Callable[[Sequence[str | Path], Mapping[str, str]], list[str]]
-"""The argv that runs a program with this environment behind the wall: see modal_app.wall."""
-
 _OURS = (
     "No space left on device", "Killed signal", "Cannot allocate memory", "unrecognized command-line option",
     "unrecognized command line option", "unknown argument:", "No CMAKE_CXX_COMPILER", wall.NO_WALL,
@@ -200,7 +197,7 @@ def _git_object(kind: bytes, body: bytes) -> bytes:
 class CompilerCache:
     """sccache with a server of its own for one build; a context manager."""
 
-    def __init__(self, folder: Path, socket: Path, walled: Walled, before_exec: BeforeExec = None) -> None:
+    def __init__(self, folder: Path, socket: Path, walled: wall.Walled, before_exec: BeforeExec = None) -> None:
         self.binary = tool("sccache")
         self.walled = walled
         self.env = environment(COMPILERS) | {

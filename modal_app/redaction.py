@@ -62,11 +62,6 @@ def is_secret(name: str, value: str) -> bool:
     return name in _named or (bool(_VARIABLE.search(name)) and not path and len(value) >= SHORTEST)
 
 
-def harmless(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without its secrets: for processes that run upstream's code."""
-    return {name: value for name, value in environment.items() if not is_secret(name, value)}
-
-
 def redact(value: T, *more: str | None) -> T:
     """A text, or every text in dicts and lists, without the secrets of this process: those of its environment, those
     that it was told to `hide`, and what is given in `more`.

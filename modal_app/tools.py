@@ -157,8 +157,10 @@ def try_build_on_gpu(digest: str, target: str, case: str) -> dict[str, Any]:
 def _not_found(folder: Path, name: str) -> list[str]:
     env = serving(folder)
     argv = wall.behind(["ldd", folder / name], env)  # which runs what the file names as its interpreter (ldd(1))
-    said = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60).stdout
-    lost = re.findall(r"(\S+) => not found", said)
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
+    if done.returncode in wall.NOT_STARTED:  # it has said nothing of what is missing
+        raise RuntimeError(done.stderr)
+    lost = re.findall(r"(\S+) => not found", done.stdout)
     # The driver's own library comes with the GPU: it is in no image.
     return [library for library in lost if not library.startswith("libcuda.so")]
 

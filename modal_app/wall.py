@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,10 @@ _TRY = 'cd "$0" && test ! -e hidden/key && test -s hidden/kept/file && test ! -s
 _PATHS = re.compile(r"/[^\s:;=,\"']+")
 
 
+Walled = Callable[[Sequence[str | Path], Mapping[str, str]], list[str]]
+"""The argv that runs a program with this environment behind a wall: `behind` with the rest given."""
+
+
 def behind(
     argv: Sequence[str | Path],
     env: Mapping[str, str],
@@ -76,7 +80,7 @@ def behind(
 
 
 @cache
-def standing(network: bool = False) -> str:
+def standing(network: bool) -> str:
     """Why no wall can stand here, in one line; '' where it stands. Tried once, with all that it is made of."""
     if sys.platform != "linux":
         return f"{sys.platform} has no namespaces"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import sys
@@ -69,6 +70,14 @@ def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
     console.print(table)
+
+
+def user_name() -> str:
+    """Who sits at the terminal: the user's number where it has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # KeyError until Python 3.12
+        return str(os.getuid())
 
 
 def print_json(value: object) -> None:

@@ -79,13 +79,15 @@ def _check(criu: str, _mtime_ns: int) -> None:
         raise CriuFailed(f"CRIU can't work here: {lines[-1] if lines else f'exit code {said.returncode}'}")
 
 
-def _run(argv: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(
+    argv: list[str], timeout_s: float = CHECK_LIMIT_S, failed: str = "CRIU can't be run"
+) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            argv, env=environment(), capture_output=True, text=True, errors="replace", timeout=CHECK_LIMIT_S
+            argv, env=environment(), capture_output=True, text=True, errors="replace", timeout=timeout_s
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CriuFailed(f"CRIU can't be run: {error}") from error
+        raise CriuFailed(f"{failed}: {error}") from error
 
 
 def dump(criu: str, pid: int, images: Path, *, timeout_s: float) -> None:
@@ -98,12 +100,7 @@ def dump(criu: str, pid: int, images: Path, *, timeout_s: float) -> None:
         "setpriv", "--pdeathsig", "KILL", criu, "dump", "--tree", str(pid), "--images-dir", str(images),
         "--leave-running", "--tcp-close", "--manage-cgroups=ignore", "--log-file", "dump.log", "-v2",
     ]  # fmt: skip
-    try:
-        done = subprocess.run(
-            argv, env=environment(), capture_output=True, text=True, errors="replace", timeout=timeout_s
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CriuFailed(f"CRIU did not dump: {error}") from error
+    done = _run(argv, timeout_s, "CRIU did not dump")
     if code := done.returncode:
         ending = done.stderr.strip() or (f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}")
         raise CriuFailed(f"CRIU did not dump: {complaint(images / 'dump.log', ending)}")

@@ -12,9 +12,9 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -330,22 +330,22 @@ def catch_up(store: Store, channel: Channel, at: datetime | None = None) -> None
     Raises Undelivered when something is still to be told; it is left for the next time. What happened before the first
     call ever is not told.
     """
+    at = at or now()
     box = store.load_outbox(Outbox) or _begin(store)
-    if not box.waiting and not any(store.events(after=box.after)):
-        return
-    with ExitStack() as held:
-        try:
-            held.enter_context(store.lock("notify", holder={"doing": "telling people what the ledger got"}))
-        except ToolingError:
-            return  # another run tells it, or the next one
-        box = _send(store, channel, _collect(store, at or now()), at or now())
+    if any(entry.due <= at for entry in box.waiting) or any(store.events(after=box.after)):
+        with ExitStack() as held:
+            try:
+                held.enter_context(store.lock("notify", holder={"doing": "telling people what the ledger got"}))
+            except ToolingError:
+                return  # another run tells it, or the next one
+            box = _send(store, channel, _collect(store, at), at)
     if box.waiting:
         raise Undelivered(f"{len(box.waiting)} of their messages wait: {box.waiting[-1].why}")
 
 
 def _collect(store: Store, at: datetime) -> Outbox:
     """The outbox with the notices of what is new in the ledger, saved."""
-    box = store.load_outbox(Outbox) or _begin(store)
+    box = before = store.load_outbox(Outbox) or _begin(store)
     for name, event in store.events(after=box.after):
         thread = _thread(store, event, box.thread)
         told = box.after
@@ -353,25 +353,27 @@ def _collect(store: Store, at: datetime) -> Outbox:
         new = (Waiting(notice=notice, due=at),) if notice else ()
         waiting = (*box.waiting, *new)[-REMEMBERED:]
         box = box.model_copy(update={"after": name, "thread": thread, "waiting": waiting})
-    store.save_outbox(box)
+    if box != before:
+        store.save_outbox(box)
     return box
 
 
 def _send(store: Store, channel: Channel, box: Outbox, at: datetime) -> Outbox:
     """The outbox without what was sent or refused for good, saved after each."""
+    kept: list[Waiting] = []
     refused = 0
-    for entry in box.waiting:
+    for n, entry in enumerate(all_of_them := box.waiting, 1):
         if entry.due > at or refused == IN_A_ROW:
+            kept.append(entry)
             continue
-        left: tuple[Waiting, ...] = ()
         try:
             box, refused = channel.deliver(entry.notice, box), 0
         except Refused as error:
             store.log(Event(kind="not_told", summary=f"people will not be told `{entry.notice.title}`: {error}"))
         except Undelivered as error:
-            left, refused = (entry.again(at, error),), refused + 1
-        waiting = chain.from_iterable(left if each is entry else (each,) for each in box.waiting)
-        box = box.model_copy(update={"waiting": tuple(waiting)})
+            kept.append(entry.again(at, error))
+            refused += 1
+        box = box.model_copy(update={"waiting": (*kept, *all_of_them[n:])})
         store.save_outbox(box)
     return box
 
@@ -414,7 +416,8 @@ def following(store: Store, settings: NotifySettings) -> Iterator[None]:
         if trouble := _trouble(store, channel):
             said = f"people were not told: {trouble}"
             console.print(f"  {'notify':<{NAME_WIDTH}} {one_line(said)}; the next run tells them")
-            store.log(Event(kind="not_told", summary=said))
+            with suppress(ToolingError):  # a ledger that takes nothing is the trouble of whoever needs it
+                store.log(Event(kind="not_told", summary=said))
 
 
 def _trouble(store: Store, channel: Channel) -> str:

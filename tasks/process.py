@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: str = "",
     check: bool = True,
-    behind: Callable[[Sequence[str], Mapping[str, str]], list[str]] | None = None,
+    behind: wall.Walled | None = None,
 ) -> Output:
     """Run a command to its end. `env` is its whole environment; without it, it has what any program needs.
     `behind` makes the argv that runs it behind a wall.
@@ -78,6 +78,11 @@ def ask(binary: Path, *argv: str, hide: Iterable[Path]) -> Output:
         [binary, *argv], timeout_s=ASK_LIMIT_S, env=serving(binary.parent), check=False,
         behind=partial(wall.behind, hide=hide),
     )  # fmt: skip
+    return started(binary, output)
+
+
+def started(binary: str | Path, output: Output) -> Output:
+    """What a binary said that was to run behind the wall. Raises ToolingError when it was not run at all."""
     if output.code in wall.NOT_STARTED:
         raise ToolingError(f"{binary} can't be started", evidence=output.text, todo="mend that")
     return output

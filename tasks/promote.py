@@ -97,7 +97,7 @@ def seized(store: Store, tell: Callable[[str], None]) -> Iterator[None]:
 
     One that can't be killed from here is waited for. Raises ToolingError that names it when that takes too long.
     """
-    deadline = time.monotonic() + SEIZE_LIMIT_S
+    deadline, told = time.monotonic() + SEIZE_LIMIT_S, ""
     with ExitStack() as held:
         while True:
             try:
@@ -106,7 +106,10 @@ def seized(store: Store, tell: Callable[[str], None]) -> Iterator[None]:
             except ToolingError as error:
                 if time.monotonic() > deadline:
                     raise
-                tell(_interrupted(store) or f"{error.what}: {error.evidence}; waiting for it")
+                said = _interrupted(store) or f"{error.what}: {error.evidence}; waiting for it"
+                if said != told:
+                    tell(said)
+                told = said
             time.sleep(0.1)
         yield
 
@@ -486,10 +489,10 @@ def back_now(
     store = platform.store
     seen = store.pointer("production").version
     with seized(store, tell):
-        pointer = store.pointer("production")
-        if pointer.version != seen and pointer.hold and to is None:
+        pointer, left = store.pointer("production"), _left_open(store, tell)
+        if left is None and pointer.version != seen and to is None:
             refuse_on_hold(pointer)  # it was done meanwhile
-        target = _way_back(pointer, _left_open(store, tell), to)
+        target = _way_back(pointer, left, to)
         return _roll_back(platform, pointer, target, by, reason, retain, at_once=True)
 
 

@@ -70,7 +70,7 @@ MAX_LATENCIES = 500
 """Idle cycles that are kept of a release."""
 DAMAGED = "damaged"
 """The kind of what stands in the place of an event that can't be read."""
-_PROC_LOCKS = Path("/proc/locks")
+PROC_LOCKS = Path("/proc/locks")
 RESERVE_BYTES = 4 << 20
 PIECE_BYTES = 64 << 10
 """What one write that finds the disk full takes of the reserve: many times what a document has, and so little that a
@@ -159,6 +159,10 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Damaged(ToolingError):
+    """A document that is there and can't be read."""
+
+
 class Files(Protocol):
     """Small documents by path, such as `releases/3f0c9a.json`."""
 
@@ -196,7 +200,7 @@ class LocalFiles:
         self._root = root
 
     def read(self, path: str) -> str | None:
-        with _told(f"{path} in the store cannot be read"):
+        with _told(f"{path} in the store cannot be read", Damaged):
             try:
                 return (self._root / path).read_text(encoding="utf-8")
             except FileNotFoundError:
@@ -237,12 +241,12 @@ class LocalFiles:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Around what the system may refuse, or find damaged: raises ToolingError with its words."""
+def _told(what: str, kind: type[ToolingError] = ToolingError) -> Iterator[None]:
+    """Around what the system may refuse, or find damaged: raises this kind of error with its words."""
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:
-        raise ToolingError(
+        raise kind(
             what, evidence=str(error), todo="mend its permissions or the disk, or restore it from a backup of the store"
         ) from error
 
@@ -271,7 +275,7 @@ class Store:
             text = self.files.read(path)
             return None if text is None else kind.model_validate_json(text)
         except ValueError as error:
-            raise ToolingError(
+            raise Damaged(
                 f"{path} in the store is not a readable {kind.__name__}",
                 evidence=str(error)[:400],
                 todo="restore the file from a backup of the store, or move it away",
@@ -570,7 +574,7 @@ class Store:
 
     def add_latency(self, release_id: str, latency: Latency) -> None:
         """Append one idle cycle to the release's series. Of too many the first, its baseline, and the latest stay."""
-        self._save(f"series/{release_id}/{_event_name(latency.at)}", latency)
+        self._save(f"series/{release_id}/{timed_name(latency.at)}", latency)
         for path in self.files.names(f"series/{release_id}/*.json")[MAX_LATENCIES // 2 : -MAX_LATENCIES // 2]:
             self.files.remove(path)
 
@@ -604,7 +608,7 @@ class Store:
     def log(self, event: Event) -> Event:
         """Append one event to the ledger; as it stands there, without a secret."""
         event = Event.model_validate(redact(event.model_dump()))
-        self._save(f"ledger/{_event_name(event.at)}", event)
+        self._save(f"ledger/{timed_name(event.at)}", event)
         return event
 
     def ledger(self) -> list[Event]:
@@ -622,9 +626,9 @@ class Store:
         """One that can't be read stops nobody: whoever shows the ledger shows that it is there."""
         try:
             return self._load(path, Event)
-        except (ToolingError, OSError, ValueError) as error:
-            why = error.evidence if isinstance(error, ToolingError) else str(error)
-            return Event(kind=DAMAGED, summary=f"{path} can't be read: {why.splitlines()[0]}", at=_event_time(name))
+        except (Damaged, OSError, ValueError) as error:  # a Volume that can't be reached is no damage
+            why = (error.evidence if isinstance(error, Damaged) else str(error)).partition("\n")[0]
+            return Event(kind=DAMAGED, summary=f"{path} can't be read: {why}", at=_event_time(name))
 
     def load_outbox(self, kind: type[M]) -> M | None:
         """How far people were told of the ledger."""
@@ -681,7 +685,8 @@ def hold(
         try:
             yield
         finally:
-            _rewrite(file, "" if stale else left)  # for the next one that tells of it
+            with suppress(OSError):  # on a full disk it is let go all the same
+                _rewrite(file, "" if stale else left)  # for the next one that tells of it
 
 
 def _holder(left: str) -> dict[str, Any]:
@@ -696,16 +701,22 @@ def _holder(left: str) -> dict[str, Any]:
 def flock_holder(path: Path) -> int | None:
     """The process that holds a lock file, by its own word and the kernel's; None where they do not both say so.
 
-    Its own word alone may be that of one that was killed, whose number another process has by now (Linux's
-    /proc/locks names number and inode, and is the only one to ask without taking the lock).
+    Its own word alone may be that of one that was killed, whose number another process has by now.
     """
     try:
         pid = int(json.loads(path.read_text(encoding="utf-8"))["pid"])
-        held = [line.split() for line in _PROC_LOCKS.read_text().splitlines()]
+        return pid if pid in locked_by(path) else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def locked_by(path: Path) -> set[int]:
+    """The processes that hold a lock file, as far as they have a number here. The kernel is asked: to try, even for a
+    moment, could refuse the lock to others. Raises OSError where there is no Linux's /proc/locks (proc(5))."""
     inode = str(path.stat().st_ino)
-    return pid if any(each[-4] == str(pid) and each[-3].rpartition(":")[2] == inode for each in held) else None
+    held = (line.split() for line in PROC_LOCKS.read_text().splitlines())
+    # `1: FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF`; who waits has a `->` before FLOCK
+    return {int(each[4]) for each in held if each[1] != "->" and each[5].rpartition(":")[2] == inode}
 
 
 _NAMED_BY_TIME = "%Y%m%dT%H%M%S.%fZ"
@@ -718,7 +729,7 @@ def _link_or_copy(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _event_name(at: datetime) -> str:
+def timed_name(at: datetime) -> str:
     """A file name that sorts by time and that no other event has."""
     return f"{at.strftime(_NAMED_BY_TIME)}-{secrets.token_hex(3)}.json"
 

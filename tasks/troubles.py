@@ -12,6 +12,7 @@ import httpx
 from pydantic import Field
 
 from modal_app.redaction import redact
+from tasks.console import one_line
 from tasks.release import Model, Problem, ToolingError, digest_of, now
 from tasks.store import write_atomic
 
@@ -51,7 +52,7 @@ class Troubles:
 
     def _note(self, what: str, error: Exception) -> None:
         told = error.what if isinstance(error, Problem) else str(error)
-        said = " ".join(redact(f"{type(error).__name__}: {told}").split())[:300]
+        said = one_line(redact(f"{type(error).__name__}: {told}"))[:300]
         known = self._known(what)
         if known is None or known.over or known.error != said:
             log.error("%s: %s", what, said, exc_info=None if isinstance(error, OUTSIDE) else error)

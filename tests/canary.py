@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -134,7 +135,7 @@ def planted_in(folder: Path, store: Path) -> Iterator[Planted]:
         other = subprocess.Popen(["sleep", "600"], env={"PATH": "/usr/bin:/bin", "OTHER": "canary-other-4711"})
         try:
             with open(home / ".netrc") as file:
-                file.fileno()
+                os.set_inheritable(file.fileno(), True)  # a Python opens none that way (PEP 446)
                 yield Planted(home, project, store, folder / "found.jsonl", listener.getsockname()[1])
         finally:
             other.kill()

@@ -23,6 +23,7 @@ import prefect
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
 from flows.demo import model as demo_model
 from flows.server import prefect_server
@@ -255,6 +256,11 @@ def own_prefect(store: Path, port: int | None = None) -> Iterator[str]:
         patch.delenv("PREFECT_API_URL", raising=False)
         with prefect_server(store, port) as address:
             yield address
+
+
+def in_force() -> dict[str, str]:
+    """For the environment of a process that is to use the server in force."""
+    return {"PREFECT_API_URL": PREFECT_API_URL.value(), "PREFECT_API_AUTH_STRING": PREFECT_API_AUTH_STRING.value()}
 
 
 @pytest.fixture(scope="module")

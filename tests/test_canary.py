@@ -83,7 +83,7 @@ def test_neither_cmake_nor_the_build_nor_a_compiler_sees_a_secret(
         f'add_custom_command(TARGET llama-server PRE_LINK COMMAND "{python()}" ${{CMAKE_SOURCE_DIR}}/spy.py)\n'
     )
     looks = f'#if __has_include("{planted.home}/.ssh/id_ed25519")\n#error "the compiler sees a key"\n#endif\n'
-    source = tiny(settings, tmp_path, looks + MAIN if not wall.standing() else MAIN, hostile)
+    source = tiny(settings, tmp_path, looks + MAIN if not wall.standing(False) else MAIN, hostile)
     made = compile_build(source, Recipe(), Store(settings.store), settings, lambda *_: None)
     assert "log-probabilities within" in made.selftest
     unseen(planted, 2)

@@ -283,6 +283,17 @@ def test_following_tells_what_happens_meanwhile_and_an_outage_stops_nothing(
     assert slack.titles() == ["b11434: upgrade started", "b11434: promoted"]
 
 
+def test_a_ledger_that_takes_nothing_either_stops_nothing(
+    book: Book, settings: NotifySettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = book.store.root / "ledger"
+    ledger.write_text("no folder")
+    (book.store.root / "outbox.json").write_text("{")
+    with following(book.store, settings):
+        pass
+    assert "people were not told" in capsys.readouterr().out
+
+
 def test_without_a_token_the_same_goes_to_the_log(
     book: Book,
     slack: FakeSlack,

@@ -78,8 +78,10 @@ def squatter(asks: str = "") -> Iterator[tuple[str, list[str | None]]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", told
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", told
+        finally:
+            server.shutdown()
 
 
 def test_who_took_the_port_of_a_server_that_ended_is_told_nothing(page: str, store: Store) -> None:

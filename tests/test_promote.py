@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tasks import promote as promoting
 from tasks import restore
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.snapshot import snapshots_folder
 from tasks.preflight import bundle
-from tasks.promote import back_now, back_to, check_serving, lift_hold, recover, serve_pointer, swap, to_staging
+from tasks.promote import back_now, back_to, check_serving, lift_hold, recover, seized, serve_pointer, swap, to_staging
 from tasks.release import (
     Approval,
     BadInput,
@@ -367,9 +369,13 @@ def test_at_once_a_promotion_that_is_under_way_is_killed_and_taken_back(
     promote(platform, one, None)
     platform.deploy("staging", two, lambda _: None)  # as it does before it is promoted
     store = platform.store
-    with subprocess.Popen(
-        [sys.executable, "-c", STUCK, store.root, one.id, two.id], stdout=subprocess.PIPE, text=True
-    ) as stuck:
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", STUCK, store.root, one.id, two.id], stdout=subprocess.PIPE, text=True
+        ) as stuck,
+        ExitStack() as end,
+    ):
+        end.callback(stuck.kill)  # whose end is waited for
         assert stuck.stdout
         assert stuck.stdout.readline() == "moving\n"
         done, told = now_back(platform)
@@ -440,4 +446,30 @@ def test_two_rollbacks_at_once_go_back_once(platform: LocalPlatform, one: Releas
             now_back(platform)
     with pytest.raises(BadInput, match="--to"):
         now_back(platform)
+    # the first one was killed by the second before it had told the ledger
+    platform.store.save_pointer(seen)
+    at = platform.store.pointer("production")
+    now_back(platform)
+    left = Intent(stage="production", action="rollback", before=two.id, after=one.id, dossier=None, by="carol")
+    platform.store.open_intent(left)
+    with pytest.MonkeyPatch.context() as patch:
+        looks = iter([at])
+        patch.setattr(platform.store, "pointer", lambda stage: next(looks, None) or real(stage))
+        assert now_back(platform)[0].release.id == one.id
+    assert platform.store.intent("production") is None
     assert served(platform) == "one"
+
+
+def test_who_moves_production_elsewhere_is_waited_for_and_named_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "lock_holder", lambda *_: None)  # on another machine
+    told: list[str] = []
+    with store.lock("production", holder={"name": "theirs"}), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(promoting, "SEIZE_LIMIT_S", 1.0)
+        with pytest.raises(ToolingError, match="theirs"), seized(store, told.append):
+            raise AssertionError("two have it")
+    assert ["theirs" in line and line.endswith("; waiting for it") for line in told] == [True]
+    with seized(store, told.append):
+        pass
+    assert len(told) == 1

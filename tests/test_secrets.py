@@ -160,7 +160,11 @@ def test_no_artifact_log_line_or_state_of_a_run_holds_a_secret(story: Story, mon
 
         def everything(kind: str) -> list[str]:
             found: list[str] = []
-            while batch := api.call("POST", f"/{kind}/filter", {"offset": len(found), "limit": 200}).json():
+            while (
+                batch := api.call("POST", f"/{kind}/filter", {"offset": len(found), "limit": 200})
+                .raise_for_status()
+                .json()
+            ):
                 found += map(json.dumps, batch)
             return found
 

@@ -161,6 +161,17 @@ def test_an_event_that_cannot_be_read_is_named_in_its_place_and_stops_nothing(st
     assert [e.kind for e in store.ledger()] == [DAMAGED, "k", "k"]
 
 
+def test_a_ledger_that_cannot_be_reached_is_no_damaged_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.log(Event(kind="k", summary="s"))
+
+    def away(_path: str) -> str:
+        raise ToolingError("Modal cannot be reached")
+
+    monkeypatch.setattr(store.files, "read", away)
+    with pytest.raises(ToolingError, match="cannot be reached"):
+        store.ledger()
+
+
 def test_every_write_of_a_pointer_is_another_version_of_it(store: Store) -> None:
     pointer = store.pointer("production")
     for version in (1, 2, 3):
@@ -179,7 +190,7 @@ def test_who_holds_a_lock_is_told_for_certain_or_not_at_all(store: Store, monkey
         path.write_text(json.dumps({"pid": os.getpid()}))
     path.write_text(json.dumps({"pid": os.getpid()}))
     assert store.lock_holder("production") is None
-    monkeypatch.setattr("tasks.store._PROC_LOCKS", path.with_name("none"))
+    monkeypatch.setattr("tasks.store.PROC_LOCKS", path.with_name("none"))
     with store.lock("production", holder={}):
         assert store.lock_holder("production") is None
 

@@ -24,7 +24,7 @@ from tests.platforms.conftest import platform_at
 from tests.platforms.stand import until
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to be, or to act for, another user takes root")
-stands = pytest.mark.skipif(bool(wall.standing()), reason=f"no wall can stand here: {wall.standing()}")
+stands = pytest.mark.skipif(bool(wall.standing(False)), reason=f"no wall can stand here: {wall.standing(False)}")
 OTHER = 4711
 """A user who is nobody here."""
 

@@ -44,7 +44,7 @@ def stale(store: Store, request: Request) -> str:
 def waiting(store: Store, release: Release) -> Request | None:
     """The question about this release that another run waits with, when it still stands.
 
-    The caller holds the release lock, so a run that was to wait in its own process is no more.
+    A run that waits in its own process holds the release lock, and is not told of.
     """
     for request in store.requests():
         if request.state != "open" or request.release != release.id or request.run == flow_run.id:

@@ -17,10 +17,9 @@ from tasks.platforms.local.proc import is_alive
 from tasks.release import BadInput, BootKind, Problem, ReleaseFailed, StageName, ToolingError, now
 from tasks.runbook import explain
 from tasks.settings import NotifySettings, Settings
-from tasks.store import DAMAGED, Store
+from tasks.store import DAMAGED, PROC_LOCKS, Store, locked_by
 from tasks.troubles import load_troubles
 
-_LOCKS = Path("/proc/locks")
 FORGOTTEN_AFTER = timedelta(days=7)
 """So long a trouble that is over is worth a line."""
 
@@ -163,16 +162,10 @@ def loops(store: Store) -> str | Seen:
 def locks(store: Store) -> str | Seen:
     """Who holds a lock just now, but for the activators, which hold theirs as long as a stage is served."""
     paths = [p for p in sorted((store.root / "locks").glob("*.lock")) if not p.stem.startswith("activator-")]
-    held = _held_by_kernel if _LOCKS.exists() else _held_by_its_holder
+    held = locked_by if PROC_LOCKS.exists() else _held_by_its_holder
     said = {p.stem: p.read_text(errors="replace").strip() for p in paths if held(p)}
     holders = [f"{name}: {words or 'it has not said who it is'}" for name, words in said.items()]
     return note(f"held by {'; '.join(holders)}", "wait for it") if holders else "none held"
-
-
-def _held_by_kernel(path: Path) -> bool:
-    """Whether a lock file is locked. The kernel is asked: to try, even for a moment, could refuse it to others."""
-    held = {line.split()[5].rpartition(":")[2] for line in _LOCKS.read_text().splitlines()}
-    return str(path.stat().st_ino) in held
 
 
 def _held_by_its_holder(path: Path) -> bool:

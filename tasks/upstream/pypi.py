@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from modal_app.child import PIP, PROXY, PYTHON, TLS, environment
-from tasks.process import run
-from tasks.release import BadInput, ReleaseNotes, UpstreamRelease
+from tasks.release import ReleaseNotes, UpstreamRelease
 from tasks.settings import UpstreamSettings
 from tasks.store import write_atomic
 from tasks.upstream import history, sdist
 
 LIST_TIMEOUT_S = 120
-FETCH_TIMEOUT_S = 900
 
 
 class Pypi:
@@ -67,36 +63,19 @@ def download(package: str, version: str, folder: Path, *, binary: bool) -> Path:
         target.mkdir(parents=True)
         if binary:
             wanted = f"{package}=={version}"
-            _pip(
-                ["download", "--no-deps", "--only-binary", package, "--dest", target, wanted], timeout_s=FETCH_TIMEOUT_S
-            )
+            words = ("download", "--no-deps", "--only-binary", package, "--dest", target, wanted)
+            _pip(words, timeout_s=sdist.FETCH_TIMEOUT_S)
         else:
-            _fetch_sdist(package, version, target)
+            sdist.fetch(package, version, target)
         write_atomic(done, "")
     (file,) = (path for path in target.iterdir() if path != done)
     return file
 
 
-def _fetch_sdist(package: str, version: str, folder: Path) -> None:
-    try:
-        sdist.fetch(package, version, folder)
-    except sdist.NotThere:
-        raise _no_such(f"no sdist of {package} {version}") from None
-
-
-def _no_such(evidence: str) -> BadInput:
-    return BadInput(
-        "the package index has no such package or version",
-        evidence=evidence,
-        todo="check upstream.package, the build number and upstream.min_age_days",
-    )
-
-
 def _pip(argv: Sequence[str | Path], *, timeout_s: float) -> str:
     with tempfile.TemporaryDirectory(prefix="llama-release-pip-") as folder:
         log = Path(folder) / "pip.log"
-        words = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "--log", log, *argv]
-        output = run(words, env=environment(PIP, PROXY, TLS, PYTHON), timeout_s=timeout_s, check=False)
+        output = sdist.pip("--no-input", "--disable-pip-version-check", "--log", log, *argv, timeout_s=timeout_s)
         said = log.read_text(errors="replace") if log.exists() else ""
     if output.code == 0:
         return output.stdout
@@ -105,5 +84,5 @@ def _pip(argv: Sequence[str | Path], *, timeout_s: float) -> str:
     unfetched = re.findall(r"Could not fetch URL \S+: (.+?)(?: for url: \S+)? - skipping", said)
     unreachable = [why for why in unfetched if not why.startswith("404")]
     if any("No matching distribution" in line for line in errors) and not unreachable:
-        raise _no_such("\n".join(errors[:3]))
+        raise sdist.no_such("\n".join(errors[:3]))
     raise sdist.unreadable([*unreachable[:2], *errors[:3]] or [output.text[-500:]])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import json
 import netrc
 import os
@@ -32,22 +33,17 @@ from packaging.version import Version
 
 from modal_app.child import PIP, PROXY, PYTHON, TLS, environment
 from modal_app.redaction import redact
-from tasks.process import run
-from tasks.release import ToolingError
+from tasks.process import Output, run
+from tasks.release import BadInput, ToolingError
 
 SETTINGS_TIMEOUT_S = 60
 FETCH_TIMEOUT_S = 900
-PYPI = "https://pypi.org/simple"
 TIMEOUT_S = "15"
 """pip's own default."""
 ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 HASHES = ("sha256", "sha384", "sha512")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CHUNK_BYTES = 1 << 20
-
-
-class NotThere(Exception):
-    """No index and no folder has this file."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +66,14 @@ class Link:
 def fetch(package: str, version: str, folder: Path) -> Path:
     """The sdist of this version, in `folder`.
 
-    Raises NotThere when none has it, ToolingError when an index can't be read, promises no hash, or breaks its promise.
+    Raises BadInput when none has it, ToolingError when an index can't be read, promises no hash, or breaks its promise.
     """
     with closing(Index(settings())) as index:
         found = [link for link in index.links(package) if _is_sdist(link.name, package, version)]
         if not found:
             if index.unread:
                 raise unreadable(index.unread)
-            raise NotThere
+            raise no_such(f"no sdist of {package} {version}")
         return index.save(min(found, key=lambda link: link.promise is None), folder)
 
 
@@ -89,10 +85,23 @@ def unreadable(why: Iterable[str]) -> ToolingError:
     )
 
 
+def no_such(evidence: str) -> BadInput:
+    return BadInput(
+        "the package index has no such package or version",
+        evidence=evidence,
+        todo="check upstream.package, the build number and upstream.min_age_days",
+    )
+
+
+def pip(*argv: str | Path, timeout_s: float) -> Output:
+    """What pip says, with its own settings and their secrets."""
+    words = [sys.executable, "-m", "pip", *argv]
+    return run(words, env=environment(PIP, PROXY, TLS, PYTHON), timeout_s=timeout_s, check=False)
+
+
 def settings() -> dict[str, str]:
     """pip's settings for a download: option -> value. Variables win over files, `[download]` over `[global]`."""
-    argv = [sys.executable, "-m", "pip", "config", "list"]
-    output = run(argv, env=environment(PIP, PROXY, TLS, PYTHON), timeout_s=SETTINGS_TIMEOUT_S, check=False)
+    output = pip("config", "list", timeout_s=SETTINGS_TIMEOUT_S)
     if output.code:
         raise ToolingError("pip's settings can't be read", evidence=output.stderr[-500:], todo="try `pip config list`")
     found: dict[str, str] = {}
@@ -107,7 +116,7 @@ class Index:
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self._options = options
-        self._indexes = [] if _is_on(options.get("no-index")) else [options.get("index-url", PYPI)]
+        self._indexes = [] if _is_on(options.get("no-index")) else [options.get("index-url") or _usual_index()]
         self._indexes += options.get("extra-index-url", "").split() if self._indexes else []
         self.unread: list[str] = []
         """What could not be read, one line each, without credentials."""
@@ -254,6 +263,11 @@ class _Anchors(HTMLParser):
             address, fragment = urldefrag(urljoin(self._base, href))
             name, _, value = fragment.partition("=")
             self.links.append(Link(address, {name: value} if value else {}))
+
+
+def _usual_index() -> str:
+    """pip's own, where no setting names one. It has no public name for it (pip 26.3)."""
+    return str(importlib.import_module("pip._internal.models.index").PyPI.simple_url)
 
 
 def _is_sdist(name: str, package: str, version: str) -> bool:

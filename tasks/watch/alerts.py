@@ -79,7 +79,9 @@ def follow(
         if kind not in running and (finding := found(kind, ended.get(kind))):
             kept.append(Incident(finding=finding, release=release.id))
     kept = [
-        each.model_copy(update={"proven": each.proven or proven(each.finding.kind, ended.get(each.finding.kind))})
+        each
+        if each.ended or each.proven
+        else each.model_copy(update={"proven": proven(each.finding.kind, ended.get(each.finding.kind))})
         for each in kept
     ]
     change(store, incidents=tuple(kept), ended=ended)

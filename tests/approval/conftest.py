@@ -12,12 +12,11 @@ from uuid import UUID
 import pytest
 from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_AUTH_STRING
 
 from tasks.release import Request
 from tasks.store import Store
 from tests.approval.asking import ENTRYPOINT, asking
-from tests.conftest import own_prefect
+from tests.conftest import in_force, own_prefect
 from tests.flows.conftest import PATIENCE_S, REPOSITORY
 
 
@@ -25,8 +24,8 @@ from tests.flows.conftest import PATIENCE_S, REPOSITORY
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server of our own, in force for these tests and for the processes that they start."""
     with own_prefect(tmp_path_factory.mktemp("prefect")) as address, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_API_URL", f"{address}/api")
-        patch.setenv("PREFECT_API_AUTH_STRING", PREFECT_API_AUTH_STRING.value())
+        for name, value in in_force().items():
+            patch.setenv(name, value)
         yield address
 
 

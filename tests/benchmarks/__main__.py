@@ -30,6 +30,7 @@ from tests.benchmarks import (
     surface,
     watch,
 )  # fmt: skip
+from tests.benchmarks.released import NoRelease
 
 SECTIONS = {
     "start": start.main,
@@ -67,8 +68,11 @@ def main() -> None:
     print(f"{platform.system()} {platform.release()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     for name, lines in asked(sys.argv[1:] or list(SECTIONS)):
         print(f"\n## {name}", flush=True)
-        for line in lines:
-            print(line, flush=True)
+        try:
+            for line in lines:
+                print(line, flush=True)
+        except NoRelease as error:
+            print(error)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,16 @@ Ratios are median through the activator / median direct; 1.00 is no cost at all.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 
 from tasks.endpoint import Client
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Endpoint, Release
-from tasks.settings import LocalSettings, Settings, load
-from tasks.store import Store
+from tests.benchmarks.released import copied
 
 Measure = Callable[[Client], list[float]]
 """Seconds, one or more, of one exchange."""
@@ -58,28 +54,8 @@ def compare(measure: Measure, through: Endpoint, direct: Endpoint, rounds: int, 
 
 def main() -> Iterator[str]:
     """Lines of a small table, measured on a copy of the newest release in the store that the settings name."""
-    settings = load()
-    known = Store(settings.store)
-    if not known.releases():
-        yield f"there is no release in {known.root}: run `make demo` first"
-        return
-    with tempfile.TemporaryDirectory(prefix="llama-release-bench-") as folder:
-        platform, release = copied(known, settings, Path(folder))
-        try:
-            yield from measured(release, platform)
-        finally:
-            platform.shut_down()
-
-
-def copied(known: Store, settings: Settings, folder: Path) -> tuple[LocalPlatform, Release]:
-    """A platform of its own in this folder that has the newest release of a store, and that release."""
-    release = known.releases()[0]
-    local = LocalSettings(staging_port=0, production_port=0, idle_s=600)
-    platform = LocalPlatform(Settings(store=folder, cache=settings.cache, local=local))
-    shutil.copytree(known.build_dir(release.build), platform.store.build_dir(release.build))
-    for ref in release.files.values():
-        platform.store.put_file(known.file(ref))
-    return platform, release
+    with copied() as (platform, release):
+        yield from measured(release, platform)
 
 
 def measured(release: Release, platform: LocalPlatform) -> Iterator[str]:

@@ -23,9 +23,10 @@ from tasks.platforms.local.control import activator_log_path
 from tasks.promote import back_to, lift_hold
 from tasks.release import BootKind, Endpoint, Release
 from tasks.settings import load
-from tasks.store import Store
+from tasks.store import DAMAGED, Store
 from tests.benchmarks import soak
-from tests.platforms.test_full_disk import fill
+from tests.benchmarks.released import copy_build, newest
+from tests.doctor.machines import fill, small_disk
 
 SILENT = 1100
 ASKED = 50
@@ -38,20 +39,16 @@ SOAK_CYCLES, SEED = 10, 2030
 
 def main() -> Iterator[str]:
     """Lines of the result."""
-    settings = load()
-    known = Store(settings.store)
-    if not known.releases():
-        yield f"there is no release in {known.root}: run `make demo` first"
-        return
-    release = known.releases()[0]
+    release = newest(Store(load().store))
     with tempfile.TemporaryDirectory(prefix="llama-release-bench-") as folder, _served(Path(folder), release) as served:
         yield from flooded(served)
-    with _small_disk() as disk:
-        if disk is None:
+    with tempfile.TemporaryDirectory(prefix="llama-release-bench-") as folder, ExitStack() as stack:
+        try:
+            disk = stack.enter_context(small_disk(Path(folder, "disk"), f"size={DISK_BYTES}"))
+        except subprocess.CalledProcessError:
             yield "full disk: no file system can be mounted here (it takes root)"
         else:
-            with _served(disk, release) as served:
-                yield from on_a_full_disk(served)
+            yield from on_a_full_disk(stack.enter_context(_served(disk, release)))
     yield from soak.main(SOAK_CYCLES, SEED)
 
 
@@ -88,8 +85,9 @@ def on_a_full_disk(platform: LocalPlatform) -> Iterator[str]:
     lift_hold(store, "bench")
     assert not any(boot.kind is BootKind.CRASHED for boot in platform.boots("production")[boots:])
     took_s = time.monotonic() - began
-    events = len(store.ledger())  # raises for one that is not whole
-    yield f"  way back        rolled back, proved, hold lifted in {took_s:.1f} s; {events} events whole"
+    events = store.ledger()
+    assert not any(event.kind == DAMAGED for event in events), events
+    yield f"  way back        rolled back, proved, hold lifted in {took_s:.1f} s; {len(events)} events whole"
 
 
 @contextmanager
@@ -100,27 +98,16 @@ def _served(root: Path, release: Release) -> Iterator[LocalPlatform]:
     platform = soak.platform_at(root / "store", settings.cache)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        soak.copy_build(known, platform.store, release.build)
+        copy_build(known, platform.store, release.build)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, DESCRIPTORS), hard))
-        for each in soak.releases_of(platform.store, [release, release], root):
-            soak.move(platform, each, back=False)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        try:
+            for each in soak.releases_of(platform.store, [release, release], root):
+                soak.move(platform, each, back=False)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         yield platform
     finally:
         platform.shut_down()
-
-
-@contextmanager
-def _small_disk() -> Iterator[Path | None]:
-    with tempfile.TemporaryDirectory(prefix="llama-release-bench-") as folder:
-        argv = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", folder]
-        if subprocess.run(argv, capture_output=True).returncode:
-            yield None
-            return
-        try:
-            yield Path(folder)
-        finally:
-            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def _asked(endpoint: Endpoint, times: int = ASKED) -> list[float]:

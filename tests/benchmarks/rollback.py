@@ -8,19 +8,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tasks.endpoint import Client
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Endpoint, Release, StagePointer, ToolingError
-from tasks.settings import load
-from tasks.store import Store
-from tests.benchmarks.activator import copied
+from tests.benchmarks.released import copied
+from tests.platforms.stand import until
 
 ROUNDS = 4
 TARGET_S = 2.0
@@ -49,17 +46,8 @@ class Asking:
 
 def main() -> Iterator[str]:
     """Lines of a small table, measured on a copy of the newest release in the store that the settings name."""
-    settings = load()
-    known = Store(settings.store)
-    if not known.releases():
-        yield f"there is no release in {known.root}: run `make demo` first"
-        return
-    with tempfile.TemporaryDirectory(prefix="llama-release-bench-") as folder:
-        platform, release = copied(known, settings, Path(folder))
-        try:
-            yield from measured(platform, release)
-        finally:
-            platform.shut_down()
+    with copied() as (platform, release):
+        yield from measured(platform, release)
 
 
 def measured(platform: LocalPlatform, release: Release) -> Iterator[str]:
@@ -74,8 +62,8 @@ def measured(platform: LocalPlatform, release: Release) -> Iterator[str]:
     asking = Asking(endpoint)
     thread = threading.Thread(target=asking)
     thread.start()
-    yield f"{'to':8}{'how':>10}{'answers after s':>17}{'its boot s':>12}{'the rest s':>12}"
     try:
+        yield f"{'to':8}{'how':>10}{'answers after s':>17}{'its boot s':>12}{'the rest s':>12}"
         for turn in range(ROUNDS):
             to = pair[turn % 2]
             after_s = enter(platform, to, asking)
@@ -98,4 +86,9 @@ def enter(platform: LocalPlatform, to: Release, asking: Asking) -> float:
     argv = [sys.executable, "-m", "flows", "rollback", "--now", "--reason", "measured", "--by", "bench", "--to", to.id]
     began = time.monotonic()
     subprocess.run(argv, env=env, check=True, capture_output=True)
-    return next(at - began for at, alias in asking.seen if at > began and alias == to.alias)
+
+    def answered() -> list[float]:
+        return [at - began for at, alias in list(asking.seen) if at > began and alias == to.alias]
+
+    assert until(lambda: bool(answered()))
+    return answered()[0]

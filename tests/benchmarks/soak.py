@@ -14,7 +14,6 @@ import os
 import random
 import resource
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from tasks.promote import back_to, lift_hold, recover, swap, to_staging
 from tasks.release import Approval, Dossier, Problem, Release, ToolingError, Verdict, Verification
 from tasks.settings import LocalSettings, ServerSettings, Settings, load
 from tasks.store import Store
+from tests.benchmarks.released import NoRelease, copy_build
 
 CLIENTS = 3
 KEY_ENV = "LLAMA_RELEASE_SOAK_KEY"
@@ -78,10 +78,6 @@ def releases_of(store: Store, sources: Sequence[Release], folder: Path) -> list[
 
 def wont_start(release: Release) -> Release:
     return release.model_copy(update={"argv": (*release.argv, "--no-such-flag")})
-
-
-def copy_build(known: Store, store: Store, digest: str) -> None:
-    shutil.copytree(known.build_dir(digest), store.build_dir(digest), symlinks=True)
 
 
 # -- the process that moves, which is killed ------------------------------------------------------------
@@ -413,8 +409,7 @@ def main(cycles: int = 200, seed: int = 2026) -> Iterator[str]:
     known = Store(settings.store)
     newest = {release.build: release for release in reversed(known.releases()) if known.build(release.build)}
     if not newest:
-        yield f"there is no release in {known.root}: run `make demo` first"
-        return
+        raise NoRelease(known)
     sources = [*newest.values()][-2:]
     sources = [sources[n % len(sources)] for n in range(3)]
     began = time.monotonic()

@@ -156,7 +156,7 @@ BREAKS = (
     ),
     Break(
         "flows/rollback_now.py", "a rollback at once loads no Prefect",
-        "from tasks import promote\n", "from flows import outcome\nfrom tasks import promote\n",
+        "from tasks import promote\n", "import prefect\nfrom tasks import promote\n",
         "tests/test_start.py::test_a_command_loads_only_what_it_needs",
     ),
     Break(
@@ -307,9 +307,9 @@ BREAKS = (
         "tests/approval/test_standing.py",
     ),
     Break(
-        "tasks/approval/attend.py", "an approval holds while production is what it was",
-        "    if production.release != request.expected:", "    if production.release is None and request.expected:",
-        "tests/approval/test_standing.py",
+        "tasks/approval/attend.py", "a question does not outlive a move or a hold of production",
+        "    if production.version != request.version:", "    if False:",
+        "tests/approval/test_standing.py::test_a_question_does_not_outlive_a_hold",
     ),
     Break(
         "tasks/approval/question.py", "an approval to replace one release replaces no other",
@@ -806,12 +806,12 @@ BREAKS = (
     ),
     Break(
         "tasks/promote.py", "a rollback at once kills what moves production",
-        "tell(_interrupted(store) or ", "tell(",
+        "said = _interrupted(store) or ", "said = ",
         "tests/test_promote.py::test_at_once_a_promotion_that_is_under_way_is_killed_and_taken_back", real=True,
     ),
     Break(
         "tasks/promote.py", "a rollback at once takes back the move that was left open",
-        "_way_back(pointer, _left_open(store, tell), to)", "_way_back(pointer, None, to)",
+        "_way_back(pointer, left, to)", "_way_back(pointer, None, to)",
         "tests/test_promote.py::test_at_once_a_promotion_that_is_under_way_is_killed_and_taken_back", real=True,
     ),
     Break(
@@ -828,12 +828,12 @@ BREAKS = (
     ),
     Break(
         "tasks/store.py", "an event that can't be read stops nobody",
-        "except (ToolingError, OSError, ValueError) as error:\n", "except OSError as error:\n",
+        "except (Damaged, OSError, ValueError) as error:  #", "except OSError as error:  #",
         "tests/test_store.py::test_an_event_that_cannot_be_read_is_named_in_its_place_and_stops_nothing",
     ),
     Break(
         "tasks/store.py", "only who holds a lock for certain is taken for its holder",
-        "return pid if any(each[-4] == str(pid) and each[-3]", "return pid if any(each[-3]",
+        "return pid if pid in locked_by(path) else None", "return pid if locked_by(path) else None",
         "tests/test_store.py::test_who_holds_a_lock_is_told_for_certain_or_not_at_all",
     ),
     Break(
@@ -919,7 +919,7 @@ BREAKS = (
     ),
     Break(
         "tasks/notify.py", "an outage loses no message",
-        "            left, refused = (entry.again(at, error),), refused + 1", "            refused += 1",
+        "            kept.append(entry.again(at, error))\n", "",
         "tests/test_notify.py::test_an_outage_loses_nothing_and_the_next_run_tells_it",
     ),
     Break(

@@ -44,6 +44,24 @@ def small_disk(folder: Path, options: str) -> Iterator[Path]:
         subprocess.run([_UMOUNT, "--lazy", folder], check=True)
 
 
+def fill(root: Path, name: str = "filler") -> Path:
+    """A file that takes every byte that is left."""
+    path = root / name
+    with open(path, "wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            with pytest.raises(OSError, match="No space left on device"):
+                while True:
+                    file.write(bytes(size))
+    assert free_bytes(root) == 0
+    return path
+
+
+def free_bytes(root: Path) -> int:
+    """What is left for a user who is not root."""
+    found = os.statvfs(root)
+    return found.f_bavail * found.f_frsize
+
+
 @contextmanager
 def taken_port() -> Iterator[int]:
     """A port that this process listens on."""

@@ -99,7 +99,7 @@ def test_events_that_cannot_be_read_are_a_warning_that_names_them(store: Store) 
 def told_by(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who says that a lock is held: macOS has no /proc/locks."""
     if request.param == "its holder":
-        monkeypatch.setattr(stored, "_LOCKS", tmp_path / "no-proc-locks")
+        monkeypatch.setattr(stored, "PROC_LOCKS", tmp_path / "no-proc-locks")
 
 
 @pytest.mark.usefixtures("told_by")

@@ -149,8 +149,9 @@ EVIL = "http://evil.example"
 
 def told(api: Api, path: str, method: str = "GET", password: str | None = None, **headers: str) -> int:
     """The status of what somebody is answered who knows this password, the right one by default."""
-    user, _, secret = (api.password if password is None else password).partition(":")
-    auth = (user, secret) if user else None
+    given = api.password if password is None else password
+    user, _, secret = given.partition(":")
+    auth = (user, secret) if given else None
     body = "{}" if method == "POST" else None
     return httpx.request(
         method, f"{api.url}{path}", headers=headers, auth=auth, content=body, trust_env=False, timeout=60

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from prefect import get_client
-from prefect.settings import PREFECT_API_AUTH_STRING
 from prefect.states import Suspended
 
 from flows.plan import foreseen
@@ -25,6 +24,7 @@ from tasks.settings import load
 from tasks.sources import Sources
 from tasks.store import Store
 from tests import tiny
+from tests.conftest import in_force
 from tests.fakes.github import FakeGithub, fake_github
 from tests.flows.conftest import REPOSITORY
 from tests.test_release import seen
@@ -106,8 +106,9 @@ def test_a_redeploy_of_what_production_does_not_have(here: Here) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.usefixtures("page")
 def test_nothing_newer_already_there_and_waiting(
-    here: Here, github: FakeGithub, page: str, monkeypatch: pytest.MonkeyPatch
+    here: Here, github: FakeGithub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = here.made()
     said = here.run("upgrade", "--to", "b9998", "--json", code=0)
@@ -120,8 +121,8 @@ def test_nothing_newer_already_there_and_waiting(
     assert "nothing newer" in said and "go out on production's own build" in said
 
     asked = another_waits(here.store, release)
-    monkeypatch.setenv("PREFECT_API_URL", f"{page}/api")
-    monkeypatch.setenv("PREFECT_API_AUTH_STRING", PREFECT_API_AUTH_STRING.value())
+    for name, value in in_force().items():
+        monkeypatch.setenv(name, value)
     said = here.run("upgrade", "--to", "b9998", code=0)
     assert "waiting" in said and f"{asked.name} waits for a person" in said
     assert here.store.ledger() == []

@@ -26,7 +26,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from prefect import Flow, State, flow, get_client
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 from prefect.states import Pending, Running, Scheduled
 
 from flows.__main__ import run_flow
@@ -39,7 +38,7 @@ from tasks.platforms.local.proc import free_port
 from tasks.release import Dossier, Event, ReleaseFailed, StagePointer, ToolingError, Verdict, now
 from tasks.settings import ApprovalSettings, Settings
 from tasks.store import Store
-from tests.conftest import migrated
+from tests.conftest import in_force, migrated
 from tests.flows.conftest import REPOSITORY
 from tests.test_release import a_release, seen
 from tests.versions import PINS
@@ -93,11 +92,6 @@ def state_of(run: UUID) -> str:
         state = client.read_flow_run(run).state
     assert state
     return state.name or ""
-
-
-def in_force() -> dict[str, str]:
-    """For the environment of a process that is to use the server in force."""
-    return {"PREFECT_API_URL": PREFECT_API_URL.value(), "PREFECT_API_AUTH_STRING": PREFECT_API_AUTH_STRING.value()}
 
 
 def in_a_process(store: Store, script: str) -> subprocess.Popen[bytes]:

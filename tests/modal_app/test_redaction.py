@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from modal_app import redaction
-from modal_app.redaction import harmless, is_secret, redact, redacted
+from modal_app.redaction import is_secret, redact, redacted
+from tests.conftest import ends_within
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,6 @@ from modal_app.redaction import harmless, is_secret, redact, redacted
 )  # fmt: skip
 def test_a_variable_is_secret_by_its_name_or_by_the_credentials_in_its_value(name: str, value: str) -> None:
     assert is_secret(name, value)
-    assert name not in harmless({name: value})
 
 
 @pytest.mark.parametrize(
@@ -140,9 +138,8 @@ def test_a_key_is_hidden_however_it_is_spelled_and_without_a_variable(
 
 def test_a_long_text_takes_no_time() -> None:
     for piece in ("a.", "http://", "a:", "authorization ", "bearer ", "?x", "://a:", "Authorization: a"):
-        start = time.monotonic()
-        redact(piece * 20_000)
-        assert time.monotonic() - start < 5
+        with ends_within(5.0):
+            redact(piece * 20_000)
 
 
 def test_a_secret_that_is_no_text_is_hidden_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tasks.promote import back_to, lift_hold, swap
 from tasks.release import Approval, BootKind, Build, Dossier, Event, Hold, Release, ToolingError, Verdict, Verification
 from tasks.settings import Settings
 from tasks.store import RESERVE_BYTES, Store
+from tests.doctor.machines import fill, free_bytes, small_disk
 from tests.platforms.conftest import platform_at, stand_of
 from tests.platforms.stand import Stand
 
@@ -25,16 +27,12 @@ DISK_BYTES = 300_000_000
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small file system."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    argv = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(folder)]
-    done = subprocess.run(argv, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    try:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(small_disk(tmp_path / "disk", f"size={DISK_BYTES}"))
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no file system can be mounted here: {error}")
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture
@@ -116,11 +114,11 @@ def test_a_file_that_does_not_fit_leaves_nothing_behind(disk: Path, tmp_path: Pa
     model = tmp_path / "model.gguf"
     model.write_bytes(os.urandom(DISK_BYTES + 1))
     store = Store(disk)
-    free = _free(disk)
+    free = free_bytes(disk)
     with pytest.raises(ToolingError, match="can't be copied into the store"):
         store.put_file(model)
     assert not list(disk.rglob("*model.gguf*"))
-    assert free - _free(disk) < 100_000  # its hash is remembered
+    assert free - free_bytes(disk) < 100_000  # its hash is remembered
     model.write_bytes(b"small")
     assert store.file(store.put_file(model)).read_bytes() == b"small"
 
@@ -146,23 +144,6 @@ def test_a_lock_is_held_on_a_full_disk(disk: Path) -> None:
         store.lock("production", holder={}).__enter__()
     with store.lock("production", holder={}):
         pass
-
-
-def fill(root: Path, name: str = "filler") -> Path:
-    """A file that takes every byte that is left."""
-    path = root / name
-    with open(path, "wb", buffering=0) as file:
-        for size in (1 << 20, 4096, 1):
-            with pytest.raises(OSError, match="No space left on device"):
-                while True:
-                    file.write(bytes(size))
-    assert _free(root) == 0
-    return path
-
-
-def _free(root: Path) -> int:
-    found = os.statvfs(root)
-    return found.f_bavail * found.f_frsize
 
 
 def _all_whole(store: Store) -> None:

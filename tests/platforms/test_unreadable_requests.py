@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from tasks.endpoint import Client
+from tasks.platforms.local.activator import LogLines
 from tasks.platforms.local.control import KEY_VARIABLE, activator_log_path
 from tasks.release import Endpoint, ToolingError
+from tests.conftest import ends_within
 from tests.endpoint.script import says, server
 from tests.platforms.stand import until
 
@@ -33,10 +36,12 @@ def log(tmp_path: Path) -> Iterator[Path]:
         [sys.executable, "-m", "tasks.platforms.local.activator", *words],
         env=os.environ | {KEY_VARIABLE: KEY.decode()}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    assert until(lambda: path.exists() and " port " in path.read_text(), 60)
-    yield path
-    process.terminate()
-    process.wait(60)
+    try:
+        assert until(lambda: path.exists() and " port " in path.read_text(), 60)
+        yield path
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 def requests(key: bytes) -> tuple[bytes, ...]:
@@ -80,3 +85,11 @@ def test_a_key_that_was_pasted_with_a_line_break_is_in_no_error(ending: str) -> 
         with pytest.raises(ToolingError) as error, Client(endpoint) as client:
             client.chat("x")
     assert "planted" not in str(error.value)
+
+
+def test_an_exception_that_is_its_own_cause_is_told() -> None:
+    error = ValueError("mine")
+    error.__cause__ = error
+    line = logging.LogRecord("a", logging.ERROR, "a.py", 1, "it broke", (), (ValueError, error, None))
+    with ends_within(5.0):
+        assert "mine" in LogLines("%(message)s").format(line)

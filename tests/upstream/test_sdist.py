@@ -68,8 +68,10 @@ def serving() -> Iterator[Index]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         index.address = f"127.0.0.1:{server.server_address[1]}"
         index.pages[f"/files/{NAME}"] = ("application/gzip", BYTES)
-        yield index
-        server.shutdown()
+        try:
+            yield index
+        finally:
+            server.shutdown()
 
 
 @pytest.fixture

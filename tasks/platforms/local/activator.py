@@ -225,7 +225,7 @@ class Activator:
     async def _let_go(self, replica: Replica) -> None:
         while not await replica.drained(60.0):
             log.info("%d requests are still with %s", replica.in_flight, replica.release.label)
-        while replica in self.leaving:
+        while True:
             with self.outlived("ending the earlier release"):
                 await replica.close()
                 self.leaving.discard(replica)
@@ -479,8 +479,9 @@ class LogLines(logging.Formatter):
         return visible(redact(super().format(record)))
 
     def formatException(self, ei: Any) -> str:
-        error = ei[1]
-        while error is not None:
+        error, seen = ei[1], set[int]()
+        while error is not None and id(error) not in seen:  # an exception may be its own cause
+            seen.add(id(error))
             if isinstance(error, HttpProcessingError):
                 return type(error).__name__
             error = error.__cause__ or error.__context__

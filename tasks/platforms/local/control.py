@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import stat
 import tempfile
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import Any, Literal, Self
 import httpx
 
 from tasks.release import BadInput, Model, Problem, ReleaseFailed, StageName, ToolingError, Wake
-from tasks.store import M, write_atomic
+from tasks.store import M, timed_name, write_atomic
 
 KEY_VARIABLE = "LLAMA_API_KEY"
 """In the environment of an activator and of a llama-server."""
@@ -98,8 +97,7 @@ def save_deployment(root: Path, stage: StageName, deployment: Deployment) -> Non
 def save_wake(root: Path, wake: Wake) -> None:
     """Keep what the first request after an idle window got, and forget the oldest of too many."""
     folder = run_folder(root, wake.stage) / "wakes"
-    name = f"{wake.at.strftime('%Y%m%dT%H%M%S.%fZ')}-{secrets.token_hex(3)}.json"
-    write_atomic(folder / name, wake.model_dump_json() + "\n")
+    write_atomic(folder / timed_name(wake.at), wake.model_dump_json() + "\n")
     for path in sorted(folder.glob("2*.json"))[:-MAX_WAKES]:
         path.unlink(missing_ok=True)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,9 +88,8 @@ def tried(binary: Path, recipe: Recipe, settings: Settings) -> Result:
     """What the self-test says of a llama-server, served as a release would be."""
     folder = case.prepare(settings.cache, case.types_of(settings.server.model))
     runs = runs_of(recipe.backend, usable_cpus())
-    return selftest(
-        binary.absolute(), folder, runs, serving(binary.parent), hide=[settings.store], before_exec=die_with_parent
-    )
+    binary = binary.absolute()
+    return selftest(binary, folder, runs, serving(binary.parent), hide=[settings.store], before_exec=die_with_parent)
 
 
 def explain(
@@ -195,9 +193,8 @@ def _result(experiment: Experiment, recipe: Recipe, settings: Settings) -> Resul
     try:
         experiment.workshop.compile()
     except CompileFailed as error:
-        return Result(False, f"it does not compile: {error.words.splitlines()[0] if error.words else ''}")
-    except (OSError, subprocess.SubprocessError) as error:
-        return Result(False, f"it could not be compiled: {error}")
+        said = "could not be compiled" if error.machine else "does not compile"
+        return Result(False, f"it {said}: {error.words.splitlines()[0] if error.words else ''}")
     return tried(experiment.workshop.binary, recipe, settings)
 
 

@@ -38,15 +38,17 @@ def kernel() -> str | Seen:
 
 def wall_here(platform: LocalPlatform) -> str | Seen:
     """What keeps upstream's code from secrets and the network on this machine, where it is built, asked and served."""
-    if why := wall.standing():
+    if why := wall.standing(False):
         return note(
             "upstream's code gets no secret in its environment, but no wall can stand here: it reads what this user "
             f"may read, and has the network ({why})",
             "run it as a user who has nothing else, or allow user namespaces",
         )
-    places = ", ".join(str(place) for place in [*wall.hidden(), platform.store.root.absolute()])
-    stands = f"upstream's code gets no secret in its environment, and sees nothing of {places}; no network where it is "
-    stands += "built or asked what it is"
+    places = ", ".join(str(place) for place in [*wall.hidden(), platform.store.root])
+    stands = (
+        f"upstream's code gets no secret in its environment, and sees nothing of {places}; no network where it is "
+        "built or asked what it is"
+    )
     if (served := platform.snapshots()).kind == "cold":
         return f"{stands}; a stage's server is kept from those files, too"
     return note(

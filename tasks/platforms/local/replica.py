@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from tasks.platforms.local.proc import cpu_ticks
 from tasks.platforms.local.server import STOP_GRACE_S, Server, answers
 from tasks.platforms.local.snapshot import NoSnapshot, Wanted
 from tasks.release import BootKind, BootRecord, Problem, Release, StageName, ToolingError
-from tasks.store import Store, write_atomic
+from tasks.store import Store, timed_name, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -165,14 +164,20 @@ class Replica:
             if self.server is not None:
                 return self.server
             try:
-                booted = await asyncio.to_thread(self._boot, refused)
-            except (Problem, OSError) as error:
-                problem = error if isinstance(error, Problem) else _unable(self.release, error)
+                booted = await asyncio.to_thread(self._booted_up, refused)
+            except Problem as problem:
                 log.warning("%s", problem)
                 await self._record(BootKind.CRASHED, f"did not come up: {problem.what}")
-                raise problem from error
+                raise
             await self._came_up(booted)
             return booted.server
+
+    def _booted_up(self, refused: str) -> Booted:
+        """Raises Problem."""
+        try:
+            return self._boot(refused)
+        except OSError as error:
+            raise _unable(self.release, error) from error
 
     async def _came_up(self, booted: Booted) -> None:
         self._booted, self._asleep = booted, False
@@ -230,8 +235,7 @@ class Replica:
             snapshot=snapshot,
         )
         log.info("boot record of %s: %s (%s)", self.release.label, kind, reason)
-        name = f"{record.at.strftime('%Y%m%dT%H%M%S.%fZ')}-{secrets.token_hex(3)}.json"
-        path = run_folder(self.store.root, self.stage) / "boots" / name
+        path = run_folder(self.store.root, self.stage) / "boots" / timed_name(record.at)
         try:
             await asyncio.to_thread(write_atomic, path, record.model_dump_json(indent=1) + "\n")
         except ToolingError as error:  # whoever waits for the server is served all the same

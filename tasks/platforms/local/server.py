@@ -314,6 +314,10 @@ def _raise_ending(server: Server, verb: str) -> None:
             evidence=server.last_words,
             todo="if this machine was short of memory, the kernel's log says so (`dmesg`); then run it again",
         )
+    if server.process.poll() == wall.UNBUILT:
+        raise ToolingError(
+            f"llama-server of {server.release.label} was not started: {wall.NO_WALL}", evidence=server.last_words
+        )
     raise server.failure(f"ended before it could {verb}: {server.ending}")
 
 

@@ -26,7 +26,7 @@ from tasks.platforms.local.compile import check_version, definitions, names
 from tasks.platforms.modal.account import told
 from tasks.platforms.modal.store import VolumeStore
 from tasks.platforms.modal.tools import CallEnded, Tools
-from tasks.process import Output
+from tasks.process import Output, started
 from tasks.release import BadInput, Build, Model, Problem, Recipe, ReleaseFailed, SourceTree, ToolingError, now
 from tasks.settings import Settings
 from tasks.sources import Sources
@@ -98,9 +98,10 @@ def build(
     tried = _tried(digest, recipe, store, tools, settings)
     if not tried.ok:
         raise _not_right(tried, digest, source, recipe, store, tools, settings)
+    said = started(recipe.target, Output(*seen["version"]))
     build = Build(
         digest=digest, source=source, recipe=recipe, toolchain=made_with,
-        version=check_version(Output(*seen["version"]), source), files=made["files"], seconds=made["seconds"],
+        version=check_version(said, source), files=made["files"], seconds=made["seconds"],
         objects=made["objects"], cache_hits=made["cache_hits"], built_at=now(),
         avoids=tuple(each.id for each in striking(recipe, settings.modal) if each.is_avoided), selftest=tried.summary,
     )  # fmt: skip

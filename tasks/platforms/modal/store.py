@@ -22,7 +22,7 @@ from modal_app.deployment import store_volume
 from modal_app.settings import ModalSettings
 from tasks.platforms.modal.account import told
 from tasks.platforms.modal.tools import Tools
-from tasks.process import Output
+from tasks.process import Output, started
 from tasks.release import BadInput, Build, FileRef, Release, ToolingError
 from tasks.store import Store, write_atomic
 
@@ -246,7 +246,8 @@ class VolumeStore(Store):
         return missing + [ref.name for ref in release.files.values() if not self._has(ref)]
 
     def ask(self, build: Build, *argv: str) -> Output:
-        return Output(*self._tools.call("ask", build.digest, build.recipe.target, list(argv)))
+        said = Output(*self._tools.call("ask", build.digest, build.recipe.target, list(argv)))
+        return started(build.recipe.target, said)
 
     def search(self, build: Build, pattern: bytes) -> tuple[str, ...]:
         return tuple(self._tools.call("search", build.digest, pattern))
