@@ -79,7 +79,7 @@ def prefect_server(store: Path, port: int | None = None, open_to_all: bool = Fal
             raise BadInput(
                 "`llama-release serve` runs for this store already", evidence=page, todo="stop that one first"
             )
-        with _in_force(page, home, proxy):
+        with _in_force(page, home, secret, proxy):
             yield page
     elif port is None:
         with _own_server(home, 0, secret) as page, _in_force(page, home, secret):
