@@ -485,7 +485,8 @@ def serve(
     from flows import serve as serving
     from tasks.doctor import needs
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: sys.exit(0))
     with prefect_page(False, port, needed=needs.MACHINE, open_to_all=open_to_all) as page:
         serving.deploy()
         with serving.worker() as worker:
@@ -650,12 +651,14 @@ def main() -> None:
     the release, 10 when `doctor` has warnings only, 130 when interrupted.
     """
     _take_any_bytes()
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         _check_words(sys.argv)
         app()
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing is lost: run it again", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except SystemExit as ended:  # what typer (0.29) makes of a KeyboardInterrupt, without a word
+        if ended.code == INTERRUPTED:
+            print("\ninterrupted; nothing is lost: run it again", file=sys.stderr)
+        raise
     except Exception as error:
         from tasks.release import Problem
 
@@ -664,6 +667,13 @@ def main() -> None:
         problem = error if isinstance(error, Problem) else _refused_here(error)
         print(f"\n{visible(str(problem))}", file=sys.stderr)
         sys.exit(problem.exit_code)
+
+
+def _interrupt(*_: object) -> None:
+    """The first Ctrl-C ends what runs in order. The second ends this process: the first may wait for a Prefect server
+    that is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _take_any_bytes() -> None:
