@@ -44,7 +44,10 @@ OPENED = (
 )
 COST = "up to 12 requests of at most 400 tokens each"  # what tasks/doctor/live.py asks of a server
 
-app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
 hold_app = typer.Typer(no_args_is_help=True, help="Production's hold after a rollback.")
 patches_app = typer.Typer(
     help="The patch series on an upstream release: each patch's status, and the evidence for it.",
@@ -103,7 +106,7 @@ def upgrade(
 def rollback(
     reason: Annotated[str, typer.Option(help="why")],
     by: By,
-    to: Annotated[str | None, typer.Option(help="id of a retained release; the latest by default")] = None,
+    to: Annotated[str | None, typer.Option(help="a retained release, by its tag or id; the latest by default")] = None,
     now: Annotated[
         bool, typer.Option("--now", help="whatever else runs or is broken: without Prefect, idle window or trial")
     ] = False,
@@ -115,9 +118,17 @@ def rollback(
 
         return rollback_now.roll_back(by, reason, to, as_json)
 
+    from tasks.platforms import open_platform
+    from tasks.promote import retained
+
+    settings = _begin(as_json, ())
+    store = open_platform(settings).store
+    if not store.intent("production"):  # else the flow finishes or undoes that first
+        retained(store, to)
     from flows.rollback import rollback as flow
 
-    with prefect_page(as_json) as page:
+    check_parameters(flow, by=by, reason=reason, to=to)
+    with _prefect_of(settings) as page:
         outcome = run_flow(flow, page, None, by=by, reason=reason, to=to)
     _end(outcome, as_json)
 
@@ -150,7 +161,9 @@ def approve(
 def redeploy(
     reason: Annotated[str, typer.Option(help="why, such as: new API key")],
     by: By,
-    release: Annotated[str | None, typer.Option(help="id of a retained release; production's own by default")] = None,
+    release: Annotated[
+        str | None, typer.Option(help="a retained release, by its tag or id; production's own by default")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Send production's release through staging, idle windows and promotion again: for a new key, image or runtime."""
@@ -446,8 +459,9 @@ def explain(
 
 
 @app.command()
-def cost(release: Annotated[str, typer.Argument(help="id of a release")], as_json: Json = False) -> None:
+def cost(release: Annotated[str, typer.Argument(help="its tag or its id")], as_json: Json = False) -> None:
     """Show what a release has cost on Modal: seconds of containers and GPUs by stage, and their price."""
+    from tasks import release_page
     from tasks.platforms import open_platform
     from tasks.platforms.modal import ModalPlatform
     from tasks.release import BadInput
@@ -456,13 +470,14 @@ def cost(release: Annotated[str, typer.Argument(help="id of a release")], as_jso
     platform = open_platform(load())
     if not isinstance(platform, ModalPlatform):
         raise BadInput(f"a release costs nothing on the {platform.name} platform", todo="set platform = modal")
-    found = platform.costs(platform.store.get_release(release))
+    chosen = release_page.choose(platform.store, release)
+    found = platform.costs(chosen)
     if as_json:
         print_json([each.model_dump() for each in found])
         return
     rows = [(c.stage, c.containers, f"{c.seconds:.0f}", f"{c.gpu_seconds:.0f}", f"{c.usd:.2f}", c.open) for c in found]
     show_table(
-        f"release {release}: {sum(c.usd for c in found):.2f} USD",
+        f"{chosen.label}: {sum(c.usd for c in found):.2f} USD",
         ("stage", "containers", "seconds", "GPU seconds", "USD", "not ended"),
         rows,
     )

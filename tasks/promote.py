@@ -461,6 +461,15 @@ def recover(platform: Platform) -> str:
         return f"undid the {intent.action} to {intent.after} that was left open"
 
 
+def retained(store: Store, wanted: str | None) -> str:
+    """The id of the release that production goes back to, by what a person calls it; without, the latest retained one.
+
+    Raises BadInput when that may be several, or is not retained, or a hold says that this was done already.
+    """
+    pointer = store.pointer("production")
+    return _way_back(pointer, None, store.named(wanted, pointer.retained).id if wanted else None).release
+
+
 def back_to(platform: Platform, to: str | None, by: str, reason: str, retain: int) -> Promotion:
     """Production back to a retained release (the latest one by default), with a hold, and proved by an idle window.
 

@@ -36,7 +36,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -442,13 +442,34 @@ class Store:
         """The release of this id. Raises BadInput that lists the known ones."""
         found = self.release(release_id)
         if found is None:
-            known = ", ".join(r.label for r in self.releases()) or "none"
-            raise BadInput(
-                f"there is no release {release_id} in {self.root}",
-                evidence=f"known: {known}",
-                todo="take an id from `llama-release status`",
-            )
+            raise self._no_release(release_id)
         return found
+
+    def _no_release(self, word: str) -> BadInput:
+        known = ", ".join(r.label for r in self.releases()) or "none"
+        return BadInput(
+            f"there is no release {word} in {self.root}",
+            evidence=f"known: {known}",
+            todo="name one as `llama-release status` does: its tag, or its id",
+        )
+
+    def named(self, word: str, first: Iterable[str | None]) -> Release:
+        """The release that people call so, see `Release.is_called`: one of `first`, by id, or else any.
+
+        No other file is read than it takes. Raises BadInput that lists them when it may be several, or is none.
+        """
+        if re.fullmatch("[0-9a-f]{12}", word):
+            return self.get_release(word)
+        mine = [release for known in first if known and (release := self.release(known)) and release.is_called(word)]
+        found = mine or [release for release in self.releases() if release.is_called(word)]
+        if len(found) > 1:
+            raise BadInput(
+                f"{len(found)} releases are called {word}",
+                evidence=", ".join(release.label for release in found), todo="name one by its id",
+            )  # fmt: skip
+        if not found:
+            raise self._no_release(word)
+        return found[0]
 
     def releases(self) -> list[Release]:
         found = [self.release(Path(path).stem) for path in self.files.names("releases/*.json")]

@@ -35,6 +35,7 @@ PREFECT = {*SERVERS, "prefect", "prometheus_client", "packaging", "fastapi", "sq
 
 MAY_LOAD = {
     "--help": set(),
+    "-h": set(),
     "--version": set(),
     "status": STORE,
     "status --json": STORE,

@@ -127,7 +127,7 @@ def test_the_command_line_refuses_the_same_as_one_clear_error(shell: Shell) -> N
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_S,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "to: String should match pattern" in done.stderr
+    assert "is no tag of upstream" in done.stderr
     assert "Traceback" not in done.stderr
 
 

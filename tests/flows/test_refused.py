@@ -95,14 +95,18 @@ def here(github: FakeGithub, scripted_model: Path, tmp_path: Path, monkeypatch: 
 
 def test_a_hold_and_a_tag_that_does_not_exist(here: Here) -> None:
     assert "upstream has no release b123 here" in here.run("upgrade", "--to", "b123", code=2)
-    assert "to: String should match pattern" in here.run("upgrade", "--to", "x", code=2)
+    assert "is no tag of upstream" in here.run("upgrade", "--to", "x", code=2)
     here.store.save_pointer(ON_HOLD)
     assert "by ada" in here.run("upgrade", code=2)
     assert here.store.ledger() == []
 
 
-def test_a_redeploy_of_what_production_does_not_have(here: Here) -> None:
+def test_a_redeploy_and_a_rollback_of_what_production_does_not_have(here: Here) -> None:
     assert "not with nothing" in here.run("redeploy", "--reason", "new key", code=2)
+    assert "cannot go back to anything" in here.run("rollback", "--reason", "it is slow", code=2)
+    assert "there is no release b11434" in here.run("rollback", "--reason", "it is slow", "--to", "b11434", code=2)
+    here.store.save_pointer(ON_HOLD)
+    assert "rolled back already" in here.run("rollback", "--reason", "it is slow", code=2)
 
 
 @pytest.mark.real
