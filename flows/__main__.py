@@ -632,10 +632,18 @@ def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters
     """Run a flow here and give back what it came to; its approval is asked for at this terminal too."""
     from flows.outcome import Outcome
     from flows.server import approver_at_the_terminal
+    from tasks.approval import terminal
+    from tasks.platforms import open_store
     from tasks.settings import load
     from tasks.troubles import Troubles
 
-    with approver_at_the_terminal(approver, Troubles(load().store)) as tell:
+    settings = load()
+
+    def show(run: str) -> None:
+        store = open_store(settings)
+        terminal.show(store, terminal.find(store, run))
+
+    with approver_at_the_terminal(approver, Troubles(settings.store), show) as tell:
         told: list[UUID] = []
 
         def started(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001 - as Prefect names them
