@@ -12,24 +12,24 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from tasks.console import console, one_line, print_json, show_table, styled, user_name, visible
+from tasks.console import console, one_line, print_json, show_live, show_table, styled, two_columns, user_name, visible
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect import Flow
+    from rich.table import Table
 
     from flows import demo as demonstration
     from flows.doctor import Finding
     from flows.outcome import Outcome
     from tasks.doctor import needs
-    from tasks.release import Problem, StagePointer
+    from tasks.release import Problem
     from tasks.settings import Settings
     from tasks.store import Store
 
@@ -251,35 +251,28 @@ def plan(to: To = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def status(as_json: Json = False) -> None:
-    """Show both stages: release, age, hold, what is retained."""
-    from tasks.platforms import open_store
-    from tasks.release import StageName
+def status(
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="again every two seconds, until Ctrl-C")] = False,
+) -> None:
+    """Show what serves where, who waits for whom, and what the watch last saw. Wakes nothing and changes nothing."""
+    from tasks.overview import as_json as records
+    from tasks.overview import overview, rows
+    from tasks.platforms import open_platform
     from tasks.settings import load
 
     settings = load()
-    store = open_store(settings)
-    pointers = [store.pointer(stage) for stage in get_args(StageName)]
+    platform = open_platform(settings)
     if as_json:
-        print_json([p.model_dump(mode="json") for p in pointers])
-        return
-    show_table(
-        f"{settings.platform} platform, store {store.root}",
-        ("stage", "release", "since", "hold", "retained"),
-        (_status_row(store, pointer) for pointer in pointers),
-    )
+        return print_json(records(overview(platform)))
 
+    def table() -> Table:
+        return two_columns([("", f"{platform.name} platform, store {platform.store.root}"), *rows(overview(platform))])
 
-def _status_row(store: Store, pointer: StagePointer) -> tuple[str, ...]:
-    from tasks.release import now
-
-    def label(release_id: str | None) -> str:
-        found = store.release(release_id) if release_id else None
-        return found.label if found else release_id or "-"
-
-    age = str(timedelta(seconds=int((now() - pointer.since).total_seconds()))) if pointer.since else "-"
-    hold = f"{pointer.hold.by}: {pointer.hold.reason}" if pointer.hold else "-"
-    return pointer.stage, label(pointer.release), age, hold, ", ".join(map(label, pointer.retained)) or "-"
+    if watch:
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+        show_live(table, every_s=2)
+    console.print(table())
 
 
 @app.command()

@@ -192,6 +192,9 @@ class Files(Protocol):
     def lock_holder(self, name: str) -> int | None:
         """The process of this machine that holds a named lock for certain; None when there is none, or none is seen."""
 
+    def holders(self) -> dict[str, str]:
+        """Who holds which lock just now, in its own words; but for the activators, which hold theirs for ever."""
+
 
 class LocalFiles:
     """Documents in a folder of this machine: written, synced, renamed, and the folder synced."""
@@ -238,6 +241,11 @@ class LocalFiles:
 
     def lock_holder(self, name: str) -> int | None:
         return flock_holder(self._root / "locks" / f"{name}.lock")
+
+    def holders(self) -> dict[str, str]:
+        paths = [p for p in sorted((self._root / "locks").glob("*.lock")) if not p.stem.startswith("activator-")]
+        held = locked_by if PROC_LOCKS.exists() else _held_by_its_holder
+        return {p.stem: p.read_text(errors="replace").strip() for p in paths if held(p)}
 
 
 @contextmanager
@@ -670,6 +678,10 @@ class Store:
         """The process of this machine that holds a named lock for certain."""
         return self.files.lock_holder(name)
 
+    def holders(self) -> dict[str, str]:
+        """Who holds which lock just now, in its own words; but for the activators, which hold theirs for ever."""
+        return self.files.holders()
+
 
 @contextmanager
 def hold(
@@ -738,6 +750,17 @@ def locked_by(path: Path) -> set[int]:
     held = (line.split() for line in PROC_LOCKS.read_text().splitlines())
     # `1: FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF`; who waits has a `->` before FLOCK
     return {int(each[4]) for each in held if each[1] != "->" and each[5].rpartition(":")[2] == inode}
+
+
+def _held_by_its_holder(path: Path) -> bool:
+    """As far as it can be told without /proc/locks: its holder wrote its pid into it, and lives."""
+    try:
+        os.kill(int(json.loads(path.read_text())["pid"]), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return True
 
 
 _NAMED_BY_TIME = "%Y%m%dT%H%M%S.%fZ"

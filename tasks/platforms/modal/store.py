@@ -140,6 +140,13 @@ class VolumeFiles:
             return None
         return None if _gone(holder) else int(holder["pid"])
 
+    def holders(self) -> dict[str, str]:
+        with told("looking at the locks"):
+            locks = _locks(self._settings)
+            names = {str(key).rpartition("/")[0] for key in list(locks.keys())}
+            held = {name: json.loads(locks.get(f"{name}/{_turns(locks, name)[-1]}", "{}")) for name in sorted(names)}
+        return {name: _words(holder) for name, holder in held.items() if not (holder.get("free") or _gone(holder))}
+
 
 class Lease:
     """Our turn of a lock. It is lost when it was not renewed for LEASE_S, as on a laptop that slept, and another
@@ -208,11 +215,15 @@ def _gone(holder: dict[str, Any]) -> bool:
     return time.time() - float(holder.get("renewed", 0)) > LEASE_S
 
 
+def _words(holder: dict[str, Any]) -> str:
+    words = {key: value for key, value in holder.items() if key not in ("token", "renewed")}
+    return json.dumps(words) if words else ""
+
+
 def _taken(name: str, holder: dict[str, Any]) -> ToolingError:
-    told_of = {key: value for key, value in holder.items() if key not in ("token", "renewed")}
     return ToolingError(
         f"another process holds the lock {name}",
-        evidence=json.dumps(told_of) if told_of else "it has not said who it is",
+        evidence=_words(holder) or "it has not said who it is",
         todo=f"wait for it, or stop it (its lease ends {LEASE_S:.0f} s after it died); nothing was changed",
     )
 
