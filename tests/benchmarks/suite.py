@@ -880,13 +880,13 @@ BREAKS = (
     ),
     Break(
         "tasks/redeploy.py", "during a hold no other release comes into production",
-        "    if target != pointer.release:\n        refuse_on_hold(pointer)\n", "",
+        "    if release.id != pointer.release:\n        refuse_on_hold(pointer)\n", "",
         "tests/flows/test_order.py::test_only_what_production_has_or_retains_is_redeployed_and_during_a_hold_only_"
         "what_it_has",
     ),
     Break(
         "tasks/redeploy.py", "what is redeployed is in production or retained",
-        "if target is None or target not in (pointer.release, *pointer.retained):", "if target is None:",
+        "if release is None or release.id not in served:", "if release is None:",
         "tests/flows/test_order.py::test_only_what_production_has_or_retains_is_redeployed_and_during_a_hold_only_"
         "what_it_has",
     ),

@@ -83,7 +83,7 @@ def test_the_server_makes_the_runs_of_what_is_scheduled_and_no_others(api: Api) 
         ("upgrade", {"again": "maybe"}, "again"),
         ("rollback", {"by": "  ", "reason": "tool calls broke"}, "by"),
         ("rollback", {"by": "ada"}, "reason"),
-        ("rollback", {"by": "ada", "reason": "worse", "to": "b11434"}, "to"),
+        ("rollback", {"by": "ada", "reason": "worse", "to": "the last one"}, "to"),
         ("redeploy", {"by": "ada", "reason": ""}, "reason"),
         ("redeploy", {"by": "ada", "reason": "new key", "release": "latest"}, "release"),
     ],
