@@ -119,12 +119,12 @@ def rollback(
         return rollback_now.roll_back(by, reason, to, as_json)
 
     from tasks.platforms import open_platform
-    from tasks.promote import retained
+    from tasks.promote import check_way_back
 
     settings = _begin(as_json, ())
     store = open_platform(settings).store
     if not store.intent("production"):  # else the flow finishes or undoes that first
-        retained(store, to)
+        check_way_back(store, to)
     from flows.rollback import rollback as flow
 
     check_parameters(flow, by=by, reason=reason, to=to)
@@ -270,7 +270,7 @@ def status(
         return two_columns([("", f"{platform.name} platform, store {platform.store.root}"), *rows(overview(platform))])
 
     if watch:
-        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+        _ends_in_order(signal.SIGINT)
         show_live(table, every_s=2)
     console.print(table())
 
@@ -283,7 +283,7 @@ def history(
     from tasks.platforms import open_store
     from tasks.settings import load
 
-    events = open_store(load()).ledger()[-last:]
+    events = open_store(load()).ledger(last)
     if as_json:
         print_json([e.model_dump(mode="json") for e in events])
         return
@@ -493,8 +493,7 @@ def serve(
     from flows import serve as serving
     from tasks.doctor import needs
 
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: sys.exit(0))
+    _ends_in_order(signal.SIGTERM, signal.SIGINT)
     with prefect_page(False, port, needed=needs.MACHINE, open_to_all=open_to_all) as page:
         serving.deploy()
         with serving.worker() as worker:
@@ -671,10 +670,11 @@ def main() -> None:
     try:
         _check_words(sys.argv)
         app()
-    except SystemExit as ended:  # what typer (0.29) makes of a KeyboardInterrupt, without a word
-        if ended.code == INTERRUPTED:
-            print("\ninterrupted; nothing is lost: run it again", file=sys.stderr)
-        raise
+    except (KeyboardInterrupt, SystemExit) as ended:  # typer (0.29) makes an exit of the one, without a word
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+            raise
+        print("\ninterrupted; nothing is lost: run it again", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         from tasks.release import Problem
 
@@ -683,6 +683,12 @@ def main() -> None:
         problem = error if isinstance(error, Problem) else _refused_here(error)
         print(f"\n{visible(str(problem))}", file=sys.stderr)
         sys.exit(problem.exit_code)
+
+
+def _ends_in_order(*signals: signal.Signals) -> None:
+    """From now on these are how the command is meant to end."""
+    for each in signals:
+        signal.signal(each, lambda *_: sys.exit(0))
 
 
 def _interrupt(*_: object) -> None:

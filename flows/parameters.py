@@ -11,29 +11,28 @@ _TAG = r"^(b?\d+|v\d+\.\d+\.\d+)$"
 _RELEASE = r"^(b?\d+|v\d+\.\d+\.\d+|[0-9a-f]{4,12})$"
 
 
-def _check_tag(word: str) -> str:
-    if not re.fullmatch(_TAG, word):
-        raise ValueError(f"{word!r} is no tag of upstream's: b11434, 11434 and v0.6.0 are")
-    return word
+def _only(pattern: str, else_told: str) -> AfterValidator:
+    """Refuses what does not match in words that say what would. Prefect's page checks a form by the schema, in which a
+    validator is not: the pattern has to stand there, too."""
+
+    def check(word: str) -> str:
+        if not re.fullmatch(pattern, word):
+            raise ValueError(f"{word!r} {else_told}")
+        return word
+
+    return AfterValidator(check)
 
 
-def _check_release(word: str) -> str:
-    if not re.fullmatch(_RELEASE, word):
-        raise ValueError(f"{word!r} names no release: its tag does (b11434, v0.6.0), or its id, or 4 characters of it")
-    return word
-
-
-# Prefect's page checks a form against the schema, which a validator is not in
 Tag = Annotated[
     str,
-    AfterValidator(_check_tag),
+    _only(_TAG, "is no tag of upstream's: b11434, 11434 and v0.6.0 are"),
     Field(json_schema_extra={"pattern": _TAG}, examples=["b11434", "v0.6.0"]),
 ]
 """An upstream build or stable release."""
 
 ReleaseName = Annotated[
     str,
-    AfterValidator(_check_release),
+    _only(_RELEASE, "names no release: its tag does (b11434, v0.6.0), or its id, or 4 characters of it"),
     Field(json_schema_extra={"pattern": _RELEASE}, examples=["b11434", "0a1b2c3d4e5f"]),
 ]
 """What people call a release: as `llama-release status` shows it, or a part of that."""

@@ -24,6 +24,5 @@ def rollback(by: Words, reason: Words, to: ReleaseName | None = None) -> State[O
     platform = open_platform(settings)
     with one_at_a_time(platform.store), notify.following(platform.store, settings.notify):
         promote.recover(platform)
-        chosen = promote.retained(platform.store, to)
-        done = promote.rollback(platform, chosen, by, reason, settings.retain)
+        done = promote.rollback(platform, promote.meant(platform.store, to), by, reason, settings.retain)
         return ended("rolled_back", done.release)

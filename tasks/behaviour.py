@@ -9,6 +9,7 @@ from typing import Any
 
 from tasks.release import digest_of
 
+_READ = (".py", ".jinja")
 _SAYS_NOTHING = frozenset({"kind", "type_comment"})
 
 
@@ -25,9 +26,6 @@ def digest_of_code(*folders: Path) -> str:
 def _behaviour(path: Path) -> Any:
     text = path.read_text(encoding="utf-8")
     return _syntax(ast.parse(text)) if path.suffix == ".py" else text
-
-
-_READ = {".py", ".jinja"}
 
 
 def _syntax(node: Any) -> Any:

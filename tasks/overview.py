@@ -17,6 +17,9 @@ from tasks.store import DAMAGED, Store
 from tasks.troubles import load_troubles
 from tasks.watch import alerts, series
 
+LATEST_EVENTS = 200
+"""So many of the ledger are looked through for damaged ones; `doctor` reads all."""
+
 Part = TypeVar("Part")
 
 
@@ -144,7 +147,7 @@ def _watched(store: Store) -> str:
 
 
 def _damaged(store: Store) -> Iterator[str]:
-    yield from (event.summary for event in store.ledger() if event.kind == DAMAGED)
+    yield from (event.summary for event in store.ledger(LATEST_EVENTS) if event.kind == DAMAGED)
 
 
 def when(at: datetime) -> str:

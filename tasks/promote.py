@@ -461,13 +461,14 @@ def recover(platform: Platform) -> str:
         return f"undid the {intent.action} to {intent.after} that was left open"
 
 
-def retained(store: Store, wanted: str | None) -> str:
-    """The id of the release that production goes back to, by what a person calls it; without, the latest retained one.
+def meant(store: Store, to: str | None) -> str | None:
+    """The id of the release that a person would go back to who calls it so. Raises what `Store.named` raises."""
+    return store.named(to, store.pointer("production").retained).id if to else None
 
-    Raises BadInput when that may be several, or is not retained, or a hold says that this was done already.
-    """
-    pointer = store.pointer("production")
-    return _way_back(pointer, None, store.named(wanted, pointer.retained).id if wanted else None).release
+
+def check_way_back(store: Store, to: str | None) -> None:
+    """Raises BadInput when production can't go back to what a person calls so, or not without being told where to."""
+    _way_back(store.pointer("production"), None, meant(store, to))
 
 
 def back_to(platform: Platform, to: str | None, by: str, reason: str, retain: int) -> Promotion:

@@ -25,8 +25,8 @@ def choose(store: Store, wanted: str | None) -> Release:
     when it is not whole in the store.
     """
     pointer = store.pointer("production")
-    served = (pointer.release, *pointer.retained)
-    release = store.named(wanted, served) if wanted else store.release(pointer.release or "")
+    served, target = (pointer.release, *pointer.retained), wanted or pointer.release
+    release = store.named(target, served) if target else None
     if release is None or release.id not in served:
         raise BadInput(
             f"production can be redeployed with what it has or retains, not with {wanted or 'nothing'}",

@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, get_args
 
 from modal_app.redaction import redact
-from tasks.process import Output, ask
+from tasks.process import Output, ask, is_there
 from tasks.release import (
     Approval,
     BadInput,
@@ -640,24 +640,26 @@ class Store:
         self._save(f"ledger/{timed_name(event.at)}", event)
         return event
 
-    def ledger(self) -> list[Event]:
-        """Every event, oldest first; one of kind DAMAGED in the place of each that can't be read."""
-        return [event for _, event in self.events()]
+    def ledger(self, last: int | None = None) -> list[Event]:
+        """Every event, oldest first, or so many of the latest; one of kind DAMAGED in the place of each that can't be
+        read."""
+        paths = self.files.names("ledger/*.json")
+        return [event for path in (paths[-last:] if last else paths) if (event := self._event(path))]
 
     def events(self, *, after: str = "", until: str = "~") -> Iterator[tuple[str, Event]]:
         """(file name, event), oldest first, of those whose name comes after `after`, up to and with `until`."""
         for path in self.files.names("ledger/*.json"):
             name = path.rpartition("/")[2]
-            if after < name <= until and (event := self._event(path, name)):
+            if after < name <= until and (event := self._event(path)):
                 yield name, event
 
-    def _event(self, path: str, name: str) -> Event | None:
+    def _event(self, path: str) -> Event | None:
         """One that can't be read stops nobody: whoever shows the ledger shows that it is there."""
         try:
             return self._load(path, Event)
         except (Damaged, OSError, ValueError) as error:  # a Volume that can't be reached is no damage
             why = (error.evidence if isinstance(error, Damaged) else str(error)).partition("\n")[0]
-            return Event(kind=DAMAGED, summary=f"{path} can't be read: {why}", at=_event_time(name))
+            return Event(kind=DAMAGED, summary=f"{path} can't be read: {why}", at=_event_time(path.rpartition("/")[2]))
 
     def load_outbox(self, kind: type[M]) -> M | None:
         """How far people were told of the ledger."""
@@ -755,12 +757,9 @@ def locked_by(path: Path) -> set[int]:
 def _held_by_its_holder(path: Path) -> bool:
     """As far as it can be told without /proc/locks: its holder wrote its pid into it, and lives."""
     try:
-        os.kill(int(json.loads(path.read_text())["pid"]), 0)
-    except PermissionError:
-        return True
+        return is_there(int(json.loads(path.read_text())["pid"]))
     except (OSError, ValueError, LookupError, TypeError):
         return False
-    return True
 
 
 _NAMED_BY_TIME = "%Y%m%dT%H%M%S.%fZ"

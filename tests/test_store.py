@@ -161,6 +161,16 @@ def test_an_event_that_cannot_be_read_is_named_in_its_place_and_stops_nothing(st
     assert [e.kind for e in store.ledger()] == [DAMAGED, "k", "k"]
 
 
+def test_the_latest_of_the_ledger_are_read_alone(store: Store) -> None:
+    for kind in ("a", "b", "c"):
+        store.log(Event(kind=kind, summary="s"))
+    assert [e.kind for e in store.ledger(2)] == ["b", "c"]
+    first = min((store.root / "ledger").iterdir())
+    first.write_text("{")
+    assert [e.kind for e in store.ledger(2)] == ["b", "c"]
+    assert [e.kind for e in store.ledger(9)] == [DAMAGED, "b", "c"]
+
+
 def test_a_ledger_that_cannot_be_reached_is_no_damaged_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.log(Event(kind="k", summary="s"))
 

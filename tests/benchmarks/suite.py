@@ -91,7 +91,7 @@ BREAKS = (
     ),
     Break(
         "flows/__main__.py", "an interrupted command says so",
-        "if ended.code == INTERRUPTED:", "if not ended.code:",
+        "ended.code != INTERRUPTED:", "ended.code == INTERRUPTED:",
         "tests/flows/test_interrupted.py",
     ),
     Break(

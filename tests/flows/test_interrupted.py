@@ -13,28 +13,25 @@ import pytest
 
 from tests.conftest import in_force
 from tests.fakes.github import fake_github
-from tests.flows.conftest import REPOSITORY
+from tests.flows.conftest import REPOSITORY, settings_in
 from tests.platforms.stand import command_lines, until
 
 pytestmark = pytest.mark.wire
 
-SLEEPS = "cmake_minimum_required(VERSION 3.14)\nproject(sleeps NONE)\nexecute_process(COMMAND sleep 4711)\n"
+ENDLESS = """\
+cmake_minimum_required(VERSION 3.14)
+project(endless NONE)
+execute_process(COMMAND tail -f ${CMAKE_CURRENT_LIST_FILE})
+"""
 
 
 @pytest.mark.usefixtures("page")
 def test_an_upgrade_that_is_interrupted_says_so_once_and_how_to_go_on(scripted_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "patches").mkdir()
-    (tmp_path / "patches/series").write_text("")
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "PREFECT_"))}
     with fake_github(tmp_path / "github") as github:
-        github.commit("server : b9998", {"CMakeLists.txt": SLEEPS})
+        github.commit("server : b9998", {"CMakeLists.txt": ENDLESS})
         github.release("b9998", "2026-11-01T12:00:00Z", prerelease=True)
-        for name, value in {
-            "STORE": tmp_path / "store", "CACHE": tmp_path / "cache", "PATCHES": tmp_path / "patches",
-            "LOCAL__STAGING_PORT": 0, "LOCAL__PRODUCTION_PORT": 0, "SERVER__MODEL": scripted_model,
-            "UPSTREAM__KIND": "github", "UPSTREAM__API_URL": github.url,
-        }.items():  # fmt: skip
-            env[f"LLAMA_RELEASE_{name}"] = str(value)
+        env |= settings_in(tmp_path, scripted_model, github.url)
         upgrade = subprocess.Popen(
             [sys.executable, "-m", "flows", "upgrade", "--to", "b9998"], cwd=REPOSITORY, env=env | in_force(),
             text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -42,7 +39,8 @@ def test_an_upgrade_that_is_interrupted_says_so_once_and_how_to_go_on(scripted_m
         )  # fmt: skip
 
         def configures() -> set[int]:
-            return {pid for pid, words in command_lines().items() if words[:2] == ["sleep", "4711"]}
+            own = str(tmp_path)
+            return {pid for pid, words in command_lines().items() if words[0] == "tail" and own in " ".join(words)}
 
         assert until(lambda: bool(configures()) or upgrade.poll() is not None, 120)
         os.killpg(upgrade.pid, signal.SIGINT)
@@ -52,3 +50,16 @@ def test_an_upgrade_that_is_interrupted_says_so_once_and_how_to_go_on(scripted_m
     assert said.count("interrupted; nothing is lost: run it again") == 1, said
     assert not re.search("Traceback|KeyboardInterrupt|Error logging", said), said
     assert until(lambda: not configures(), 30)
+
+
+PRESSED = """
+import os, signal
+from flows import __main__ as command
+command._check_words = lambda _: os.kill(os.getpid(), signal.SIGINT)
+command.main()
+"""
+
+
+def test_before_the_command_line_is_read_it_is_the_same() -> None:
+    done = subprocess.run([sys.executable, "-c", PRESSED], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted; nothing is lost: run it again")

@@ -26,7 +26,7 @@ from tasks.store import Store
 from tests import tiny
 from tests.conftest import in_force
 from tests.fakes.github import FakeGithub, fake_github
-from tests.flows.conftest import REPOSITORY
+from tests.flows.conftest import REPOSITORY, settings_in
 from tests.test_release import seen
 
 pytestmark = pytest.mark.wire
@@ -82,14 +82,8 @@ def github(tmp_path: Path) -> Iterator[FakeGithub]:
 def here(github: FakeGithub, scripted_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     for name in [name for name in os.environ if name.startswith(("LLAMA_", "PREFECT_"))]:
         monkeypatch.delenv(name)
-    (tmp_path / "patches").mkdir()
-    (tmp_path / "patches/series").write_text("")
-    for name, value in {
-        "STORE": tmp_path / "store", "CACHE": tmp_path / "cache", "PATCHES": tmp_path / "patches",
-        "LOCAL__STAGING_PORT": 0, "LOCAL__PRODUCTION_PORT": 0, "SERVER__MODEL": scripted_model,
-        "UPSTREAM__KIND": "github", "UPSTREAM__API_URL": github.url,
-    }.items():  # fmt: skip
-        monkeypatch.setenv(f"LLAMA_RELEASE_{name}", str(value))
+    for name, value in settings_in(tmp_path, scripted_model, github.url).items():
+        monkeypatch.setenv(name, value)
     return Here(Store(tmp_path / "store"))
 
 

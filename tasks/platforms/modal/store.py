@@ -22,7 +22,7 @@ from modal_app.deployment import store_volume
 from modal_app.settings import ModalSettings
 from tasks.platforms.modal.account import told
 from tasks.platforms.modal.tools import Tools
-from tasks.process import Output, started
+from tasks.process import Output, is_there, started
 from tasks.release import BadInput, Build, FileRef, Release, ToolingError
 from tasks.store import Store, write_atomic
 
@@ -133,8 +133,7 @@ class VolumeFiles:
         """One that renewed its lease moments ago: its number is not another process's by now."""
         with told(f"looking at the lock {name}"):
             locks = _locks(self._settings)
-            turns = _turns(locks, name)
-            holder = json.loads(locks.get(f"{name}/{turns[-1]}", "{}")) if turns else {}
+            holder = _latest(locks, name)
         here = holder.get("host") == socket.gethostname()
         if holder.get("free") or not here or time.time() - float(holder["renewed"]) > 2 * RENEW_S:
             return None
@@ -144,7 +143,7 @@ class VolumeFiles:
         with told("looking at the locks"):
             locks = _locks(self._settings)
             names = {str(key).rpartition("/")[0] for key in list(locks.keys())}
-            held = {name: json.loads(locks.get(f"{name}/{_turns(locks, name)[-1]}", "{}")) for name in sorted(names)}
+            held = {name: _latest(locks, name) for name in sorted(names)}
         return {name: _words(holder) for name, holder in held.items() if not (holder.get("free") or _gone(holder))}
 
 
@@ -204,14 +203,16 @@ def _turns(locks: modal.Dict, name: str) -> list[int]:
     return sorted(int(key.rpartition("/")[2]) for key in list(locks.keys()) if key.rpartition("/")[0] == name)
 
 
+def _latest(locks: modal.Dict, name: str) -> dict[str, Any]:
+    """What the holder of a lock's latest turn says of itself; {} when there was none."""
+    turns = _turns(locks, name)
+    found: dict[str, Any] = json.loads(locks.get(f"{name}/{turns[-1]}", "{}")) if turns else {}
+    return found
+
+
 def _gone(holder: dict[str, Any]) -> bool:
-    if holder.get("host") == socket.gethostname():
-        try:
-            os.kill(int(holder["pid"]), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
+    if holder.get("host") == socket.gethostname() and not is_there(int(holder["pid"])):
+        return True
     return time.time() - float(holder.get("renewed", 0)) > LEASE_S
 
 
