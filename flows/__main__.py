@@ -526,7 +526,7 @@ def demo(
 def _what_next(page: str, keep: bool) -> None:
     console.print("\nTry next, with .venv/bin on your PATH:")
     for line in (
-        "llama-release status                     both stages and what is retained",
+        "llama-release status                     what serves where, who waits for whom, what is retained",
         "llama-release history                    everything that happened",
         "llama-release plan --to b11393           what another upgrade would do",
         "llama-release start                      production answers again (it was stopped with the demo)",
