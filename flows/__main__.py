@@ -376,10 +376,10 @@ def stop() -> None:
 
 
 def _no_run(store: Store, verb: str) -> AbstractContextManager[None]:
-    """No run is under way meanwhile. Raises ToolingError that names the one that is."""
-    from tasks.release import now
+    """No run is under way meanwhile. Raises Taken, which names the one that is."""
+    from flows.outcome import held_in_turn
 
-    return store.lock("release", holder={"name": verb, "since": now().isoformat(timespec="seconds")})
+    return held_in_turn(store, "release", {"name": verb})
 
 
 @app.command()

@@ -196,6 +196,14 @@ class Files(Protocol):
         """Who holds which lock just now, in its own words; but for the activators, which hold theirs for ever."""
 
 
+class Taken(ToolingError):
+    """A lock that another process holds; `holder` is what that wrote of itself, {} when it has not."""
+
+    def __init__(self, what: str, *, evidence: str = "", todo: str = "", holder: dict[str, Any] | None = None) -> None:
+        super().__init__(what, evidence=evidence, todo=todo)
+        self.holder = holder or {}
+
+
 class LocalFiles:
     """Documents in a folder of this machine: written, synced, renamed, and the folder synced."""
 
@@ -696,7 +704,7 @@ def hold(
     """Hold a lock file; the kernel lets go of it when the process dies, however it dies.
 
     `stale` is told what a holder that died without letting go had written about itself.
-    Raises ToolingError that names the holder when it is taken and `wait` is false.
+    Raises Taken when it is taken and `wait` is false.
     """
     with _told(f"the lock {path} cannot be taken"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -706,10 +714,12 @@ def hold(
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             file.seek(0)
-            raise ToolingError(
+            words = file.read().strip()
+            raise Taken(
                 f"another process holds the lock {path}",
-                evidence=file.read().strip() or "it has not said who it is",
+                evidence=words or "it has not said who it is",
                 todo="wait for it, or stop it; nothing was changed",
+                holder=_holder(words),
             ) from error
         file.seek(0)
         left = file.read().strip()

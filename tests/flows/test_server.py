@@ -29,7 +29,7 @@ from prefect import Flow, State, flow, get_client
 from prefect.states import Pending, Running, Scheduled
 
 from flows.__main__ import run_flow
-from flows.outcome import ALONE, Outcome, ended, one_at_a_time
+from flows.outcome import ALONE, Outcome, ended, if_free, one_at_a_time
 from flows.server import LOST_AFTER, mark_crashed, prefect_server, settle
 from tasks.approval import ask
 from tasks.approval.held import answer
@@ -225,6 +225,26 @@ def test_a_second_run_is_refused_and_a_killed_run_is_marked_crashed_by_the_next(
     assert state_of(run) == "Paused"
     assert run_flow(asking(store), page, "ada").kind == "promoted"
     assert state_of(run) == "Crashed"
+
+
+@flow(name="watching")
+def watching(store: Store, seconds: float) -> None:
+    with if_free(store) as busy:
+        assert not busy
+        time.sleep(seconds)
+
+
+def test_a_run_that_begins_while_the_watch_looks_in_waits_for_it(
+    store: Store, page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in in_force().items():
+            patch.setenv(name, value)
+        looks_in = in_a_process(store, "watching.with_options(flow_run_name='restore watch')(store, 3)")
+        wait_for(store.holders)
+        assert run_flow(asking(store), page, "ada").kind == "promoted"
+        assert looks_in.wait(60) == 0
+    assert "waiting for restore watch to let go" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("page")

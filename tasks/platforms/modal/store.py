@@ -24,7 +24,7 @@ from tasks.platforms.modal.account import told
 from tasks.platforms.modal.tools import Tools
 from tasks.process import Output, is_there, started
 from tasks.release import BadInput, Build, FileRef, Release, ToolingError
-from tasks.store import Store, write_atomic
+from tasks.store import Store, Taken, write_atomic
 
 LEASE_S = 180.0
 """A lock whose holder has not renewed it for so long is free: Modal does not know when a holder dies."""
@@ -107,7 +107,7 @@ class VolumeFiles:
         Its turns are numbered and put with `skip_if_exists`, which only one can win. The holder renews its lease; a
         holder whose process on this machine is gone, or whose lease has run out, has lost it: nothing is written here
         by one that has.
-        Raises ToolingError that names the holder when it is taken.
+        Raises Taken when another process holds it.
         """
         with told(f"taking the lock {name}"):
             locks = _locks(self._settings)
@@ -181,7 +181,7 @@ def _locks(settings: ModalSettings) -> modal.Dict:
 
 
 def _take(locks: modal.Dict, name: str, mine: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(key of our turn, what the holder that died left or {}). Raises ToolingError when it is taken."""
+    """(key of our turn, what the holder that died left or {}). Raises Taken when it is."""
     before = _turns(locks, name)
     last = before[-1] if before else 0
     left = json.loads(locks.get(f"{name}/{last}", "{}"))
@@ -221,11 +221,12 @@ def _words(holder: dict[str, Any]) -> str:
     return json.dumps(words) if words else ""
 
 
-def _taken(name: str, holder: dict[str, Any]) -> ToolingError:
-    return ToolingError(
+def _taken(name: str, holder: dict[str, Any]) -> Taken:
+    return Taken(
         f"another process holds the lock {name}",
         evidence=_words(holder) or "it has not said who it is",
         todo=f"wait for it, or stop it (its lease ends {LEASE_S:.0f} s after it died); nothing was changed",
+        holder=holder,
     )
 
 
