@@ -37,6 +37,9 @@ class What(StrEnum):
     VALUE_CHANGED = "value changed"
     """A flag that took a value takes none now, or the other way round."""
     STATUS_CHANGED = "status changed"
+    CHANGED = "changed"
+    DESCRIBED = "described otherwise"
+    """The same flag with other words in its help: what it does with its value may be another thing."""
 
 
 class Difference(Model):
@@ -129,7 +132,8 @@ def successor_of(flag: Flag, old: Surface, new: Surface) -> tuple[Flag | None, s
     In this order: upstream's own words, the same variable, the same help, most of the same help. Never a name alone.
     """
     live = {name: each for each in new.flags if not each.removed for name in each.names}
-    fresh = [each for each in live.values() if not any(name in one.names for one in old.flags for name in each.names)]
+    known = {name for each in old.flags for name in each.names}
+    fresh = [each for each in live.values() if not known & set(each.names)]
     notice = next((each.text for each in new.flags if each.removed and set(each.names) & set(flag.names)), "")
     for text in (notice, flag.text if "DEPRECATED" in flag.text else ""):
         if named := [name for name in re.findall(r"(?<!-)--[\w-]*\w", text) if name in live]:
