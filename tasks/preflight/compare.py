@@ -158,12 +158,11 @@ def _common_words(text: str, other: str) -> str:
 
 
 def _variables(old: Surface, new: Surface) -> Iterator[Difference]:
-    read = {name for flag in new.flags for name in flag.variables}.union(new.variables)
-    had = {name for flag in old.flags for name in flag.variables}.union(old.variables)
+    read, had = _read_variables(new), _read_variables(old)
     by_name = {name: flag for flag in new.flags if not flag.removed for name in flag.names}
     said: set[str] = set()
     for flag in old.flags:
-        if lost := tuple(name for name in flag.variables if name not in read):
+        if lost := tuple(name for name in flag.variables if name in had - read):
             after = next((by_name[name] for name in flag.names if name in by_name), None)
             evidence = f"the variable of {flag.main}" if after else ""
             if after is None:
@@ -179,10 +178,19 @@ def _variables(old: Surface, new: Surface) -> Iterator[Difference]:
                 evidence=evidence,
             )
     for name in old.variables:
-        if name not in read | said:
+        if name in had - read - said:
             yield Difference(kind=Kind.VARIABLE, what=What.REMOVED, names=(name,), gone=True)
     for name in sorted(read - had):
         yield Difference(kind=Kind.VARIABLE, what=What.ADDED, names=(name,))
+
+
+def _read_variables(surface: Surface) -> set[str]:
+    """The variables that do something. That of a flag which is only listed to be refused ends the server (b9105)."""
+    live, refused = (
+        {name for flag in surface.flags if flag.removed is removed for name in flag.variables}
+        for removed in (False, True)
+    )
+    return live.union(surface.variables) - (refused - live)
 
 
 # -- routes and fields --------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def _options(code: Code, known: Defaults) -> Iterator[Declared]:
         ways = _PARAMETER.findall(code.bare[m.start() : closes])
         yield Declared(
             read_flag(", ".join(names) + "".join(f" {hint}" for hint in hints), said),
-            code.at(arguments[0][0]),
+            code.at(code.shape.index("{", opens)),
             any(program in SERVED for program in programs),
             frozenset(way.rpartition(".")[2] for way in ways),
             frozenset(way.partition(".")[0] for way in ways),
