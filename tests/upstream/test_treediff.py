@@ -368,6 +368,17 @@ def test_our_architecture_is_its_builder_and_never_a_word(between: Compare) -> N
     assert Ours(architecture="gemma4").serves("chat : Gemma 4 parser")
 
 
+def test_files_that_our_patches_change_are_told(between: Compare) -> None:
+    used = Ours(files={"common/chat.cpp": "patch 0001.patch", "common/log.cpp": "patch 0002.patch"})
+    old = {"common/chat.cpp": "a\n", "common/log.cpp": "a\n", "common/other.cpp": "a\n"}
+    found = between(old, {"common/chat.cpp": "b\n"}, used)
+    assert [(c.name, c.risk, c.touches) for c in found.changes if c.kind is Kind.PATCHED] == [
+        ("common/log.cpp", Risk.MAY_BREAK_US, ("patch 0002.patch",)),
+        ("common/chat.cpp", Risk.TOUCHES_US, ("patch 0001.patch",)),
+    ]
+    assert page.summary(found) == "2 differences in the two trees, 1 may break us (common/log.cpp), 0 others"
+
+
 # -- reading C++ --------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from tasks.sources import Sources, fits
 from tasks.upstream.ours import Ours
 from tasks.upstream.risk import Risk
 from tasks.upstream.treediff import flags, trees
-from tasks.upstream.treediff.compare import Side, TreeChange, compare
+from tasks.upstream.treediff.compare import Side, TreeChange, compare, patched
 from tasks.upstream.treediff.facts import Kind
 from tasks.upstream.treediff.judge import Judge
 from tasks.upstream.treediff.trees import Tree
@@ -52,7 +52,7 @@ def read(sources: Sources, old: str, new: str, used: Ours) -> TreeDiff:
     return TreeDiff(
         old=old,
         new=new,
-        changes=tuple(judge.judged(compare(here, there))),
+        changes=tuple(judge.judged([*compare(here, there), *patched(before, after, used.files)])),
         unknown=tuple(_unknown(before, after)),
         seconds=time.monotonic() - began,
     )

@@ -341,7 +341,7 @@ def _words(flag: Flag) -> list[str]:
 def _cuda(old: Tree, new: Tree) -> Iterator[TreeChange]:
     """CUDA sources: how many are not what they were. What they compute nobody reads off a diff."""
     here = {path for path in (*old.blobs, *new.blobs) if path.startswith("ggml/src/ggml-cuda/")}
-    differ = sorted(p for p in here if old.blobs.get(p) != new.blobs.get(p) and not old.lacks(p) and not new.lacks(p))
+    differ = sorted(path for path in here if differs(old, new, path))
     if differ:
         names = ", ".join(path.rpartition("/")[2] for path in differ[:5])
         yield TreeChange(
@@ -352,3 +352,17 @@ def _cuda(old: Tree, new: Tree) -> Iterator[TreeChange]:
             at_old=f"{differ[0]}:1",
             at_new=f"{differ[0]}:1",
         )
+
+
+def differs(old: Tree, new: Tree, path: str) -> bool:
+    """Whether a file is not the same in both trees, by all that their archives let one know."""
+    return old.blobs.get(path) != new.blobs.get(path) and not old.lacks(path) and not new.lacks(path)
+
+
+def patched(old: Tree, new: Tree, paths: Iterable[str]) -> Iterator[TreeChange]:
+    """Those of these files that differ."""
+    for path in sorted(paths):
+        if differs(old, new, path):
+            what = What.CHANGED if path in new.blobs else What.REMOVED
+            here = f"{path}:1" if path in new.blobs else ""
+            yield TreeChange(kind=Kind.PATCHED, what=what, name=path, at_old=f"{path}:1", at_new=here, gone=not here)

@@ -40,6 +40,8 @@ class Kind(StrEnum):
     PARSER = "chat parser"
     CUDA = "CUDA code"
     README = "server README"
+    PATCHED = "patched file"
+    """A file that our series changes."""
 
 
 class Fact(NamedTuple):

@@ -83,8 +83,8 @@ class Judge:
             return change.gone and not change.name.endswith(".jinja")
         if change.kind is Kind.LOG:
             return change.gone and change.at_old.startswith("tools/server/")
-        if change.kind in (Kind.PARSER, Kind.CUDA):
-            return False
+        if change.kind in (Kind.PARSER, Kind.CUDA, Kind.PATCHED):
+            return change.kind is Kind.PATCHED and change.gone
         if change.kind is Kind.REQUEST_FIELD and change.what is What.CHANGED:
             return bool(change.now)
         return not added or change.kind is Kind.TOOLCHAIN
@@ -154,6 +154,8 @@ class Judge:
         if change.what is not What.ADDED:
             yield from self._of_clients(change)
         yield from self._of_the_model(change)
+        if change.kind is Kind.PATCHED:
+            yield used.files[change.name]
         if change.kind is Kind.ERROR and change.name.endswith(EVERY_ROUTE):
             yield "every route"
         if change.kind in (Kind.CUDA, Kind.TOOLCHAIN) and "cuda" in f"{change.name} {change.at_new}".lower():

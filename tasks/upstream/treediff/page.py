@@ -129,9 +129,11 @@ def counts(found: TreeDiff) -> str:
 
 
 def summary(found: TreeDiff) -> str:
-    """One line: `331 differences in the two trees, 3 may break us, 22 may break others`."""
-    ours, others = len(found.of(Risk.MAY_BREAK_US)), len(found.of(Risk.MAY_BREAK))
-    return f"{len(found.changes)} differences in the two trees, {ours} may break us, {others} may break others"
+    """One line: `331 differences in the two trees, 1 may break us (--no-mmap), 22 may break others`."""
+    ours, others = found.of(Risk.MAY_BREAK_US), found.of(Risk.MAY_BREAK)
+    named = ", ".join(one_line(change.name)[:_BRIEF] for change in ours[:_FEW])
+    told = f" ({named}{', …' if len(ours) > _FEW else ''})" if ours else ""
+    return f"{len(found.changes)} differences in the two trees, {len(ours)} may break us{told}, {len(others)} others"
 
 
 def row(change: TreeChange) -> tuple[str, str, str, str, str]:
