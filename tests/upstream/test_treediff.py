@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,9 +64,7 @@ def between(tmp_path: Path) -> Compare:
         index = tmp_path / "index"
         sources.git("add", "--all", "--force", ".", index=index, work_tree=folder)
         found = sources.git("write-tree", index=index).stdout.strip()
-        for path in [*folder.rglob("*")]:
-            if path.is_file():
-                path.unlink()
+        shutil.rmtree(folder)
         index.unlink()
         return found
 
