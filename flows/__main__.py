@@ -54,6 +54,8 @@ patches_app = typer.Typer(
 )
 app.add_typer(hold_app, name="hold")
 app.add_typer(patches_app, name="patches")
+upstream_app = typer.Typer(no_args_is_help=True, help="What changed upstream, read from its own source trees.")
+app.add_typer(upstream_app, name="upstream")
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON; the rows then go to standard error")]
 To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]
@@ -235,6 +237,40 @@ def patches_edit(
     from flows import patches
 
     patches.edit_one(which, to, go_on, abort)
+
+
+Markdown = Annotated[bool, typer.Option("--markdown", help="print a page in Markdown, to send to others")]
+Everything = Annotated[bool, typer.Option("--all", help="each difference a line, those that break nobody too")]
+
+
+@upstream_app.command("between")
+def upstream_between(
+    low: Annotated[str, typer.Argument(metavar="FROM", help="the older build, such as b11401")],
+    high: Annotated[str, typer.Argument(metavar="TO", help="the newer build")],
+    as_json: Json = False,
+    as_markdown: Markdown = False,
+    everything: Everything = False,
+) -> None:
+    """Say what changed between two upstream builds: what could break us, defaults, what is new, and the rest counted.
+
+    Both source trees are read as they are, so it needs no build, no model and no notes. Nothing is changed.
+    """
+    from flows import upstream
+
+    upstream.show(low, high, as_json, as_markdown, everything)
+
+
+@upstream_app.command("since")
+def upstream_since(
+    low: Annotated[str, typer.Argument(metavar="FROM", help="the older build, such as b11401")],
+    as_json: Json = False,
+    as_markdown: Markdown = False,
+    everything: Everything = False,
+) -> None:
+    """Say what changed since an upstream build, up to the newest eligible one: see `between`."""
+    from flows import upstream
+
+    upstream.show(low, None, as_json, as_markdown, everything)
 
 
 @app.command()

@@ -28,6 +28,7 @@ from tests.benchmarks import (
     start,
     suite,
     surface,
+    trees,
     watch,
 )  # fmt: skip
 from tests.benchmarks.released import NoRelease
@@ -38,6 +39,7 @@ SECTIONS = {
     "stages": stages.main,
     "patches": patches.main,
     "notes": notes.main,
+    "trees": trees.main,
     "building": building.main,
     "selftest": selftest.main,
     "surface": surface.main,
