@@ -370,7 +370,7 @@ def test_what_a_server_says_when_it_does_not_come_up_is_known(binary: Path, mode
     ours = ("--model", str(model))
     assert ids(said(binary, "--model", str(unknown))) == ["unknown-architecture"]
     assert ids(said(binary, "--model", str(cut))) == ["model-incomplete"]
-    assert ids(said(binary, "--model", str(pointer))) == ["model-incomplete"]
+    assert ids(said(binary, "--model", str(pointer))) == ["not-a-gguf"]
     assert ids(said(binary, "--model", str(tmp_path / "none.gguf"))) == ["model-missing"]
     assert ids(said(binary, *ours, "--mmproj", str(model))) == ["mmproj-wrong"]
     assert ids(said(binary, *ours, "--flash-attn")) == ["flag-value-missing"]
