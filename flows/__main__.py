@@ -38,6 +38,7 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 INTERRUPTED = 130
 SEEN = 200  # characters of a line that `explain` quotes
+TOLD = ("cause", "fix", "owner", "source")  # of a row, by `explain`
 OPENED = (
     "Open: no password, any Host name. Every user of this machine, whoever reaches the port and a web page that points "
     "its own name here may start runs, approve, roll back and read everything. Let nobody but your proxy reach it"
@@ -459,32 +460,44 @@ def _show(finding: Finding, new: bool) -> None:
         console.print(f"       {'':<12} -> {one_line(finding.todo)}", soft_wrap=True)
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 def explain(
-    text: Annotated[str | None, typer.Argument(help="an error message; without it a log is read from stdin")] = None,
+    text: Annotated[
+        list[str] | None, typer.Argument(help="an error message; without it a log is read from stdin")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a message or a log means: each known symptom in it, its cause and its fix.
+    """Say what a message or a log means: each known symptom in it, its cause and its fix, what matters most first.
 
-    Exits 0 when something was known, 1 when not.
+    A message may begin with a dash. Exits 0 when something was known, 1 when not.
     """
-    from tasks.runbook import COLLECT
-    from tasks.runbook import explain as explain_lines
+    from tasks import runbook
 
-    matches = explain_lines(text.splitlines() if text is not None else sys.stdin)
+    said = " ".join(text) if text else typer.get_text_stream("stdin", errors="replace").read()
+    matches = runbook.explain(said.splitlines())
     if as_json:
         print_json([match.model_dump(mode="json") for match in matches])
     for match in () if as_json else matches:
         times = f", {match.count} lines like it" if match.count > 1 else ""
         console.print(styled(match.row.symptom, "bold"))
         seen = f"line {match.at}{times}: {match.line[:SEEN]}"
-        for name, said in (("seen", seen), *((name, getattr(match.row, name)) for name in ("cause", "fix", "source"))):
-            console.print(f"  {name:<7} {one_line(said)}", soft_wrap=True)
+        for name, words in (("seen", seen), *((name, getattr(match.row, name)) for name in TOLD)):
+            if words:
+                console.print(f"  {name:<7} {one_line(words)}", soft_wrap=True)
     if not matches and not as_json:
-        console.print("No known symptom. Collect this, so that somebody can tell:")
-        for what in COLLECT:
-            console.print(f"  - {what}", soft_wrap=True)
+        _not_known(runbook.where_to_look(said))
     raise typer.Exit(0 if matches else 1)
+
+
+def _not_known(places: list[str]) -> None:
+    from tasks import runbook
+
+    console.print("Not known." + (" Look next at:" if places else ""))
+    for where in places:
+        console.print(f"  - {where}", soft_wrap=True)
+    console.print("Collect this, so that somebody can tell:")
+    for what in runbook.load().collect:
+        console.print(f"  - {what}", soft_wrap=True)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from tests.benchmarks import (
     contracts,
     faults,
     gate,
+    messages,
     notes,
     patches,
     refused,
@@ -50,6 +51,7 @@ SECTIONS = {
     "rollback": rollback.main,
     "faults": faults.main,
     "watch": watch.main,
+    "messages": messages.main,
 }
 LONG: dict[str, Callable[[Sequence[str]], Iterator[str]]] = {
     "soak": lambda words: soak.main(*map(int, words)),

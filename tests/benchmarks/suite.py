@@ -933,8 +933,40 @@ BREAKS = (
     ),
     Break(
         "tasks/runbook.py", "a key in a log is not quoted",
-        'line=_SECRET.sub(r"\\1***", line.strip())', "line=line.strip()",
+        'return redact(_SECRET.sub(r"\\1***", line))', "return line",
         "tests/test_runbook.py",
+    ),
+    Break(
+        "tasks/runbook.py", "of a whole log the cause comes before what came of it",
+        "key=lambda match: (ranks.index(match.row.rank), match.at)", "key=lambda match: match.at",
+        "tests/test_runbook.py",
+    ),
+    Break(
+        "tasks/runbook.py", "a warning is not to blame for a server that does not come up",
+        'if match.row.rank in ("cause", "ending")), None)', "if match), None)",
+        "tests/test_runbook.py",
+    ),
+    Break(
+        "tasks/runbook.py", "no text that an expression may do without is asked of a line",
+        'if times[:1] in ("?", "*") or times[:2] in ("{0", "{,"):', "if False:",
+        "tests/test_runbook.py",
+    ),
+    Break(
+        "tasks/runbook.toml", "a message that says which flag is gone is known",
+        "  '''(?:error: )?invalid argument: ?(?P<flag>--?[a-zA-Z][\\w-]*)''',\n", "",
+        "tests/test_runbook.py",
+    ),
+    Break(
+        "tasks/platforms/local/server.py", "a server that does not come up is blamed on whom its words blame",
+        "said=_text(self.log)[-READ_OF_LOG:],", 'said="",',
+        "tests/platforms/test_deaths.py::test_a_server_that_does_not_come_up_is_blamed_on_whom_its_own_words_blame",
+        real=True,
+    ),
+    Break(
+        "tasks/drill.py", "a retained release that does not come up as it was made is a failed drill",
+        "except BadInput as error:", "except KeyError as error:",
+        "tests/test_drill.py",
+        real=True,
     ),
     Break(
         "tasks/faults.py", "a fault strikes a CPU that has all it needs",

@@ -85,8 +85,9 @@ class LocalPlatform:
     def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:
         """A server of its own with a random key, gone on exit.
 
-        With `wait=False` it listens but may still load. Raises ReleaseFailed with the server's own words when it
-        doesn't come up, and when it dies before the exit, whatever a client made of that; ToolingError for SIGKILL.
+        With `wait=False` it listens but may still load. Raises `runbook.failure` of the server's own words when it
+        doesn't come up; ReleaseFailed when it dies before the exit, whatever a client made of that, ToolingError for
+        SIGKILL.
         """
         limit_s = self.settings.local.start_timeout_s
         folder = self.store.root / "run" / "trials"
@@ -116,7 +117,7 @@ class LocalPlatform:
         generation.
 
         `check` is given the new server before traffic moves. What it raises leaves the stage as it was.
-        Raises ReleaseFailed when the new server doesn't come up, ToolingError when something is missing here.
+        Raises `runbook.failure` when the new server doesn't come up, ToolingError when something is missing here.
         """
         server.command(self.store, release)
         self.store.save_release(release)

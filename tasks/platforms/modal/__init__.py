@@ -17,6 +17,7 @@ from pydantic import Field
 from modal_app.deployment import Deployment, FileRef
 from modal_app.server import KEY
 from modal_app.warmup import Golden
+from tasks import runbook
 from tasks.faults import Fault
 from tasks.platforms import Progress, Sight
 from tasks.platforms.modal import apps, building, cost
@@ -33,7 +34,6 @@ from tasks.release import (
     Problem,
     Recipe,
     Release,
-    ReleaseFailed,
     SourceTree,
     StageName,
     ToolingError,
@@ -91,7 +91,7 @@ class ModalPlatform:
         """An app of its own with a random key and without a snapshot, stopped on exit.
 
         Left over by a killed process, it costs nothing once it is idle; `llama-release doctor` names it.
-        Raises ReleaseFailed with the server's own words when it doesn't come up.
+        Raises `runbook.failure` of the server's own words when it doesn't come up.
         """
         key = secrets.token_urlsafe(32)
         name = f"{self._modal.app}-trial-{secrets.token_hex(4)}"
@@ -286,7 +286,7 @@ class ModalPlatform:
         """The endpoint, once a container said that it is up in a boot record that is not among the known ones.
 
         With None, any container will do: nothing was deployed, so there is no other. Requests make Modal start one.
-        Raises ReleaseFailed with its own words when it says that it crashed.
+        Raises `runbook.failure` of its own words when it says that it crashed.
         """
         url = apps.url(self._modal, deployment.name)
         if url is None:
@@ -304,8 +304,9 @@ class ModalPlatform:
                 if (boot.release, boot.generation) != (deployment.release, deployment.generation):
                     continue
                 if boot.kind is BootKind.CRASHED:
-                    raise ReleaseFailed(
+                    raise runbook.failure(
                         f"llama-server of {deployment.release} does not come up on Modal",
+                        said=boot.reason,
                         evidence=boot.reason,
                         todo=f"`modal app logs {deployment.name}`",
                     )
