@@ -460,7 +460,7 @@ def _show(finding: Finding, new: bool) -> None:
         console.print(f"       {'':<12} -> {one_line(finding.todo)}", soft_wrap=True)
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 def explain(
     text: Annotated[
         list[str] | None, typer.Argument(help="an error message; without it a log is read from stdin")
@@ -474,7 +474,7 @@ def explain(
     from tasks import runbook
 
     said = " ".join(text) if text else typer.get_text_stream("stdin", errors="replace").read()
-    matches = runbook.explain(said.splitlines())
+    matches = runbook.explain(said.split("\n"))  # as grep counts lines
     if as_json:
         print_json([match.model_dump(mode="json") for match in matches])
     for match in () if as_json else matches:

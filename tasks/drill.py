@@ -14,7 +14,7 @@ from tasks.contracts.promises import CONTRACTS
 from tasks.contracts.trials import ORDER, trial_release
 from tasks.platforms import Platform, Progress
 from tasks.promote import check_serving
-from tasks.release import BadInput, Endpoint, Event, Release, ReleaseFailed, Verdict, Verification
+from tasks.release import Endpoint, Event, Release, Verdict, Verification
 from tasks.report import markdown_table
 from tasks.stage import Row, stage
 
@@ -73,21 +73,12 @@ def asked(platform: Platform, release: Release, progress: Progress) -> list[Veri
             progress(len(found), len(MUST), f"starting the {server} server")
             runs = trial_release(platform.store, release, server, Path(folder))
             trial = platform.trial(runs, wait=server != "starting")
-            trial = _as_it_is(_of_this_binary(trial, release) if server == "model" else trial)
+            if server == "model":
+                trial = _of_this_binary(trial, release)
             for done in check_server(server, trial, runs, subject=release, only=only):
                 found.append(done)
                 progress(len(found), len(MUST), done.name.removeprefix("contracts."))
     return sorted(judge(found, None, []), key=lambda v: v.name)
-
-
-@contextmanager
-def _as_it_is(trial: AbstractContextManager[Endpoint]) -> Iterator[Endpoint]:
-    """What a retained release was made with is not to be given otherwise: one that does not come up with it is lost."""
-    try:
-        with trial as endpoint:
-            yield endpoint
-    except BadInput as error:
-        raise ReleaseFailed(error.what, evidence=error.evidence, todo=error.todo) from error
 
 
 @contextmanager

@@ -382,7 +382,10 @@ def _serve(platform: Platform, release_id: str | None, generation: str) -> None:
         platform.stop("production")
         return
     release = platform.store.get_release(release_id)
-    _deploy(platform, "production", release, generation=generation)
+    try:
+        _deploy(platform, "production", release, generation=generation)
+    except BadInput as error:  # what production had can't be given otherwise
+        raise ToolingError(error.what, evidence=error.evidence, todo=error.todo) from error
 
 
 def serve_pointer(platform: Platform, stage_name: StageName) -> Endpoint | None:

@@ -32,8 +32,12 @@ LONGEST = 160
 """Characters of a text's own words that a row repeats."""
 SHOWN = 3
 """So many flags, files or reasons are named where several lines belong to one row."""
+READ = 50
+"""So many lines of one row are read for them: a log may have a hundred thousand."""
 NOT_THE_BUILDS = "and not the build's"
 """In what is said of a server that did not come up through no fault of the candidate."""
+NOT_UPSTREAM: tuple[Owner, ...] = ("model", "settings", "machine", "service")
+"""The owners whose fault is none of a build's."""
 NAME = re.compile(r"\$\{([a-z]+)\}")
 """A word of a message in a row's texts, by the group of the expression that finds it."""
 
@@ -112,23 +116,30 @@ def explain(lines: Iterable[str]) -> list[Match]:
     words: dict[str, dict[str, list[str]]] = {}
     for at, line in enumerate(lines, 1):
         if hit := _find(line):
-            row, quoted, said = hit
-            count = found[row.id].count + 1 if row.id in found else 1
-            first = found.get(row.id) or Match(row=row, line=quoted, at=at, count=1)
-            found[row.id] = first.model_copy(update={"count": count})
-            _add(words.setdefault(row.id, {}), said)
+            row, piece, pattern = hit
+            before = found.get(row.id)
+            if before is None:
+                found[row.id] = Match(row=row, line=_hidden(_plain(line).strip()), at=at, count=1)
+            else:
+                found[row.id] = before.model_copy(update={"count": before.count + 1})
+            if found[row.id].count <= READ and (shown := _compiled(pattern).search(_hidden(piece))):
+                _add(words.setdefault(row.id, {}), shown.groupdict())
     ranks = get_args(Rank)
     matches = sorted(found.values(), key=lambda match: (ranks.index(match.row.rank), match.at))
-    return [match.model_copy(update={"row": match.row.filled(words[match.row.id])}) for match in matches]
+    return [match.model_copy(update={"row": match.row.filled(words.get(match.row.id, {}))}) for match in matches]
 
 
 def blame(text: str) -> tuple[Owner | None, Match | None]:
     """Whose fault a failure is by what a text tells of it, and the symptom that says so; no owner where none does.
 
-    A warning, or a request that was refused meanwhile, ends nothing and is never to blame.
+    That is the last cause: what llama.cpp says before it, as of a card that it does without, it has gone on after. A
+    warning, or a request that was refused meanwhile, ends nothing and is never to blame.
     """
-    first = next((match for match in explain(text.splitlines()) if match.row.rank in ("cause", "ending")), None)
-    return (first.row.owner if first else None), first
+    found = explain(text.splitlines())
+    causes = [match for match in found if match.row.rank == "cause"]
+    last = max(causes, key=lambda match: match.at, default=None)
+    last = last or next((match for match in found if match.row.rank == "ending"), None)
+    return (last.row.owner if last else None), last
 
 
 _FAILURES: dict[Owner, tuple[type[Problem], str]] = {
@@ -158,15 +169,27 @@ def where_to_look(text: str) -> list[str]:
 # -- reading a line -------------------------------------------------------------------------------------------------
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_SECRET = re.compile(r"(?i)(bearer\s+|api[_-]?key[\"']?\s*[ :=]\s*[\"']?)[^\s\"',]{6,}")
+_SECRET = re.compile(r"(?i)(bearer\s{1,8}|api[_-]?key[\"']?\s{0,8}[ :=]\s{0,8}[\"']?)[^\s\"',]{6,}")
 _EDGES = " \t:;,.'\"`\\"
 
 
+_START = 4
+"""Characters of the words that every expression holds at least, by which they are looked up."""
+
+
 @cache
-def _index() -> tuple[tuple[str, str, Row], ...]:
-    """(the words that a line must hold, the expression that it is searched with then, its row): of a thousand
-    expressions a line is searched with a few, and only those are compiled."""
+def _table() -> tuple[tuple[str, str, Row], ...]:
+    """(the words that a line must hold, the expression that it is searched with then, its row), in order."""
     return tuple((needed(pattern).lower(), pattern, row) for row in known() for pattern in row.patterns)
+
+
+@cache
+def _starts() -> dict[str, list[int]]:
+    """The places in the table of the expressions whose words begin so: of a thousand a line is searched with a few."""
+    found: dict[str, list[int]] = {}
+    for place, (words, _, _) in enumerate(_table()):
+        found.setdefault(words[:_START], []).append(place)
+    return found
 
 
 @cache
@@ -174,15 +197,25 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
 
-def _find(line: str) -> tuple[Row, str, dict[str, str | None]] | None:
-    """(the first row that knows a line, the line as it may be shown, the words that its expression names)."""
-    said = [(piece, piece.lower()) for piece in pieces(_COLOURS.sub("", line).replace('\\"', '"'))]
-    for words, pattern, row in _index():
-        for piece, low in said:
-            if words in low and _compiled(pattern).search(piece):
-                shown = _compiled(pattern).search(_hidden(piece))
-                return row, _hidden(_COLOURS.sub("", line).strip()), shown.groupdict() if shown else {}
+def _find(line: str) -> tuple[Row, str, str] | None:
+    """(the first row that knows a line, the piece of the line that shows it, the expression that finds it)."""
+    said = pieces(_plain(line).replace('\\"', '"'))
+    for place, at in sorted((place, at) for at, piece in enumerate(said) for place in _held(piece.lower())):
+        _, pattern, row = _table()[place]
+        if _compiled(pattern).search(said[at]):
+            return row, said[at], pattern
     return None
+
+
+def _held(low: str) -> Iterator[int]:
+    """The places in the table whose words stand in a text."""
+    starts, table = _starts(), _table()
+    for gram in {low[at : at + _START] for at in range(len(low) - _START + 1)}:
+        yield from (place for place in starts.get(gram, ()) if table[place][0] in low)
+
+
+def _plain(line: str) -> str:
+    return _COLOURS.sub("", line)
 
 
 def _hidden(line: str) -> str:

@@ -152,11 +152,11 @@ class Server:
             self.process.kill()
             self.process.wait()
 
-    def failure(self, what: str) -> Problem:
-        """A server that didn't come up, in its own words, which tell whose fault that is."""
+    def failure(self, what: str, *, ended: bool) -> Problem:
+        """A server that didn't come up, in its own words. Of one that has ended they tell whose fault that is."""
         return runbook.failure(
             f"llama-server of {self.release.label} {what}",
-            said=_text(self.log)[-READ_OF_LOG:],
+            said=_text(self.log)[-READ_OF_LOG:] if ended else "",
             evidence=self.last_words,
             todo=f"read the whole log: {self.log}",
         )
@@ -304,7 +304,7 @@ def _wait(server: Server, ready: Callable[[], bool], timeout_s: float, halt: thr
             if halt is not None and halt.is_set():
                 raise ToolingError(f"the start of {server.release.label} was given up", todo="deploy it again")
             if time.monotonic() > deadline:
-                raise server.failure(f"did not {verb} in {timeout_s:.0f} s")
+                raise server.failure(f"did not {verb} in {timeout_s:.0f} s", ended=False)
             time.sleep(POLL_S)
     except BaseException:
         server.stop()
@@ -324,7 +324,7 @@ def _raise_ending(server: Server, verb: str) -> None:
         raise ToolingError(
             f"llama-server of {server.release.label} was not started: {wall.NO_WALL}", evidence=server.last_words
         )
-    raise server.failure(f"ended before it could {verb}: {server.ending}")
+    raise server.failure(f"ended before it could {verb}: {server.ending}", ended=True)
 
 
 def command(store: Store, release: Release) -> list[str]:
