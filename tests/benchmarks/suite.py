@@ -257,7 +257,7 @@ BREAKS = (
     Break(
         "flows/outcome.py", "who only looks in is waited for",
         "one_at_a_time(store, looks_in=True)", "one_at_a_time(store)",
-        "tests/flows/test_server.py::test_a_run_that_begins_while_the_watch_looks_in_waits_for_it",
+        "tests/flows/test_server.py::test_a_run_that_begins_while_another_looks_in_waits_for_it",
     ),
     Break(
         "tasks/platforms/local/server.py", "what a server dies of after its answer is seen",
@@ -319,6 +319,12 @@ BREAKS = (
         "flows/worker.py", "nor are they for the hooks of a run that crashed",
         'flow_run.model_copy(update={"deployment_id": None})', "flow_run",
         "tests/flows/test_deployed.py::test_whoever_has_the_password_still_runs_no_command_of_his_own",
+    ),
+    Break(
+        "flows/worker.py", "what Prefect makes of being told to stop is nobody's error",
+        "        if not told:\n            raise\n", "        raise\n",
+        "tests/flows/test_deployed.py::"
+        "test_told_to_stop_while_it_starts_a_run_it_ends_with_all_that_it_started_and_without_a_traceback",
     ),
     # -- approval ------------------------------------------------------------------------------------------------------
     Break(

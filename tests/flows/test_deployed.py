@@ -281,15 +281,20 @@ def test_whoever_has_the_password_still_runs_no_command_of_his_own(shell: Shell,
     assert not canary.exists()
 
 
-@pytest.mark.usefixtures("api")
-def test_told_to_stop_it_ends_with_all_that_it_started(shell: Shell) -> None:
+def test_told_to_stop_while_it_starts_a_run_it_ends_with_all_that_it_started_and_without_a_traceback(
+    shell: Shell, api: Api
+) -> None:
     (process,) = shell.started
     mine = shell.processes()
     assert len(mine) >= 3, "itself, the Prefect server, the worker"
+    before = shell.said("serve.log")
+    run = api.begin("restore-watch/production", {})
+    wait_for(lambda: api.state(run)[0] not in ("Scheduled", "Late"))
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 0
     wait_for(lambda: not any(map(is_alive, mine)), 60)
     assert not (shell.folder / "store" / "prefect" / "serving").exists()
+    assert "Traceback" not in shell.said("serve.log").removeprefix(before)
 
 
 def test_open_it_leaves_the_password_and_the_names_to_a_proxy_and_says_so(shell: Shell) -> None:
