@@ -139,8 +139,8 @@ def swap(
     that production has already may be redeployed during a hold, which stays; no other one may come then.
 
     Refuses with BadInput when production, the dossier or the hold is not what the approval was given for, with
-    ReleaseFailed when the dossier has a failed, errored or missing verification or the new server is not right.
-    A failed verification after the move puts production back and sets a hold.
+    ReleaseFailed when the dossier has a failed, errored or missing verification or the new server is not right; one
+    that does not come up is whose fault it is (`runbook.failure`). A failed verification after the move puts production back and sets a hold.
     """
     store, release = platform.store, dossier.release
     with production_lock(store):

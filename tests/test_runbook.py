@@ -74,6 +74,8 @@ def test_each_row_is_whole_and_its_examples_lead_to_it_first(row: Row) -> None:
         assert named <= re.compile(pattern).groupindex.keys(), pattern
     for example in row.examples:
         assert ids(example)[:1] == [row.id], example
+        shown = [pattern for pattern in row.patterns if re.search(pattern, example, re.IGNORECASE)]
+        assert all(runbook.needed(pattern).lower() in example.lower() for pattern in shown)
         (first, *_) = explain(example.splitlines())
         assert "${" not in "".join(first.row.texts)
 
@@ -237,6 +239,12 @@ BLAMED = {
     "settings": "failed to initialize the context: quantized V cache was requested, but this requires Flash Attention",
     "machine": "error loading model: unable to allocate CUDA0 buffer\nllama_model_load: failed to load model",
     "upstream": "llama_model_load: error loading model: unknown model architecture: 'gemma9'",
+    "upstream, after what it goes on without": (
+        "ggml_cuda_init: failed to initialize CUDA: no CUDA-capable device is detected\n"
+        "failed to initialize the context: Gemma4Assistant requires ctx_other to be set (this warning is normal "
+        "during memory fitting)\nllama_model_load: error loading model: unknown model architecture: 'gemma9'\n"
+        "killed by SIGABRT"
+    ),
     None: "llama_model_load: error loading model: missing tensor 'blk.0.x.weight'\nkilled by SIGABRT",
 }
 
@@ -245,7 +253,7 @@ BLAMED = {
 def test_a_load_failure_is_blamed_on_whom_its_text_blames_and_on_nobody_where_it_does_not_tell(
     owner: str | None,
 ) -> None:
-    assert runbook.blame(BLAMED[owner])[0] == owner
+    assert runbook.blame(BLAMED[owner])[0] == (owner and owner.partition(",")[0])
     assert runbook.blame("it said nothing") == (None, None)
 
 
@@ -258,6 +266,23 @@ def test_a_key_in_a_line_is_neither_quoted_nor_repeated_in_an_answer() -> None:
         (match,) = explain([line])
         assert "sk-secret-1" not in match.model_dump_json()
         assert re.search(r"\*\*\*|\[hidden\]", match.line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'request: {"messages": [], "response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}',
+        "{{ raise_exception('Conversation roles must alternate user/assistant/user') }}",
+        "PREFECT_API_AUTH_STRING=llama-release:secret",
+        "criu restore --shell-job -D images",
+    ],
+)
+def test_what_only_has_the_words_of_a_symptom_is_none(line: str) -> None:
+    assert ids(line) == []
+
+
+def test_numbers_that_are_no_status_name_no_place_to_look_at() -> None:
+    assert runbook.where_to_look("slot 0: 425 tokens in 503 ms") == []
 
 
 def test_a_queue_is_seen_in_the_metrics_and_an_empty_one_is_not() -> None:

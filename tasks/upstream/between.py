@@ -18,19 +18,22 @@ def between(source: Upstream, settings: Settings, low: int, target: UpstreamRele
     """
     used = used_by(settings)
     found = notes.read(source.changes, low, target.build, used)
-    trees = _trees(source, Sources(settings.cache), low, target, used)
+    trees = _trees(source, settings, low, target, used)
     titles = {change.title: change.name for change in found.changes}
     return found.model_copy(update={"trees": treediff.explain(trees, titles)})
 
 
-def _trees(source: Upstream, sources: Sources, low: int, target: UpstreamRelease, used: Ours) -> TreeDiff:
+def _trees(source: Upstream, settings: Settings, low: int, target: UpstreamRelease, used: Ours) -> TreeDiff:
     try:
+        sources = Sources(settings.cache)
         old = sources.upstream_tree(low) or _fetched(source, sources, find(source.releases(), f"b{low}"))
         new = sources.upstream_tree(target.build) or _fetched(source, sources, target)
         return treediff.read(sources, old, new, used)
     except Problem as error:
         why = ": ".join([error.what, *error.evidence.splitlines()[:1]])
-        return TreeDiff(old="", new="", problem=why)
+    except Exception as error:  # text that its reader does not understand: advice stops no release
+        why = f"their reader failed, {type(error).__name__}: {error}"
+    return TreeDiff(old="", new="", problem=why)
 
 
 def _fetched(source: Upstream, sources: Sources, release: UpstreamRelease) -> str:

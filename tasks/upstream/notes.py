@@ -63,6 +63,11 @@ class Assessment(Model):
         """What the trees say, when they could be read."""
         return self.trees if self.trees and not self.trees.problem else None
 
+    @property
+    def uncompared(self) -> str:
+        """Why nothing comes from the trees; '' when something does."""
+        return f"the source trees were not compared: {self.trees.problem}" if self.trees and self.trees.problem else ""
+
     def of(self, *risks: Risk) -> tuple[Assessed, ...]:
         return tuple(change for change in self.changes if change.risk in risks)
 
@@ -83,12 +88,13 @@ class Assessment(Model):
         """One line for a person: what the trees say; without them, what the notes say."""
         if self.compared:
             return page.summary(self.compared)
+        untold = f"; {self.uncompared}" if self.uncompared else ""
         if self.problem:
-            return f"what changed is not known: {self.problem}"
+            return f"what changed is not known: {self.problem}{untold}"
         ours = len(self.of(Risk.MAY_BREAK_US, Risk.TOUCHES_US))
         may = f", {n} may break it" if (n := len(self.of(Risk.MAY_BREAK_US))) else ""
         end = f"; the notes end at b{self.until}" if self.until < self.high else ""
-        return f"{len(self.changes)} changes read ({self.coverage}), {ours} touch what we use{may}{end}"
+        return f"{len(self.changes)} changes read ({self.coverage}), {ours} touch what we use{may}{end}{untold}"
 
     @property
     def rows(self) -> list[tuple[str, str]]:
@@ -181,11 +187,13 @@ def read(changes: Callable[[int, int], ReleaseNotes], low: int, high: int, used:
 def digest(found: Assessment) -> str:
     """The page of an assessment: what could break us first, in Markdown."""
     if found.compared:
-        return "\n\n".join([f"b{found.low} to b{found.high}", page.digest(found.compared), _witnesses(found)])
+        witnesses = markdown(_witnesses(found))
+        return "\n\n".join([f"b{found.low} to b{found.high}", page.digest(found.compared), witnesses])
     if found.problem:
-        return f"**What changed upstream is not known:** {markdown(found.problem)}"
+        why = "; ".join(filter(None, (found.problem, found.uncompared)))
+        return f"**What changed upstream is not known:** {markdown(why)}"
     risky = found.shown
-    parts = [f"b{found.low} to b{found.high}: {found.summary}."]
+    parts = [markdown(f"b{found.low} to b{found.high}: {found.summary}.")]
     if risky:
         rows = ((c.risk, c.name, "; ".join(c.why), "; ".join(c.touches) or "-") for c in risky)
         parts.append(markdown_table(("risk", "change", "why", "what of ours it names"), rows))
@@ -203,8 +211,8 @@ def digest(found: Assessment) -> str:
 def _witnesses(found: Assessment) -> str:
     """What upstream's notes add to the trees."""
     if found.problem:
-        return f"Upstream's notes explain none of it: {markdown(found.problem)}."
-    return f"Upstream's notes: {markdown(found.coverage)}."
+        return f"Upstream's notes explain none of it: {found.problem}."
+    return f"Upstream's notes: {found.coverage}."
 
 
 def show(found: Assessment) -> None:
@@ -212,7 +220,7 @@ def show(found: Assessment) -> None:
     if found.compared:
         console.print(one_line(f"b{found.low} to b{found.high}: {found.summary}"))
         page.show(found.compared)
-        console.print(_witnesses(found))
+        console.print(one_line(_witnesses(found)))
         return
     title = f"upstream's notes: {found.summary}"
     if not found.shown:

@@ -52,7 +52,7 @@ class Ours:
         if not parts:
             return False
         word = "" if self.architecture in PROJECT else rf"|\b{'[ _-]?'.join(parts)}(?!\d)"
-        by_name = rf"\bLLM_ARCH_{'_?'.join(parts)}\b|\bmodels/{self.architecture}\.cpp{word}"
+        by_name = rf"\bLLM_ARCH_{'_?'.join(parts)}\b|\bmodels/{re.escape(self.architecture)}\.cpp{word}"
         return bool(re.search(by_name, text, re.IGNORECASE))
 
     def named(self, text: str) -> list[str]:
@@ -81,10 +81,10 @@ def used_by(settings: Settings) -> Ours:
             for hunk in diff.hunks:
                 if function := re.search(r"(\w+)\(", hunk.heading):
                     words[f"patch {patch.name} ({function[1]})"] = re.compile(rf"\b{function[1]}\b")
-    for name, subjects in sorted(promised().items()):
+    asked = promised()
+    for name, subjects in sorted(asked.items()):
         kind = "route" if name.startswith("/") else "field"
         words[f"contracts {', '.join(sorted(subjects))} ({kind} {name})"] = _name(name)
-    asked = promised()
     return Ours(
         words,
         files,
@@ -137,7 +137,7 @@ def pre_tokenizer_of(model: Path | None) -> str:
     """`tokenizer.ggml.pre` of a GGUF; '' when the file is not here or says none."""
     if model is None or not model.is_file():
         return ""
-    return str(gguf_header.read(model).values.get("tokenizer.ggml.pre", ""))
+    return str(gguf_header.value_of(model, "tokenizer.ggml.pre"))
 
 
 def architecture_of(model: Path | None) -> str:

@@ -75,15 +75,17 @@ def reference(patches: Path, cache: Path) -> Settings:
 
 def compared(settings: Settings, low: int, high: int) -> TreeDiff:
     """What differs between two builds, whose source is fetched where it is not here."""
+    old, new = tree_of(settings, low), tree_of(settings, high)
+    return treediff.read(Sources(settings.cache), old, new, used_by(settings))
+
+
+def tree_of(settings: Settings, build: int) -> str:
+    """The git tree of a build, fetched where it is not here."""
     sources, source = Sources(settings.cache), open_upstream(settings)
-
-    def tree(build: int) -> str:
-        if known := sources.upstream_tree(build):
-            return known
-        release = find(source.releases(), f"b{build}")
-        return sources.add(release, source.fetch(release))[1]
-
-    return treediff.read(sources, tree(low), tree(high), used_by(settings))
+    if known := sources.upstream_tree(build):
+        return known
+    release = find(source.releases(), f"b{build}")
+    return sources.add(release, source.fetch(release))[1]
 
 
 def judged(records: Iterable[Labelled], found: TreeDiff) -> Iterator[Verdict]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from tasks.release import Model
+from tasks.release import Model, ToolingError
 from tasks.sources import Sources, fits
 from tasks.upstream.ours import Ours
 from tasks.upstream.risk import Risk
@@ -21,6 +21,8 @@ from tasks.upstream.treediff.trees import Tree
 _NAME = 60
 """Characters of a name; what is longer is a sentence."""
 _WITNESSES = 3
+_MANY = 20
+"""Upstream has had more flags, and more routes, than that in all trees that can be built (b8672 on)."""
 
 
 class TreeDiff(Model):
@@ -42,10 +44,11 @@ def read(sources: Sources, old: str, new: str, used: Ours) -> TreeDiff:
     began = time.monotonic()
     before, after = trees.read(sources, old, new)
     here, there = Side(before), Side(after)
+    _check_found(here, there)
     judge = Judge(
         used,
         parameters=flags.parameters(before.files) | flags.parameters(after.files),
-        backends=_other_backends(after, used),
+        backends=_other_backends((before, after), used),
         old_flags=frozenset(here.by_flag),
         options=frozenset(name for side in (here, there) for kind, name in side.facts if kind is Kind.OPTION),
     )
@@ -58,9 +61,23 @@ def read(sources: Sources, old: str, new: str, used: Ours) -> TreeDiff:
     )
 
 
-def _other_backends(tree: Tree, used: Ours) -> frozenset[str]:
+def _check_found(here: Side, there: Side) -> None:
+    """Raises ToolingError when one tree has none of what the other one has many of."""
+    for what, sizes in (
+        ("flags", [len(side.by_flag) for side in (here, there)]),
+        ("routes", [sum(kind is Kind.ROUTE for kind, _ in side.facts) for side in (here, there)]),
+    ):
+        if min(sizes) == 0 and max(sizes) >= _MANY:
+            raise ToolingError(
+                f"no {what} are found in one of the trees",
+                evidence=f"{sizes[0]} in the old one, {sizes[1]} in the new one",
+                todo="upstream writes them in another way now: teach tasks/upstream/treediff",
+            )
+
+
+def _other_backends(both: tuple[Tree, Tree], used: Ours) -> frozenset[str]:
     """How options of the backends begin that our recipe does not build."""
-    folders = {m[1] for path in tree.blobs if (m := re.match(r"ggml/src/ggml-(\w+)/", path))}
+    folders = {m[1] for tree in both for path in tree.blobs if (m := re.match(r"ggml/src/ggml-(\w+)/", path))}
     built = {"cpu", used.backend}
     return frozenset(f"GGML_{name.upper()}_" for name in folders - built)
 

@@ -50,11 +50,11 @@ class Defaults:
             root = member.type
         return member
 
-    def walk(self, root: str, way: str) -> Iterator[tuple[str, Member]]:
-        """Every member that is reached from a struct and has a value, by its whole way."""
+    def walk(self, root: str, way: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Member]]:
+        """Every member that is reached from a struct and has a value, by its whole way; they may point in a circle."""
         for name, member in self.structs.get(root, {}).items():
-            if member.type in self.structs and member.type != root:
-                yield from self.walk(member.type, f"{way}.{name}")
+            if member.type in self.structs and member.type not in (*above, root):
+                yield from self.walk(member.type, f"{way}.{name}", (*above, root))
             elif member.value:
                 yield f"{way}.{name}", member
 

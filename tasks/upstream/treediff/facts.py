@@ -65,9 +65,6 @@ class Files:
     def __init__(self, texts: Mapping[str, str]) -> None:
         self.texts = texts
 
-    def __contains__(self, path: object) -> bool:
-        return path in self.texts
-
     def fitting(self, *globs: str) -> Iterator[tuple[str, str]]:
         """(path, text) of those that a glob fits, sorted."""
         for path in sorted(self.texts):

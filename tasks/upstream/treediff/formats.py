@@ -27,7 +27,8 @@ def facts(files: Files) -> Iterable[Fact]:
     for code in files.code(*HOLDING):
         starts = sorted({code.bare.rfind("\n", 0, m.start()) + 1 for m in _WORD.finditer(code.bare)})
         for start in starts:
-            if not (m := _NUMBERED.match(code.bare, start, code.bare.find("\n", start))):
+            end = code.bare.find("\n", start)
+            if not (m := _NUMBERED.match(code.bare, start, end if end >= 0 else len(code.bare))):
                 continue
             name = m["macro"] or m["name"]
             if _WORD.search(name) and not _PROGRAM.search(name):

@@ -26,7 +26,6 @@ _READ = re.compile(
     re.VERBOSE,
 )
 _LIMIT = re.compile(r"->\s*set_(\w*limits)\(")
-_DEFAULTED = re.compile(r",\s*([^,()]+(?:\([^()]*\))?)\s*\)")
 _PUBLIC = re.compile(r"public_endpoints\w*\s*=")
 _HEADER = re.compile(r'set_header\(\s*"([\w-]+)"\s*,')
 _HOOK = re.compile(r"(?:srv|svr|svr_http|http_server)(?:->|\.)set_(\w+)\s*\(")
@@ -36,19 +35,19 @@ _STATUS = re.compile(r"case\s+ERROR_TYPE_(\w+)\s*:.*?\bcode\s*=\s*(\d+)", re.DOT
 
 def facts(files: Files) -> Iterable[Fact]:
     """Everything that a client meets before it has an answer."""
-    known = statuses(files)
+    known = {error: status for error, (status, _) in statuses(files).items()}
     for code in files.code(*SERVER):
         yield from _routes(code)
         yield from _fields(code)
         yield from _http(code)
         yield from _caught(code, known)
-    for error, status in known.items():
-        yield Fact(Kind.ERROR, f"status of {error}", status, "tools/server/server-common.cpp:1")
+    for error, (status, at) in statuses(files).items():
+        yield Fact(Kind.ERROR, f"status of {error}", status, at)
 
 
-def statuses(files: Files) -> dict[str, str]:
-    """Error of the server's own list (`INVALID_REQUEST`) -> HTTP status."""
-    return {error: status for code in files.code(*SERVER) for error, status in _STATUS.findall(code.bare)}
+def statuses(files: Files) -> dict[str, tuple[str, str]]:
+    """Error of the server's own list (`INVALID_REQUEST`) -> (HTTP status, its place)."""
+    return {m[1]: (m[2], code.at(m.start())) for code in files.code(*SERVER) for m in _STATUS.finditer(code.bare)}
 
 
 def _routes(code: Code) -> Iterator[Fact]:

@@ -51,7 +51,7 @@ class Said(NamedTuple):
 
 def facts(files: Files) -> Iterable[Fact]:
     """Refusals, warnings and log lines. The name is the message without its values."""
-    known = http.statuses(files)
+    known = {error: status for error, (status, _) in http.statuses(files).items()}
     for code in files.code(*SERVED, *CUDA):
         for said in _messages(code, known):
             kind = Kind.LOG if said.how == "info" else Kind.WARNING if said.how == "warning" else Kind.ERROR

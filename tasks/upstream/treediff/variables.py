@@ -16,5 +16,5 @@ def facts(files: Files) -> Iterable[Fact]:
     """The variables, with the code that asks."""
     for code in files.code(*READING):
         for m in _ASKED.finditer(code.bare):
-            line = code.text[code.text.rfind("\n", 0, m.start()) + 1 : code.text.find("\n", m.start())]
+            line = code.text[code.text.rfind("\n", 0, m.start()) + 1 :].partition("\n")[0]
             yield Fact(Kind.VARIABLE, m[1], "", code.at(m.start()), text=" ".join(line.split()))
