@@ -140,7 +140,8 @@ def swap(
 
     Refuses with BadInput when production, the dossier or the hold is not what the approval was given for, with
     ReleaseFailed when the dossier has a failed, errored or missing verification or the new server is not right; one
-    that does not come up is whose fault it is (`runbook.failure`). A failed verification after the move puts production back and sets a hold.
+    that does not come up is told as whose fault that is (`runbook.failure`).
+    A failed verification after the move puts production back and sets a hold.
     """
     store, release = platform.store, dossier.release
     with production_lock(store):
