@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -325,6 +326,13 @@ BREAKS = (
         "        if not told:\n            raise\n", "        raise\n",
         "tests/flows/test_deployed.py::"
         "test_told_to_stop_while_it_starts_a_run_it_ends_with_all_that_it_started_and_without_a_traceback",
+    ),
+    Break(
+        "flows/upstream.py", "builds in the wrong order are not compared",
+        "if high and last and last.build <= first.build:", "if False:",
+        "tests/upstream/test_treediff.py::"
+        "test_the_command_compares_two_builds_and_refuses_them_in_the_wrong_order",
+        real=True,
     ),
     # -- approval ------------------------------------------------------------------------------------------------------
     Break(
@@ -964,7 +972,7 @@ BREAKS = (
     ),
     Break(
         "tasks/platforms/local/server.py", "a server that does not come up is blamed on whom its words blame",
-        "said=_text(self.log)[-READ_OF_LOG:],", 'said="",',
+        "_text(self.log)[-READ_OF_LOG:] if ended else", '"" if ended else',
         "tests/platforms/test_deaths.py::test_a_server_that_does_not_come_up_is_blamed_on_whom_its_own_words_blame",
         real=True,
     ),
@@ -1393,7 +1401,7 @@ def _run(argv: Sequence[str], cwd: Path, env: dict[str, str] | None = None) -> s
 
 
 def stale(breaks: Sequence[Break]) -> list[str]:
-    """A line for each break that can't be made: its text isn't there exactly once, or what comes of it isn't Python."""
+    """A line for each break that can't be made: its text isn't there exactly once, or what comes of it isn't read."""
     found = []
     for each in breaks:
         path = REPOSITORY / each.path
@@ -1401,10 +1409,11 @@ def stale(breaks: Sequence[Break]) -> list[str]:
         if (times := text.count(each.before)) != 1 or each.before == each.after:
             found.append(f"{each.path}: {each.before!r} is there {times} times")
             continue
+        parse, language = (tomllib.loads, "TOML") if path.suffix == ".toml" else (ast.parse, "Python")
         try:
-            ast.parse(text.replace(each.before, each.after))
-        except SyntaxError as error:
-            found.append(f"{each.path}: {each.after!r} is not Python there: {error}")
+            parse(text.replace(each.before, each.after))
+        except (SyntaxError, tomllib.TOMLDecodeError) as error:
+            found.append(f"{each.path}: {each.after!r} is not {language} there: {error}")
     return found
 
 
