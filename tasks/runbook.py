@@ -36,8 +36,6 @@ READ = 50
 """So many lines of one row are read for them: a log may have a hundred thousand."""
 NOT_THE_BUILDS = "and not the build's"
 """In what is said of a server that did not come up through no fault of the candidate."""
-NOT_UPSTREAM: tuple[Owner, ...] = ("model", "settings", "machine", "service")
-"""The owners whose fault is none of a build's."""
 NAME = re.compile(r"\$\{([a-z]+)\}")
 """A word of a message in a row's texts, by the group of the expression that finds it."""
 
