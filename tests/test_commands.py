@@ -37,6 +37,11 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "report": (("report",), ("report", SHORT)),
     "rebuild": (("rebuild", SHORT), ("rebuild", "b1")),
     "plan": (("plan", "--to", "b10602"), ("plan", "--to", "b10602", "--json"), ("plan", "--to", SHORT)),
+    "upstream between": (
+        ("upstream", "between", "b10601", "b10602"), ("upstream", "between", "b10601", "b10602", "--all"),
+        ("upstream", "between", "b10601", "b10602", "--json"), ("upstream", "between", SHORT, TEXT),
+    ),
+    "upstream since": (("upstream", "since", "b10601", "--markdown"), ("upstream", "since", SHORT)),
     "upgrade": (("upgrade", "--to", "b10602"),),
     "rollback": (("rollback", "--reason", TEXT[:400], "--by", SHORT, "--to", "0" * 12),),
     "redeploy": (("redeploy", "--reason", SHORT, "--by", SHORT),),
@@ -137,7 +142,7 @@ def test_a_command_shows_text_as_text(
 
 
 def test_no_command_is_left_out() -> None:
-    assert {*commands(typer.main.get_command(app))} == {*COMMANDS, *SAY_ONLY_OURS, "hold"}
+    assert {*commands(typer.main.get_command(app))} == {*COMMANDS, *SAY_ONLY_OURS, "hold", "upstream"}
 
 
 @pytest.mark.usefixtures("written_into")
