@@ -473,7 +473,7 @@ def explain(
     """
     from tasks import runbook
 
-    said = " ".join(text) if text else typer.get_text_stream("stdin", errors="replace").read()
+    said = " ".join(text) if text else sys.stdin.read()
     matches = runbook.explain(said.split("\n"))  # as grep counts lines
     if as_json:
         print_json([match.model_dump(mode="json") for match in matches])

@@ -21,9 +21,9 @@ def show(low: str, high: str | None, as_json: bool, as_markdown: bool, everythin
     source = open_upstream(settings)
     releases = source.releases()
     first, last = find(releases, low), find(releases, high) if high else source.newest()
-    if high and last and last.build <= first.build:
-        raise BadInput(f"{last} is not newer than {first}", todo="name the older build first")
     if last is None or last.build <= first.build:
+        if high:
+            raise BadInput(f"{last} is not newer than {first}", todo="name the older build first")
         raise BadInput(f"nothing eligible is newer than {first}", todo="see upstream.min_age_days and upstream.deny")
     with console.status(f"reading the source of {first} and {last}"):
         found = between(source, settings, first.build, last)

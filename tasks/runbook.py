@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -111,20 +112,22 @@ def explain(lines: Iterable[str]) -> list[Match]:
     """The symptoms that these lines show, each once: causes first, then endings, refused requests and warnings, each in
     the order in which they first appear. A line counts for the first row that knows it."""
     found: dict[str, Match] = {}
+    counts: Counter[str] = Counter()
     words: dict[str, dict[str, list[str]]] = {}
     for at, line in enumerate(lines, 1):
         if hit := _find(line):
             row, piece, pattern = hit
-            before = found.get(row.id)
-            if before is None:
+            counts[row.id] += 1
+            if row.id not in found:
                 found[row.id] = Match(row=row, line=_hidden(_plain(line).strip()), at=at, count=1)
-            else:
-                found[row.id] = before.model_copy(update={"count": before.count + 1})
-            if found[row.id].count <= READ and (shown := _compiled(pattern).search(_hidden(piece))):
+            if counts[row.id] <= READ and (shown := _compiled(pattern).search(_hidden(piece))):
                 _add(words.setdefault(row.id, {}), shown.groupdict())
     ranks = get_args(Rank)
     matches = sorted(found.values(), key=lambda match: (ranks.index(match.row.rank), match.at))
-    return [match.model_copy(update={"row": match.row.filled(words.get(match.row.id, {}))}) for match in matches]
+    return [
+        match.model_copy(update={"row": match.row.filled(words.get(match.row.id, {})), "count": counts[match.row.id]})
+        for match in matches
+    ]
 
 
 def blame(text: str) -> tuple[Owner | None, Match | None]:
@@ -169,8 +172,6 @@ def where_to_look(text: str) -> list[str]:
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _SECRET = re.compile(r"(?i)(bearer\s{1,8}|api[_-]?key[\"']?\s{0,8}[ :=]\s{0,8}[\"']?)[^\s\"',]{6,}")
 _EDGES = " \t:;,.'\"`\\"
-
-
 _START = 4
 """Characters of the words that every expression holds at least, by which they are looked up."""
 

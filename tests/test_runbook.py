@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -218,12 +220,17 @@ def test_a_text_that_begins_with_a_dash_is_text() -> None:
         assert "does not know the flag" in result.stdout
 
 
-def test_a_log_on_stdin_may_hold_bytes_that_are_no_text() -> None:
-    from flows.__main__ import app
+def test_a_log_on_stdin_may_hold_bytes_that_are_no_text(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from flows.__main__ import main
 
-    result = CliRunner().invoke(app, ["explain"], input=b"\xff\xfe\nInvalid API Key\n")
-    assert result.exit_code == 0
-    assert "401 Unauthorized" in result.stdout
+    monkeypatch.setattr(sys, "argv", ["llama-release", "explain"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\nInvalid API Key\n"), encoding="utf-8"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "401 Unauthorized" in capfd.readouterr().out
 
 
 def test_not_known_is_said_with_where_to_look_and_exit_code_1() -> None:

@@ -22,7 +22,8 @@ from tasks.report import fenced, markdown, markdown_table
 from tasks.settings import Settings
 from tasks.sources import Sources
 from tasks.stage import Row, stage
-from tasks.upstream import Upstream, find, open_upstream
+from tasks.upstream import Upstream, open_upstream
+from tasks.upstream import tree_of as upstream_tree_of
 
 __all__ = [
     "Patch",
@@ -108,12 +109,11 @@ def _words(result: PatchResult) -> str:
 
 def _tree_of(sources: Sources, upstream: Upstream | None) -> TreeOf:
     def tree_of(build: int) -> str:
+        if upstream:
+            return upstream_tree_of(upstream, sources, build)
         if known := sources.upstream_tree(build):
             return known
-        if upstream is None:
-            raise BadInput(f"the source of b{build} was never imported here")
-        release = find(upstream.releases(), f"b{build}")
-        return sources.add(release, upstream.fetch(release))[1]
+        raise BadInput(f"the source of b{build} was never imported here")
 
     return tree_of
 

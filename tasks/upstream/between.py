@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.release import Problem, UpstreamRelease
 from tasks.settings import Settings
 from tasks.sources import Sources
-from tasks.upstream import Upstream, find, notes, treediff
+from tasks.upstream import Upstream, notes, tree_of, treediff
 from tasks.upstream.notes import Assessment
 from tasks.upstream.ours import Ours, used_by
 from tasks.upstream.treediff import TreeDiff
@@ -26,16 +26,10 @@ def between(source: Upstream, settings: Settings, low: int, target: UpstreamRele
 def _trees(source: Upstream, settings: Settings, low: int, target: UpstreamRelease, used: Ours) -> TreeDiff:
     try:
         sources = Sources(settings.cache)
-        old = sources.upstream_tree(low) or _fetched(source, sources, find(source.releases(), f"b{low}"))
-        new = sources.upstream_tree(target.build) or _fetched(source, sources, target)
+        old, new = tree_of(source, sources, low), tree_of(source, sources, target.build, target)
         return treediff.read(sources, old, new, used)
     except Problem as error:
         why = ": ".join([error.what, *error.evidence.splitlines()[:1]])
     except Exception as error:  # text that its reader does not understand: advice stops no release
         why = f"their reader failed, {type(error).__name__}: {error}"
     return TreeDiff(old="", new="", problem=why)
-
-
-def _fetched(source: Upstream, sources: Sources, release: UpstreamRelease) -> str:
-    _, tree = sources.add(release, source.fetch(release))
-    return tree

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tasks.patches.series import read_series
 from tasks.platforms.local.compile import definitions
 from tasks.platforms.local.server import inherited
 from tasks.preflight.argv import spelled
-from tasks.preflight.uses import words_of
+from tasks.preflight.uses import Words, words_of
 from tasks.settings import Settings
 
 PROJECT = ("llama",)
@@ -115,36 +115,27 @@ def _name(name: str) -> re.Pattern[str]:
 
 def promised() -> dict[str, set[str]]:
     """Route, or name of a field of a request, -> the subjects of contracts that ask for it, read from their code."""
-    found: dict[str, set[str]] = {}
-    for name, contract in CONTRACTS.items():
-        words = words_of(contract.check)
-        for asked in words.routes | {word for word in words.sent if word.isidentifier()}:
-            found.setdefault(asked, set()).add(name.split(".")[1])
-    return found
+    return _subjects(lambda words: words.routes | set(filter(str.isidentifier, words.sent)))
 
 
 def read_of_answers() -> dict[str, set[str]]:
     """Key of an answer -> the subjects of contracts that look for it, read from their code."""
+    return _subjects(lambda words: set(filter(str.isidentifier, words.strings)))
+
+
+def _subjects(names: Callable[[Words], Iterable[str]]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for name, contract in CONTRACTS.items():
-        for word in words_of(contract.check).strings:
-            if word.isidentifier():
-                found.setdefault(word, set()).add(name.split(".")[1])
+    for full, contract in CONTRACTS.items():
+        for name in names(words_of(contract.check)):
+            found.setdefault(name, set()).add(full.split(".")[1])
     return found
 
 
 def pre_tokenizer_of(model: Path | None) -> str:
     """`tokenizer.ggml.pre` of a GGUF; '' when the file is not here or says none."""
-    if model is None or not model.is_file():
-        return ""
-    return str(gguf_header.value_of(model, "tokenizer.ggml.pre"))
+    return str(gguf_header.value_of(model, "tokenizer.ggml.pre")) if model else ""
 
 
 def architecture_of(model: Path | None) -> str:
-    """`general.architecture` of a GGUF; '' when the file is not here or does not begin with it, as writers have it."""
-    if model is None or not model.is_file():
-        return ""
-    with model.open("rb") as file:
-        head = file.read(4096)
-    found = re.search(rb"general\.architecture\x08\0\0\0(.)\0{7}", head, re.DOTALL)
-    return head[found.end() : found.end() + found[1][0]].decode() if found else ""
+    """`general.architecture` of a GGUF; '' when the file is not here or says none."""
+    return str(gguf_header.value_of(model, "general.architecture")) if model else ""

@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from tasks import upstream
 from tasks.release import Model, Recipe
 from tasks.settings import ServerSettings, Settings
 from tasks.sources import Sources
-from tasks.upstream import find, open_upstream, treediff
+from tasks.upstream import treediff
 from tasks.upstream.ours import used_by
 from tasks.upstream.risk import Risk
 from tasks.upstream.treediff import TreeDiff, page
@@ -81,11 +82,7 @@ def compared(settings: Settings, low: int, high: int) -> TreeDiff:
 
 def tree_of(settings: Settings, build: int) -> str:
     """The git tree of a build, fetched where it is not here."""
-    sources, source = Sources(settings.cache), open_upstream(settings)
-    if known := sources.upstream_tree(build):
-        return known
-    release = find(source.releases(), f"b{build}")
-    return sources.add(release, source.fetch(release))[1]
+    return upstream.tree_of(upstream.open_upstream(settings), Sources(settings.cache), build)
 
 
 def judged(records: Iterable[Labelled], found: TreeDiff) -> Iterator[Verdict]:

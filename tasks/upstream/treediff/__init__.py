@@ -47,7 +47,7 @@ def read(sources: Sources, old: str, new: str, used: Ours) -> TreeDiff:
     _check_found(here, there)
     judge = Judge(
         used,
-        parameters=flags.parameters(before.files) | flags.parameters(after.files),
+        parameters=flags.parameters(here.listed, before.files) | flags.parameters(there.listed, after.files),
         backends=_other_backends((before, after), used),
         old_flags=frozenset(here.by_flag),
         options=frozenset(name for side in (here, there) for kind, name in side.facts if kind is Kind.OPTION),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 
-from tasks.upstream.treediff.facts import Fact, Files, Kind
+from tasks.upstream.treediff.facts import Fact, Files, Kind, digest
 
 CARRIED = "models/templates/*.jinja"
 PARSING = ("common/chat*.cpp", "common/parsers/*.cpp")
@@ -20,12 +19,8 @@ def facts(files: Files) -> Iterable[Fact]:
         for m in _BUILT_IN.finditer(code.bare):
             yield Fact(Kind.TEMPLATE, m[1], m[2], code.at(m.start()))
     for path, text in files.fitting(CARRIED):
-        yield Fact(Kind.TEMPLATE, path.rpartition("/")[2], _digest(text), f"{path}:1")
+        yield Fact(Kind.TEMPLATE, path.rpartition("/")[2], digest(text), f"{path}:1")
     for code in files.code(*PARSING):
         for block in code.blocks:
             if found := _PARSER.search(block.function):
-                yield Fact(Kind.PARSER, found[1], _digest(code.bare[block.start : block.end]), code.at(block.start))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:12]
+                yield Fact(Kind.PARSER, found[1], digest(code.bare[block.start : block.end]), code.at(block.start))

@@ -71,12 +71,15 @@ class Side:
     tree: Tree
 
     @cached_property
+    def listed(self) -> list[Declared]:
+        """The flags of all programs."""
+        return flags.declared(self.tree.files)
+
+    @cached_property
     def declared(self) -> list[Declared]:
         """The flags that llama-server takes."""
         return [
-            each
-            for each in flags.declared(self.tree.files)
-            if each.served and (not each.roots or any(map(self.tree.reads, each.roots)))
+            each for each in self.listed if each.served and (not each.roots or any(map(self.tree.reads, each.roots)))
         ]
 
     @cached_property

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
+PLACEHOLDER = re.compile(r"%[-+ #0]*\d*(?:\.\d+)?(?:hh|h|ll|l|z)?[a-zA-Z]")
+"""Where printf puts a value."""
 _TOKEN = re.compile(
     r"""//(?:[^\n\\]|\\.)*|/\*.*?\*/"""
     r"""|R"(?P<mark>[^\s()\\]{0,16})\(.*?\)(?P=mark)["]"""
@@ -60,6 +62,7 @@ class Code:
 
     def __init__(self, path: str, text: str) -> None:
         self.path, self.text = path, text
+        self._functions: dict[int, str] = {}
 
     @cached_property
     def bare(self) -> str:
@@ -121,10 +124,6 @@ class Code:
             if block.end >= place:
                 yield block
             number = block.outer
-
-    @cached_property
-    def _functions(self) -> dict[int, str]:
-        return {}
 
     def _function_of(self, block: Block) -> str:
         if block.start not in self._functions:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
-from functools import cached_property
 from typing import NamedTuple
 
 from tasks.sources import fits
@@ -59,21 +59,23 @@ class Fact(NamedTuple):
     """Names of parameters that it reads or sets: what ties it to a flag."""
 
 
+def digest(text: str) -> str:
+    """What a text is, whatever its spaces: the value of a fact whose own words are too many."""
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:12]
+
+
 class Files:
     """Files of one tree, by path."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         self.texts = texts
+        self._codes: dict[str, Code] = {}
 
     def fitting(self, *globs: str) -> Iterator[tuple[str, str]]:
         """(path, text) of those that a glob fits, sorted."""
         for path in sorted(self.texts):
             if any(fits(path, glob) for glob in globs):
                 yield path, self.texts[path]
-
-    @cached_property
-    def _codes(self) -> dict[str, Code]:
-        return {}
 
     def code(self, *globs: str) -> Iterator[Code]:
         """Those that a glob fits, as code; each is read once."""

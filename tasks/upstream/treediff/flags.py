@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tasks.preflight.surface import Flag, read_flag
-from tasks.upstream.treediff.cpp import Code
+from tasks.upstream.treediff.cpp import PLACEHOLDER, Code
 from tasks.upstream.treediff.defaults import Defaults, plain
 from tasks.upstream.treediff.facts import Files
 
@@ -24,7 +24,6 @@ _OPTION = re.compile(r"\badd_opt\(\s*common_arg\(")
 _EXAMPLES = re.compile(r"\.set_examples\(\s*\{?([^)}]*)")
 _ENV = re.compile(r'\.set_env\(\s*"(\w+)"')
 _HANDED = re.compile(r"\b[cm]params\.(\w+)\s*=[^;]*?\bparams\.(?:\w+\.)*(\w+)\s*;")
-_FORMAT = re.compile(r"%[-+ #0]*\d*(?:\.\d+)?(?:hh|h|ll|l|z)?[a-zA-Z]")
 _PARAMETER = re.compile(r"\bparams\.((?:\w+\.)*\w+)\b(?!\s*\()")
 
 
@@ -96,7 +95,7 @@ def _help(code: Code, span: tuple[int, int], known: Defaults) -> str:
         return " ".join(code.strings(*span))
     first, *rest = code.arguments(span[0] + called.end() - 1)
     values = iter([_value(code.bare[slice(*each)], known) for each in rest])
-    return _FORMAT.sub(lambda m: next(values, m[0]), "".join(code.strings(*first)).replace("%%", "%"))
+    return PLACEHOLDER.sub(lambda m: next(values, m[0]), "".join(code.strings(*first)).replace("%%", "%"))
 
 
 def _value(said: str, known: Defaults) -> str:
@@ -112,12 +111,12 @@ def _value(said: str, known: Defaults) -> str:
     return re.sub(r"^GGML_TYPE_", "", value).lower() if value.startswith("GGML_TYPE_") else value
 
 
-def parameters(files: Files) -> dict[str, str]:
+def parameters(flags: Iterable[Declared], files: Files) -> dict[str, str]:
     """Parameter that a condition of the code may name -> the flag of llama-server's that sets it.
 
     One word, such as `path`, means many things; of those with more than one the last is the member's own name.
     """
-    found = {name: each.flag.main for each in reversed(declared(files)) if each.served for name in each.about}
+    found = {name: each.flag.main for each in reversed([*flags]) if each.served for name in each.about}
     for code in files.code(PASSED_ON):
         for inner, outer in _HANDED.findall(code.bare):
             if outer in found:

@@ -35,13 +35,14 @@ _STATUS = re.compile(r"case\s+ERROR_TYPE_(\w+)\s*:.*?\bcode\s*=\s*(\d+)", re.DOT
 
 def facts(files: Files) -> Iterable[Fact]:
     """Everything that a client meets before it has an answer."""
-    known = {error: status for error, (status, _) in statuses(files).items()}
+    declared = statuses(files)
+    known = {error: status for error, (status, _) in declared.items()}
     for code in files.code(*SERVER):
         yield from _routes(code)
         yield from _fields(code)
         yield from _http(code)
         yield from _caught(code, known)
-    for error, (status, at) in statuses(files).items():
+    for error, (status, at) in declared.items():
         yield Fact(Kind.ERROR, f"status of {error}", status, at)
 
 

@@ -5,12 +5,11 @@ An architecture is never looked for as a word: `llama` is one, and the project's
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 
 from tasks.upstream.treediff.cpp import Code
-from tasks.upstream.treediff.facts import Fact, Files, Kind
+from tasks.upstream.treediff.facts import Fact, Files, Kind, digest
 
 NAMES = "src/llama-arch.cpp"
 BUILDERS = "src/models/*.cpp"
@@ -59,10 +58,8 @@ def _tensors(code: Code) -> Iterator[tuple[str, list[str], str]]:
 def _builders(files: Files) -> Iterator[Fact]:
     """Each graph builder under the name of its file, which is its architecture's without dashes."""
     for path, text in files.fitting(BUILDERS):
-        digest = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:12]
-        yield Fact(
-            Kind.ARCHITECTURE, f"graph builder {path.rpartition('/')[2].removesuffix('.cpp')}", digest, f"{path}:1"
-        )
+        architecture = path.rpartition("/")[2].removesuffix(".cpp")
+        yield Fact(Kind.ARCHITECTURE, f"graph builder {architecture}", digest(text), f"{path}:1")
 
 
 def _pre_tokenizers(code: Code) -> Iterator[Fact]:

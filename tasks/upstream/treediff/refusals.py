@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from tasks.upstream.treediff import http
-from tasks.upstream.treediff.cpp import Code
+from tasks.upstream.treediff.cpp import PLACEHOLDER, Code
 from tasks.upstream.treediff.facts import Fact, Files, Kind
 
 SERVED = (
@@ -34,7 +34,6 @@ PARAMETER = re.compile(r"\b[cm]?params(?:_base)?(?:\.|->)(?:\w+(?:\.|->))*(\w+)"
 """A parameter in a condition, by its last name: `params.type_k`. Other names are the function's own."""
 _THROWN = {"invalid_argument": "400", "domain_error": "400", "out_of_range": "400"}
 """What ex_wrapper of tools/server/server.cpp makes of an exception; of any other, 500."""
-_PLACEHOLDER = re.compile(r"%[-+ #0]*\d*(?:\.\d+)?(?:hh|h|ll|l|z)?[a-zA-Z]")
 _SHORTEST = 6
 """Letters of a message that says something."""
 
@@ -93,4 +92,4 @@ def _how(found: re.Match[str], arguments: str, serving: bool, known: Mapping[str
 def _plain(text: str) -> str:
     """A message as it is told apart: without its values, the function's name in front and the line's end."""
     text = re.sub(r"^(?:%s:?\s*)+", "", text.strip())
-    return " ".join(_PLACEHOLDER.sub("%", text).split())
+    return " ".join(PLACEHOLDER.sub("%", text).split())
