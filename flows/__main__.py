@@ -246,8 +246,8 @@ Everything = Annotated[bool, typer.Option("--all", help="each difference a line,
 
 @upstream_app.command("between")
 def upstream_between(
-    low: Annotated[str, typer.Argument(metavar="FROM", help="the older build, such as b11401")],
-    high: Annotated[str, typer.Argument(metavar="TO", help="the newer build")],
+    low: Annotated[str, typer.Argument(help="the older build, such as b11401")],
+    high: Annotated[str, typer.Argument(help="the newer build")],
     as_json: Json = False,
     as_markdown: Markdown = False,
     everything: Everything = False,
@@ -263,7 +263,7 @@ def upstream_between(
 
 @upstream_app.command("since")
 def upstream_since(
-    low: Annotated[str, typer.Argument(metavar="FROM", help="the older build, such as b11401")],
+    low: Annotated[str, typer.Argument(help="the older build, such as b11401")],
     as_json: Json = False,
     as_markdown: Markdown = False,
     everything: Everything = False,
