@@ -39,9 +39,10 @@ def run(
     stdin: str = "",
     check: bool = True,
     behind: wall.Walled | None = None,
+    exact: bool = False,
 ) -> Output:
     """Run a command to its end. `env` is its whole environment; without it, it has what any program needs.
-    `behind` makes the argv that runs it behind a wall.
+    `behind` makes the argv that runs it behind a wall. `exact` keeps the line ends of what it says as they are.
 
     Raises ToolingError when it cannot be started, runs past `timeout_s`, or (with `check`) exits non-zero.
     """
@@ -49,8 +50,8 @@ def run(
     env = environment() if env is None else env
     try:
         done = subprocess.run(
-            behind(words, env) if behind else words, cwd=cwd, env=env, input=stdin,
-            capture_output=True, text=True, errors="replace", timeout=timeout_s, preexec_fn=die_with_parent,
+            behind(words, env) if behind else words, cwd=cwd, env=env,
+            input=stdin.encode(errors="replace"), capture_output=True, timeout=timeout_s, preexec_fn=die_with_parent,
         )  # fmt: skip
     except FileNotFoundError as error:
         raise ToolingError(f"{words[0]} is not on this machine", evidence=str(error), todo="install it") from error
@@ -60,13 +61,18 @@ def run(
         raise ToolingError(
             f"{words[0]} ran past {timeout_s:.0f} s", evidence=" ".join(words)[:300], todo="try again"
         ) from error
-    output = Output(done.returncode, done.stdout, done.stderr)
+    output = Output(done.returncode, *(_text(said, exact) for said in (done.stdout, done.stderr)))
     if check and output.code:
         raise ToolingError(
             f"{Path(words[0]).name} exited with {output.code}",
             evidence=f"{' '.join(words)[:300]}\n{output.text[-1500:]}",
         )
     return output
+
+
+def _text(said: bytes, exact: bool) -> str:
+    text = said.decode(errors="replace")
+    return text if exact else text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def ask(binary: Path, *argv: str, hide: Iterable[Path]) -> Output:

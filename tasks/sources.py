@@ -46,6 +46,7 @@ class Sources:
         work_tree: Path | None = None,
         stdin: str = "",
         check: bool = True,
+        exact: bool = False,
     ) -> Output:
         """Run git on this repository, away from the user's and the system's git settings."""
         env = environment() | {
@@ -59,7 +60,9 @@ class Sources:
         if work_tree:
             env["GIT_WORK_TREE"] = str(work_tree)
         words = ["git", "-c", "core.autocrlf=false", "-c", "core.safecrlf=false", *argv]
-        return run(words, timeout_s=GIT_TIMEOUT_S, cwd=work_tree or self.repo, env=env, stdin=stdin, check=check)
+        return run(
+            words, timeout_s=GIT_TIMEOUT_S, cwd=work_tree or self.repo, env=env, stdin=stdin, check=check, exact=exact
+        )
 
     def add(self, release: UpstreamRelease, archive: Path) -> tuple[str, str]:
         """Import an archive once; return (sha256 of the archive, git tree hash of upstream's source in it)."""
@@ -87,6 +90,12 @@ class Sources:
         """The tree of a build that was imported before."""
         said = self.git("rev-parse", "--verify", "--quiet", f"refs/upstream/b{build}^{{tree}}", check=False)
         return said.stdout.strip() or None
+
+    def upstream_trees(self) -> dict[int, str]:
+        """Build -> tree of every build that was imported, oldest first."""
+        said = self.git("for-each-ref", "--format=%(refname:lstrip=2) %(tree)", "refs/upstream").stdout
+        rows = (line.split() for line in said.splitlines())
+        return dict(sorted((int(tag[1:]), tree) for tag, tree in rows if re.fullmatch(r"b\d+", tag)))
 
     def keep(self, ref: str, tree: str, message: str) -> None:
         """Point a ref at a tree, so that git never collects it."""

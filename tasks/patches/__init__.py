@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.patches.classify import Notes, Placed, TreeOf, classify
+from tasks.patches.bases import TreeOf
+from tasks.patches.classify import Notes, Placed, classify
 from tasks.patches.series import Patch, read_series, select
 from tasks.platforms import Platform
 from tasks.release import (
@@ -56,11 +57,13 @@ def apply_series(
 
 
 def tree_without(settings: Settings, source: SourceTree, *files: str) -> SourceTree:
-    """The same source tree made without these patches. Raises ReleaseFailed when one of the others needs them."""
+    """The same source tree made without these patches, and without those that can't be made without one of them."""
     sources = Sources(settings.cache)
-    left = [patch for patch in read_series(settings.patches) if patch.name not in files]
-    placed = place_series(sources, left, source.upstream, source.upstream_tree, open_upstream(settings))
-    refuse_blocked(placed, source.upstream, settings.patches)
+    upstream = open_upstream(settings)
+    placed = classify(
+        sources, read_series(settings.patches), source.upstream, source.upstream_tree,
+        _tree_of(sources, upstream), _notes(upstream), without=frozenset(files),
+    )  # fmt: skip
     return _source_tree(sources, source.upstream, source.archive_sha256, source.upstream_tree, placed)
 
 
