@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tasks import upstream
 from tasks.console import console, print_json, show_table
-from tasks.patches import Placed, edit, place_series, read_series, refuse_blocked, retire, select
+from tasks.contracts.probes import probes_of
+from tasks.contracts.promises import CONTRACTS
+from tasks.patches import Patch, Placed, change, edit, place_series, read_series, refuse_blocked, retire, select
 from tasks.patches.export import refresh as export_series
 from tasks.platforms import open_store
 from tasks.release import BadInput, Event, UpstreamRelease
 from tasks.settings import Settings, load
 from tasks.sources import Sources
 from tasks.store import Store
+from tasks.upstream.github import Github
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def retire_one(which: str, to: str | None) -> None:
     result = series.placed[series.pick(which)].result
     store = open_store(series.settings)
     with store.lock("patches", holder={"doing": "patches retire"}):
-        result = retire.proved_obsolete(store, result.file, series.release) or result
+        result = retire.proved_gone(store, result.file, series.release) or result
         console.print(retire.retire(store, series.settings.patches, result, series.release))
 
 
@@ -94,7 +102,11 @@ def edit_one(which: str | None, to: str | None, go_on: bool, abort: bool) -> Non
         if which:
             _begin(store, which, to)
         elif go_on:
+            work = edit.under_way(store.root)
+            strays = edit.stray(work) if work else []
             done, _ = edit.finish(store.root)
+            if strays:
+                console.print(f"not exported, since git was not told of it (`git add`): {', '.join(strays)}")
             told = f"{done.state.patch.name} exported on {done.state.release.tag}"
             store.log(Event(kind="patches.edited", summary=told))
             console.print(f"{told}: {done.state.patch}", soft_wrap=True)
@@ -113,3 +125,129 @@ def _begin(store: Store, which: str, to: str | None) -> None:
     if detail := series.placed[at].result.detail:
         console.print(f"\n{detail}", soft_wrap=True)
     console.print("\nthen `llama-release patches edit --continue`, or --abort")
+
+
+# -- changes of the series --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What a patch says for itself where its own text does not: all may be empty."""
+
+    title: str = ""
+    why: str = ""
+    proved_by: str = ""
+    waiver: str = ""
+
+    def on(self, text: str) -> str:
+        """The file of a patch with these reasons."""
+        return change.draft(text, title=self.title, why=self.why, proved_by=self.proved_by, waiver=self.waiver)
+
+
+def _work(to: str | None) -> change.Work:
+    settings = load()
+    source_of = upstream.open_upstream(settings)
+    release = upstream.choose(source_of, to, None)
+    if release is None:
+        raise BadInput("no upstream release is eligible", todo="name one with --to")
+    sources = Sources(settings.cache)
+    _, tree = sources.add(release, source_of.fetch(release))
+    return change.Work(
+        sources,
+        settings.patches,
+        release,
+        tree,
+        lambda some, chosen=None: place_series(sources, some, release, tree, source_of, chosen),
+        _proposed,
+    )
+
+
+def _proposed(patch: Patch) -> str:
+    if names := patch.trailers.get("Proved-by"):
+        probes_of(names)
+    words = set(re.findall(r"[a-z]+", patch.diff.lower()))
+    known = sorted(name.removeprefix("contracts.") for name in CONTRACTS)
+    near = [name for name in known if name.partition(".")[0] in words]
+    return f'--proved-by "{" ".join(near[:3])}"' if near else '--waive "why no contract can see it"'
+
+
+def _changing(store: Store, doing: str) -> AbstractContextManager[None]:
+    return store.lock("patches", holder={"doing": f"patches {doing}"})
+
+
+def add(source: str, commit: str | None, to: str | None, reasons: Reasons) -> None:
+    """Put a patch at the end of the series: a diff, what is changed in a work tree, a commit, a pull request."""
+    work, store = _work(to), open_store(load())
+    with _changing(store, "add"):
+        for text in _texts(source, commit):
+            added = change.add(work, reasons.on(text))
+            _tell(store, "added", f"{added.patch.title}: {added.result.status} on {work.release.tag}")
+
+
+def _texts(source: str, commit: str | None) -> list[str]:
+    if pull := re.fullmatch(r"#?(\d+)", source):
+        settings = load()
+        github = upstream.open_upstream(settings)
+        if not isinstance(github, Github):
+            raise BadInput("pull requests are read from GitHub", todo='set upstream.kind to "github", or give its diff')
+        return [github.pull(int(pull[1]))]
+    if source == "-":
+        return [sys.stdin.read()]
+    path = Path(source)
+    if commit:
+        return change.of_commits(path, commit)
+    if path.is_dir():
+        return [change.of_work_tree(path)]
+    if not path.is_file():
+        raise BadInput(f"{source} is no file, no folder and no pull request", todo="give one of them, or - for a pipe")
+    return [path.read_bytes().decode("utf-8", errors="replace")]
+
+
+def import_series(folder: Path, since: str | None, to: str | None, reasons: Reasons) -> None:
+    """Put a folder of patches, a quilt series, or the commits of a fork's branch at the end of the series."""
+    work, store = _work(to), open_store(load())
+    some = change.of_folder(folder) if since is None else [("", text) for text in change.of_branch(folder, since)]
+    with _changing(store, "import"):
+        for name, text in some:
+            added = change.add(work, reasons.on(text), name)
+            _tell(store, "added", f"{added.patch.title}: {added.result.status} on {work.release.tag}")
+
+
+def drop(which: str, reason: str, to: str | None) -> None:
+    """Take a patch out of the series because somebody says so."""
+    work, store = _work(to), open_store(load())
+    with _changing(store, "drop"):
+        patch = select(read_series(work.folder), which)
+        change.drop(work, patch)
+        _tell(store, "dropped", f"{patch.name}: {reason}")
+
+
+def reorder(some: Sequence[str], to: str | None) -> None:
+    """Put these patches first, in this order."""
+    work, store = _work(to), open_store(load())
+    with _changing(store, "reorder"):
+        patches = read_series(work.folder)
+        names = change.reorder(work, [select(patches, which) for which in some])
+        _tell(store, "reordered", ", ".join(names))
+
+
+def fold(into: str, which: str, to: str | None) -> None:
+    """Make a patch part of the one before it."""
+    work, store = _work(to), open_store(load())
+    with _changing(store, "fold"):
+        patches = read_series(work.folder)
+        first, second = select(patches, into), select(patches, which)
+        change.fold(work, first, second)
+        _tell(store, "folded", f"{second.name} into {first.name}")
+
+
+def export(folder: Path, to: str | None) -> None:
+    """Write the series as it stands on a release into another folder."""
+    work = _work(to)
+    names = change.export_to(work, folder)
+    console.print(f"{len(names)} patches as they stand on {work.release.tag}: {folder}", soft_wrap=True)
+
+
+def _tell(store: Store, what: str, summary: str) -> None:
+    store.log(Event(kind=f"patches.{what}", summary=summary))
+    console.print(f"{what}: {summary}", soft_wrap=True)

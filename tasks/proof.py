@@ -39,6 +39,8 @@ class Proof(Model):
     fault: dict[str, bool]
     """Probe -> whether the server without the patch ran and broke the promise."""
     evidence: dict[str, str]
+    waiver: str = ""
+    """Who says that it can't be proved, and why; empty where there are probes."""
     unasked: tuple[str, ...] = ()
     """The probes that no server was there for, as they are called in `evidence`."""
 
@@ -49,13 +51,22 @@ class Proof(Model):
         return found + [f"{name} without" for name, v in self.without.items() if v is Verdict.ERRORED]
 
     @property
+    def is_needed_to_come_up(self) -> bool:
+        """Whether the server without the patch could be asked nothing, where the one with it answers."""
+        return bool(self.without) and all(f"{name} without" in self.unasked for name in self.without)
+
+    @property
     def told(self) -> str:
         """One line for a person."""
+        if self.waiver:
+            return f"not proved, waived by {self.waiver}"
         if not self.probes:
             return "no proof is owed: what it mends is not there"
         after = f"{list(self.present.values()).count(Verdict.PASSED)} of {len(self.probes)} probes pass"
         if not self.without:
             return f"{after} on upstream's own code"
+        if self.is_needed_to_come_up:
+            return f"the server without it does not come up, {after} with it"
         failing = sum(self.fault.values())
         return f"{failing} of {len(self.probes)} probes fail without it, {after} with it"
 
@@ -88,7 +99,7 @@ def judge(result: PatchResult, proof: Proof) -> PatchResult:
             todo=f"`llama-release patches edit {result.file}` and mend the patch, or its status's evidence",
         )
     told = f"{result.evidence}\n{proof.told}"
-    if proof.without and not any(proof.fault.values()):
+    if proof.without and not any(proof.fault.values()) and not proof.is_needed_to_come_up:
         if any(v is not Verdict.PASSED for v in proof.without.values()):
             raise ToolingError(f"the server without {result.file} did not come up", evidence=proof.told)
         return result.model_copy(update={"status": PatchStatus.OBSOLETE, "evidence": told})
@@ -115,12 +126,14 @@ def prove(
     results: list[PatchResult] = []
     for result in source.patches:
         progress(len(results), len(source.patches), f"probing {result.file}")
-        names = _probes(result, by_name[result.file].trailers)
+        trailers = by_name[result.file].trailers
+        names = owed(result, trailers)
         others: Build | None = None
-        if result.status.built_with:
+        if result.status.built_with and names:
             without = patches.tree_without(settings, source, result.file)
             others = platform.build(without, settings.recipe, progress)
-        results.append(judge(result, _proof(platform, settings, result, names, built, others)))
+        waiver = "" if names or result.status is PatchStatus.NOT_APPLICABLE else trailers["Waiver"]
+        results.append(judge(result, _proof(platform, settings, result, names, built, others, waiver)))
     proved = source.model_copy(update={"patches": tuple(results)})
     if dropped := [r.file for r in results if r.status is PatchStatus.OBSOLETE]:
         proved = proved.model_copy(update={"tree": patches.tree_without(settings, source, *dropped).tree})
@@ -128,8 +141,11 @@ def prove(
     return proved, built
 
 
-def _probes(result: PatchResult, trailers: dict[str, str]) -> tuple[str, ...]:
-    return () if result.status is PatchStatus.NOT_APPLICABLE else probes_of(trailers.get("Proved-by", ""))
+def owed(result: PatchResult, trailers: dict[str, str]) -> tuple[str, ...]:
+    """The probes that a patch owes: none where it is not applicable, or where a person waived them."""
+    if result.status is PatchStatus.NOT_APPLICABLE or ("Waiver" in trailers and "Proved-by" not in trailers):
+        return ()
+    return probes_of(trailers.get("Proved-by", ""))
 
 
 def _proof(
@@ -139,9 +155,12 @@ def _proof(
     names: Sequence[str],
     built: Build,
     others: Build | None,
+    waiver: str,
 ) -> Proof:
     """The proof of one patch, from the store when these builds were probed with these contracts before."""
-    key = digest_of([result.file, list(names), built.digest, others.digest if others else None, contracts.basis()])[:16]
+    key = digest_of(
+        [result.file, list(names), built.digest, others.digest if others else None, waiver, contracts.basis()]
+    )[:16]
     if known := platform.store.proof(key, Proof):
         return known
     with_patch = _run(platform, settings, built, names)
@@ -149,6 +168,7 @@ def _proof(
     proof = Proof(
         file=result.file,
         probes=tuple(names),
+        waiver=waiver,
         present={name: v.verdict for name, v in with_patch.items()},
         without={name: v.verdict for name, v in without.items()},
         fault={name: shows_fault(v) for name, v in without.items()},

@@ -6,10 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tasks.patches import apply_series, tree_without
+from tasks.patches import apply_series, refuse_unproved, tree_without
 from tasks.platforms.local import LocalPlatform
-from tasks.proof import Proof, judge, prove
-from tasks.release import Build, PatchResult, PatchStatus, ReleaseFailed, SourceTree, ToolingError, Verdict
+from tasks.proof import Proof, judge, owed, prove
+from tasks.release import (
+    BadInput,
+    Build,
+    PatchResult,
+    PatchStatus,
+    ReleaseFailed,
+    SourceTree,
+    ToolingError,
+    UpstreamRelease,
+    Verdict,
+)
 from tasks.settings import LocalSettings, ServerSettings, Settings
 from tasks.sources import Sources
 from tasks.upstream import find, open_upstream
@@ -61,7 +71,36 @@ def test_a_probe_that_could_not_be_run_proves_nothing_either_way() -> None:
             judge(result(PatchStatus.CLEAN), seen)
 
 
-def test_a_server_that_does_not_come_up_without_the_patch_is_not_what_the_patch_mends() -> None:
+def test_a_server_that_comes_up_with_the_patch_alone_proves_it() -> None:
+    seen = proof(Verdict.PASSED, Verdict.FAILED, fault=False).model_copy(update={"unasked": ("s.p without",)})
+    judged = judge(result(PatchStatus.CLEAN), seen)
+    assert judged.status is PatchStatus.CLEAN
+    assert judged.evidence.endswith("the server without it does not come up, 1 of 1 probes pass with it")
+
+
+def test_a_waiver_is_shown_with_its_name_and_reason_and_proves_nothing() -> None:
+    seen = Proof(file="x", probes=(), present={}, without={}, fault={}, evidence={}, waiver="Ada: no GPU here")
+    judged = judge(result(PatchStatus.CLEAN), seen)
+    assert judged.status is PatchStatus.CLEAN
+    assert judged.evidence.endswith("not proved, waived by Ada: no GPU here")
+    assert owed(judged, {"Waiver": "Ada: no GPU here"}) == ()
+    with pytest.raises(BadInput, match="names no probe"):
+        owed(judged, {})
+
+
+def test_a_patch_without_a_proof_is_refused_before_the_compile(tmp_path: Path) -> None:
+    (tmp_path / "series").write_text("0001-x.patch\n")
+    (tmp_path / "0001-x.patch").write_text("A title\n\ndiff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n")
+    source = SourceTree(
+        upstream=UpstreamRelease(build=1), archive_sha256="", upstream_tree="a", tree="b",
+        patches=(result(PatchStatus.CLEAN).model_copy(update={"file": "0001-x.patch"}),),
+    )  # fmt: skip
+    with pytest.raises(BadInput, match=r"0001-x\.patch has no proof"):
+        refuse_unproved(source, tmp_path)
+    refuse_unproved(source.model_copy(update={"patches": (result(PatchStatus.NOT_APPLICABLE),)}), tmp_path)
+
+
+def test_a_probe_that_was_asked_and_shows_no_fault_is_no_server_that_did_not_come_up() -> None:
     with pytest.raises(ToolingError, match="did not come up"):
         judge(result(PatchStatus.CLEAN), proof(Verdict.PASSED, Verdict.FAILED, fault=False))
 

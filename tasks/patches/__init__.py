@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tasks.patches.bases import TreeOf
 from tasks.patches.classify import Notes, Placed, classify
+from tasks.patches.export import keep_commits
 from tasks.patches.series import Patch, read_series, select
 from tasks.platforms import Platform
 from tasks.release import (
@@ -33,6 +34,7 @@ __all__ = [
     "place_series",
     "read_series",
     "refuse_blocked",
+    "refuse_unproved",
     "select",
     "tree_without",
 ]
@@ -60,10 +62,9 @@ def tree_without(settings: Settings, source: SourceTree, *files: str) -> SourceT
     """The same source tree made without these patches, and without those that can't be made without one of them."""
     sources = Sources(settings.cache)
     upstream = open_upstream(settings)
-    placed = classify(
-        sources, read_series(settings.patches), source.upstream, source.upstream_tree,
-        _tree_of(sources, upstream), _notes(upstream), without=frozenset(files),
-    )  # fmt: skip
+    patches = read_series(settings.patches)
+    left = [patch.name for patch in patches if patch.name not in files]
+    placed = place_series(sources, patches, source.upstream, source.upstream_tree, upstream, left)
     return _source_tree(sources, source.upstream, source.archive_sha256, source.upstream_tree, placed)
 
 
@@ -71,6 +72,7 @@ def _source_tree(
     sources: Sources, release: UpstreamRelease, archive_sha256: str, upstream_tree: str, placed: Sequence[Placed]
 ) -> SourceTree:
     tree = placed[-1].tree if placed else upstream_tree
+    keep_commits(sources, release, upstream_tree, placed)
     if tree != upstream_tree:
         sources.keep(f"refs/trees/{tree}", tree, f"{release.tag} with {len(placed)} patches")
     return SourceTree(
@@ -88,9 +90,14 @@ def place_series(
     release: UpstreamRelease,
     upstream_tree: str,
     upstream: Upstream | None = None,
+    chosen: Sequence[str] | None = None,
 ) -> list[Placed]:
-    """Every patch of the series on a release, whatever became of it. Raises ToolingError when git fails."""
-    return classify(sources, patches, release, upstream_tree, _tree_of(sources, upstream), _notes(upstream))
+    """Every patch of the series on a release, whatever became of it; or those `chosen` by name, in that order.
+
+    Raises ToolingError when git fails.
+    """
+    tree_of, notes = _tree_of(sources, upstream), _notes(upstream)
+    return classify(sources, patches, release, upstream_tree, tree_of, notes, chosen=chosen)
 
 
 def refuse_blocked(placed: Sequence[Placed], release: UpstreamRelease, folder: Path) -> None:
@@ -103,6 +110,23 @@ def refuse_blocked(placed: Sequence[Placed], release: UpstreamRelease, folder: P
             evidence="\n".join(filter(None, [found.evidence, found.detail])),
             todo=f"{mend}, or take it out of {folder / 'series'}",
         )
+
+
+def refuse_unproved(source: SourceTree, folder: Path) -> None:
+    """Raises BadInput for the first patch that says neither how it is proved nor why it can't be.
+
+    Before the compile, which its proof comes after.
+    """
+    by_name = {patch.name: patch.trailers for patch in read_series(folder)}
+    for result in source.patches:
+        if result.status is not PatchStatus.NOT_APPLICABLE and not by_name[result.file].keys() & {
+            "Proved-by",
+            "Waiver",
+        }:
+            raise BadInput(
+                f"{result.file} has no proof",
+                todo="add a trailer `Proved-by: <contract> ...`, or `Waiver: <who>: <why it can't be proved>`",
+            )
 
 
 def _words(result: PatchResult) -> str:
@@ -143,6 +167,7 @@ def apply(
     archive = upstream.fetch(release)
     row.progress(1, 3, "importing it")
     source = apply_series(Sources(settings.cache), release, archive, settings.patches, upstream)
+    refuse_unproved(source, settings.patches)
     told = [f"{p.file.removesuffix('.patch')} {p.status}" for p in source.patches] or ["no patches"]
     row.done(
         f"{', '.join(told)}; source tree {source.tree[:9]}",

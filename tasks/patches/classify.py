@@ -69,25 +69,23 @@ def classify(
     tree_of: TreeOf,
     notes: Notes,
     *,
-    without: frozenset[str] = frozenset(),
+    chosen: Sequence[str] | None = None,
     series_s: float = SERIES_S,
     patch_s: float = PATCH_S,
 ) -> list[Placed]:
     """Each patch of the series on an upstream tree, in order; a patch that is not built with leaves the tree as it is.
 
-    The files named in `without` are left out, yet later ones are still read as made on top of them. What takes longer
-    than `series_s` or `patch_s` is `undecided`. Raises ToolingError when git fails; what is wrong with a patch is its
-    status.
+    `chosen` names those that are placed, in this order: each is still read as made where it stands in the series. What
+    takes longer than `series_s` or `patch_s` is `undecided`. Raises ToolingError when git fails; what is wrong with a
+    patch is its status.
     """
     reader = Reader(sources)
     bases = Bases(reader, tree_of, (release.build, upstream))
     target = Target(release, upstream, upstream, notes)
     found: list[Placed] = []
-    based = [(patch, *((None, "") if patch.broken else bases.of(patch))) for patch in patches]
+    based = {patch.name: (patch, *((None, "") if patch.broken else bases.of(patch))) for patch in patches}
     end = time.monotonic() + series_s  # trees that had to be fetched are here by now
-    for patch, base, lack in based:
-        if patch.name in without:
-            continue
+    for patch, base, lack in (based[name] for name in (based if chosen is None else chosen)):
         reader.until = min(end, time.monotonic() + patch_s)
         case = _Case(reader, patch, target, base, lack)
         placed = case.decide() if time.monotonic() < end else case.close(

@@ -348,7 +348,7 @@ def test_of_two_patches_in_one_file_each_can_be_left_out(world: World) -> None:
     (placed,) = classify(
         world.sources, read_series(world.folder), UpstreamRelease(build=100), world.trees[100], world.known,
         lambda low, high: ReleaseNotes(low=low, high=high, until=high, changes=()),
-        without=frozenset({"0001-tags.patch"}),
+        chosen=["0002-qwen.patch"],
     )  # fmt: skip
     assert placed.result.status.built_with
     wanted = SIBLINGS[CHAT].replace(function("init_qwen"), function("init_qwen", TAG))

@@ -170,12 +170,36 @@ def repository(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     git(world.root, "add", "other")
 
 
+def proved(
+    world: World, store: Store, status: PatchStatus = PatchStatus.UPSTREAMED, said: str = "2 of 2 probes pass"
+) -> PatchResult:
+    """A proof of b101 in the ledger, as the stage leaves it, of the patch as it is classified there."""
+    found = world.one(101).result
+    found = found.model_copy(update={"status": status, "evidence": f"{found.evidence}\n{said} on upstream's own code"})
+    detail = {"upstream": "b101", "patches": [found.model_dump(mode="json")]}
+    store.log(Event(kind="stage.proof", summary="x", detail=detail))
+    return found
+
+
+def test_a_patch_is_not_retired_by_its_text_alone_nor_by_a_waiver(tagged: World) -> None:
+    tagged.upstream(101, PATCHED)
+    store, result = Store(tagged.root / "store"), tagged.one(101).result
+    assert result.status is PatchStatus.UPSTREAMED
+    with pytest.raises(BadInput, match="no build without it was asked"):
+        retire.retire(store, tagged.folder, result, RELEASE)
+    proved(tagged, store, said="not proved, waived by Ada: no GPU; 0 of 0 probes pass")
+    with pytest.raises(BadInput, match="no build without it was asked"):
+        retire.retire(store, tagged.folder, result, RELEASE)
+    assert (tagged.folder / "0001-tags.patch").exists()
+
+
 def test_a_retired_patch_leaves_its_evidence_in_the_commit_and_the_ledger(
     tagged: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository(tagged, monkeypatch)
     tagged.upstream(101, PATCHED)
-    result, store = tagged.one(101).result, Store(tagged.root / "store")
+    store = Store(tagged.root / "store")
+    result = proved(tagged, store)
     assert "commit" in retire.retire(store, tagged.folder, result, RELEASE)
     said = git(tagged.root, "log", "-1", "--format=%B", "--name-only")
     assert "Retire 0001-tags.patch: upstreamed on b101" in said
@@ -184,7 +208,7 @@ def test_a_retired_patch_leaves_its_evidence_in_the_commit_and_the_ledger(
     assert "other" not in said
     assert (tagged.folder / "series").read_text() == ""
     assert not (tagged.folder / "0001-tags.patch").exists()
-    (event,) = store.ledger()
+    event = store.ledger()[-1]
     assert event.kind == "patches.retired"
     assert event.detail["patch"]["evidence"] == result.evidence
     assert event.detail["commit"] == git(tagged.root, "rev-parse", "HEAD").strip()
@@ -192,7 +216,8 @@ def test_a_retired_patch_leaves_its_evidence_in_the_commit_and_the_ledger(
 
 def test_outside_of_a_repository_only_the_files_change_and_it_says_so(tagged: World) -> None:
     tagged.upstream(101, PATCHED)
-    told = retire.retire(Store(tagged.root / "store"), tagged.folder, tagged.one(101).result, RELEASE)
+    store = Store(tagged.root / "store")
+    told = retire.retire(store, tagged.folder, proved(tagged, store), RELEASE)
     assert "not committed" in told
     assert not (tagged.folder / "0001-tags.patch").exists()
 
@@ -206,12 +231,14 @@ def test_a_patch_that_is_needed_is_not_retired(tagged: World) -> None:
 
 def test_a_proof_in_the_ledger_makes_a_patch_obsolete_for_its_own_release_only(tagged: World) -> None:
     store = Store(tagged.root / "store")
-    found = PatchResult(file="0001-tags.patch", title="t", status=PatchStatus.OBSOLETE, evidence="3 of 3 pass without")
+    found = PatchResult(
+        file="0001-tags.patch", title="t", status=PatchStatus.OBSOLETE, evidence="3 of 3 probes pass with it"
+    )
     detail = {"upstream": "b101", "patches": [found.model_dump(mode="json")]}
     store.log(Event(kind="stage.proof", summary="x", detail=detail))
-    assert retire.proved_obsolete(store, found.file, RELEASE) == found
-    assert retire.proved_obsolete(store, found.file, UpstreamRelease(build=102)) is None
-    assert retire.proved_obsolete(store, "0002-x.patch", RELEASE) is None
+    assert retire.proved_gone(store, found.file, RELEASE) == found
+    assert retire.proved_gone(store, found.file, UpstreamRelease(build=102)) is None
+    assert retire.proved_gone(store, "0002-x.patch", RELEASE) is None
 
 
 # -- the command line ---------------------------------------------------------------------------
@@ -287,9 +314,13 @@ def test_edit_continue_refresh_and_retire_from_the_command_line(tagged: World, c
     (work.tree / CHAT).write_text(CONFLICTING[CHAT].replace(THEIRS, THEIRS + TAG))
     assert command.invoke(app, ["patches", "edit", "--continue"]).exit_code == 0
     assert "exported on b102" in command.invoke(app, ["patches", "refresh", "--to", "b102"]).stdout
+    found = tagged.one(103).result
+    shown = found.model_copy(update={"evidence": f"{found.evidence}\n2 of 2 probes pass on upstream's own code"})
+    detail = {"upstream": "b103", "patches": [shown.model_dump(mode="json")]}
+    Store(tagged.root / "store").log(Event(kind="stage.proof", summary="x", detail=detail))
     assert "retired 0001-tags.patch" in command.invoke(app, ["patches", "retire", "1", "--to", "b103"]).stdout
     kinds = [event.kind for event in Store(tagged.root / "store").ledger()]
-    assert kinds == ["patches.edited", "patches.refreshed", "patches.retired"]
+    assert kinds == ["patches.edited", "patches.refreshed", "stage.proof", "patches.retired"]
     shutil.rmtree(tagged.root / "own")
 
 
