@@ -12,24 +12,24 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from tasks.console import console, one_line, print_json, show_table, styled, user_name, visible
+from tasks.console import console, one_line, print_json, show_live, show_table, styled, two_columns, user_name, visible
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect import Flow
+    from rich.table import Table
 
     from flows import demo as demonstration
     from flows.doctor import Finding
     from flows.outcome import Outcome
     from tasks.doctor import needs
-    from tasks.release import Problem, StagePointer
+    from tasks.release import Problem
     from tasks.settings import Settings
     from tasks.store import Store
 
@@ -44,13 +44,18 @@ OPENED = (
 )
 COST = "up to 12 requests of at most 400 tokens each"  # what tasks/doctor/live.py asks of a server
 
-app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
 hold_app = typer.Typer(no_args_is_help=True, help="Production's hold after a rollback.")
 patches_app = typer.Typer(
     help="The patch series on an upstream release: each patch's status, and the evidence for it.",
 )
 app.add_typer(hold_app, name="hold")
 app.add_typer(patches_app, name="patches")
+upstream_app = typer.Typer(no_args_is_help=True, help="What changed upstream, read from its own source trees.")
+app.add_typer(upstream_app, name="upstream")
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON; the rows then go to standard error")]
 To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]
@@ -103,7 +108,7 @@ def upgrade(
 def rollback(
     reason: Annotated[str, typer.Option(help="why")],
     by: By,
-    to: Annotated[str | None, typer.Option(help="id of a retained release; the latest by default")] = None,
+    to: Annotated[str | None, typer.Option(help="a retained release, by its tag or id; the latest by default")] = None,
     now: Annotated[
         bool, typer.Option("--now", help="whatever else runs or is broken: without Prefect, idle window or trial")
     ] = False,
@@ -115,9 +120,17 @@ def rollback(
 
         return rollback_now.roll_back(by, reason, to, as_json)
 
+    from tasks.platforms import open_platform
+    from tasks.promote import check_way_back
+
+    settings = _begin(as_json, ())
+    store = open_platform(settings).store
+    if not store.intent("production"):  # else the flow finishes or undoes that first
+        check_way_back(store, to)
     from flows.rollback import rollback as flow
 
-    with prefect_page(as_json) as page:
+    check_parameters(flow, by=by, reason=reason, to=to)
+    with _prefect_of(settings) as page:
         outcome = run_flow(flow, page, None, by=by, reason=reason, to=to)
     _end(outcome, as_json)
 
@@ -150,7 +163,9 @@ def approve(
 def redeploy(
     reason: Annotated[str, typer.Option(help="why, such as: new API key")],
     by: By,
-    release: Annotated[str | None, typer.Option(help="id of a retained release; production's own by default")] = None,
+    release: Annotated[
+        str | None, typer.Option(help="a retained release, by its tag or id; production's own by default")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Send production's release through staging, idle windows and promotion again: for a new key, image or runtime."""
@@ -300,6 +315,40 @@ def patches_edit(
     patches.edit_one(which, to, go_on, abort)
 
 
+Markdown = Annotated[bool, typer.Option("--markdown", help="print a page in Markdown, to send to others")]
+Everything = Annotated[bool, typer.Option("--all", help="each difference a line, those that break nobody too")]
+
+
+@upstream_app.command("between")
+def upstream_between(
+    low: Annotated[str, typer.Argument(metavar="FROM", help="the older build, such as b11401")],
+    high: Annotated[str, typer.Argument(metavar="TO", help="the newer build")],
+    as_json: Json = False,
+    as_markdown: Markdown = False,
+    everything: Everything = False,
+) -> None:
+    """Say what changed between two upstream builds: what could break us, defaults, what is new, and the rest counted.
+
+    Both source trees are read as they are, so it needs no build, no model and no notes. Nothing is changed.
+    """
+    from flows import upstream
+
+    upstream.show(low, high, as_json, as_markdown, everything)
+
+
+@upstream_app.command("since")
+def upstream_since(
+    low: Annotated[str, typer.Argument(metavar="FROM", help="the older build, such as b11401")],
+    as_json: Json = False,
+    as_markdown: Markdown = False,
+    everything: Everything = False,
+) -> None:
+    """Say what changed since an upstream build, up to the newest eligible one: see `between`."""
+    from flows import upstream
+
+    upstream.show(low, None, as_json, as_markdown, everything)
+
+
 @app.command()
 def plan(to: To = None, as_json: Json = False) -> None:
     """Say what an upgrade would do, and change nothing."""
@@ -314,35 +363,28 @@ def plan(to: To = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def status(as_json: Json = False) -> None:
-    """Show both stages: release, age, hold, what is retained."""
-    from tasks.platforms import open_store
-    from tasks.release import StageName
+def status(
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="again every two seconds, until Ctrl-C")] = False,
+) -> None:
+    """Show what serves where, who waits for whom, and what the watch last saw. Wakes nothing and changes nothing."""
+    from tasks.overview import as_json as records
+    from tasks.overview import overview, rows
+    from tasks.platforms import open_platform
     from tasks.settings import load
 
     settings = load()
-    store = open_store(settings)
-    pointers = [store.pointer(stage) for stage in get_args(StageName)]
+    platform = open_platform(settings)
     if as_json:
-        print_json([p.model_dump(mode="json") for p in pointers])
-        return
-    show_table(
-        f"{settings.platform} platform, store {store.root}",
-        ("stage", "release", "since", "hold", "retained"),
-        (_status_row(store, pointer) for pointer in pointers),
-    )
+        return print_json(records(overview(platform)))
 
+    def table() -> Table:
+        return two_columns([("", f"{platform.name} platform, store {platform.store.root}"), *rows(overview(platform))])
 
-def _status_row(store: Store, pointer: StagePointer) -> tuple[str, ...]:
-    from tasks.release import now
-
-    def label(release_id: str | None) -> str:
-        found = store.release(release_id) if release_id else None
-        return found.label if found else release_id or "-"
-
-    age = str(timedelta(seconds=int((now() - pointer.since).total_seconds()))) if pointer.since else "-"
-    hold = f"{pointer.hold.by}: {pointer.hold.reason}" if pointer.hold else "-"
-    return pointer.stage, label(pointer.release), age, hold, ", ".join(map(label, pointer.retained)) or "-"
+    if watch:
+        _ends_in_order(signal.SIGINT)
+        show_live(table, every_s=2)
+    console.print(table())
 
 
 @app.command()
@@ -353,7 +395,7 @@ def history(
     from tasks.platforms import open_store
     from tasks.settings import load
 
-    events = open_store(load()).ledger()[-last:]
+    events = open_store(load()).ledger(last)
     if as_json:
         print_json([e.model_dump(mode="json") for e in events])
         return
@@ -446,10 +488,10 @@ def stop() -> None:
 
 
 def _no_run(store: Store, verb: str) -> AbstractContextManager[None]:
-    """No run is under way meanwhile. Raises ToolingError that names the one that is."""
-    from tasks.release import now
+    """No run is under way meanwhile. Raises Taken, which names the one that is."""
+    from flows.outcome import held_in_turn
 
-    return store.lock("release", holder={"name": verb, "since": now().isoformat(timespec="seconds")})
+    return held_in_turn(store, "release", {"name": verb})
 
 
 @app.command()
@@ -522,8 +564,9 @@ def explain(
 
 
 @app.command()
-def cost(release: Annotated[str, typer.Argument(help="id of a release")], as_json: Json = False) -> None:
+def cost(release: Annotated[str, typer.Argument(help="its tag or its id")], as_json: Json = False) -> None:
     """Show what a release has cost on Modal: seconds of containers and GPUs by stage, and their price."""
+    from tasks import release_page
     from tasks.platforms import open_platform
     from tasks.platforms.modal import ModalPlatform
     from tasks.release import BadInput
@@ -532,13 +575,14 @@ def cost(release: Annotated[str, typer.Argument(help="id of a release")], as_jso
     platform = open_platform(load())
     if not isinstance(platform, ModalPlatform):
         raise BadInput(f"a release costs nothing on the {platform.name} platform", todo="set platform = modal")
-    found = platform.costs(platform.store.get_release(release))
+    chosen = release_page.choose(platform.store, release)
+    found = platform.costs(chosen)
     if as_json:
         print_json([each.model_dump() for each in found])
         return
     rows = [(c.stage, c.containers, f"{c.seconds:.0f}", f"{c.gpu_seconds:.0f}", f"{c.usd:.2f}", c.open) for c in found]
     show_table(
-        f"release {release}: {sum(c.usd for c in found):.2f} USD",
+        f"{chosen.label}: {sum(c.usd for c in found):.2f} USD",
         ("stage", "containers", "seconds", "GPU seconds", "USD", "not ended"),
         rows,
     )
@@ -561,7 +605,7 @@ def serve(
     from flows import serve as serving
     from tasks.doctor import needs
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _ends_in_order(signal.SIGTERM, signal.SIGINT)
     with prefect_page(False, port, needed=needs.MACHINE, open_to_all=open_to_all) as page:
         serving.deploy()
         with serving.worker() as worker:
@@ -594,7 +638,7 @@ def demo(
 def _what_next(page: str, keep: bool) -> None:
     console.print("\nTry next, with .venv/bin on your PATH:")
     for line in (
-        "llama-release status                     both stages and what is retained",
+        "llama-release status                     what serves where, who waits for whom, what is retained",
         "llama-release history                    everything that happened",
         "llama-release plan --to b11393           what another upgrade would do",
         "llama-release start                      production answers again (it was stopped with the demo)",
@@ -692,10 +736,18 @@ def run_flow(flow: Flow[..., Any], page: str, approver: str | None, **parameters
     """Run a flow here and give back what it came to; its approval is asked for at this terminal too."""
     from flows.outcome import Outcome
     from flows.server import approver_at_the_terminal
+    from tasks.approval import terminal
+    from tasks.platforms import open_store
     from tasks.settings import load
     from tasks.troubles import Troubles
 
-    with approver_at_the_terminal(approver, Troubles(load().store)) as tell:
+    settings = load()
+
+    def show(run: str) -> None:
+        store = open_store(settings)
+        terminal.show(store, terminal.find(store, run))
+
+    with approver_at_the_terminal(approver, Troubles(settings.store), show) as tell:
         told: list[UUID] = []
 
         def started(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001 - as Prefect names them
@@ -726,10 +778,13 @@ def main() -> None:
     the release, 10 when `doctor` has warnings only, 130 when interrupted.
     """
     _take_any_bytes()
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         _check_words(sys.argv)
         app()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:  # typer (0.29) makes an exit of the one, without a word
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+            raise
         print("\ninterrupted; nothing is lost: run it again", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
@@ -740,6 +795,19 @@ def main() -> None:
         problem = error if isinstance(error, Problem) else _refused_here(error)
         print(f"\n{visible(str(problem))}", file=sys.stderr)
         sys.exit(problem.exit_code)
+
+
+def _ends_in_order(*signals: signal.Signals) -> None:
+    """From now on these are how the command is meant to end."""
+    for each in signals:
+        signal.signal(each, lambda *_: sys.exit(0))
+
+
+def _interrupt(*_: object) -> None:
+    """The first Ctrl-C ends what runs in order. The second ends this process: the first may wait for a Prefect server
+    that is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _take_any_bytes() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 
+from tasks.console import console, one_line
 from tasks.release import Model, Release, ToolingError, now
-from tasks.store import Store
+from tasks.store import Store, Taken
 
 # Prefect takes two seconds to load: a command that is refused before a run says how it ends without it
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ EXIT_CODES: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0) | {"rejected": 4}
 
 ALONE = ("upgrade", "redeploy", "rollback")
 """The flows that hold the release lock from their first line to their last."""
+
+
+LOOK_IN_S = 10 * 60
+"""How long anybody waits for the watch, which holds the release lock while it probes staging or starts production
+again; it runs on the minutes on which upgrades are scheduled."""
 
 
 class Outcome(Model):
@@ -53,38 +59,64 @@ def ended(kind: Kind, release: Release | None = None, note: str = "") -> State[O
 
 
 @contextmanager
-def one_at_a_time(store: Store, name: str = "release", *, patience_s: float = 0) -> Iterator[None]:
+def one_at_a_time(
+    store: Store, name: str = "release", *, patience_s: float = 0, looks_in: bool = False
+) -> Iterator[None]:
     """Hold the store's release lock, or another one. A flow run that died with it is marked crashed in Prefect, and
     with the release lock held, so is what else of ALONE has been left there.
 
-    Raises ToolingError that names the run that holds it, when it is not free in so many seconds.
+    Who holds it and only looks in (`looks_in`) is waited for. Raises Taken, which names the run that holds it, when it
+    is not free in so many seconds.
     """
     from prefect.runtime import flow_run
 
     from flows.server import settle
 
-    deadline = time.monotonic() + patience_s
-    holder = {"flow_run": str(flow_run.id), "name": flow_run.name, "since": now().isoformat(timespec="seconds")}
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(store.lock(name, holder=holder, stale=_crashed))
-                break
-            except ToolingError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
+    holder = {"flow_run": str(flow_run.id), "name": flow_run.name, **({"looks_in": True} if looks_in else {})}
+    with held_in_turn(store, name, holder, patience_s=patience_s, stale=_crashed):
         if name == "release":
             settle(ALONE, holder["flow_run"], now())
         yield
 
 
 @contextmanager
+def held_in_turn(
+    store: Store,
+    name: str,
+    holder: dict[str, Any],
+    *,
+    patience_s: float = 0,
+    stale: Callable[[dict[str, Any]], None] | None = None,
+) -> Iterator[None]:
+    """Hold a lock of the store that is free in so many seconds, or that somebody holds who only looks in.
+
+    Raises Taken.
+    """
+    began = time.monotonic()
+    told = False
+    with ExitStack() as held:
+        while True:
+            try:
+                since = now().isoformat(timespec="seconds")
+                held.enter_context(store.lock(name, holder={**holder, "since": since}, stale=stale))
+                break
+            except Taken as error:
+                limit_s = max(patience_s, LOOK_IN_S) if error.holder.get("looks_in") else patience_s
+                if time.monotonic() - began > limit_s:
+                    raise
+                if not told:
+                    console.print(one_line(f"  waiting for {error.holder.get('name') or error.evidence} to let go"))
+                    told = True
+                time.sleep(0.5)
+        yield
+
+
+@contextmanager
 def if_free(store: Store) -> Iterator[str]:
-    """Hold the store's release lock where nobody has it; yields '', or who has it: nothing is held then."""
+    """Look in: hold the store's release lock where nobody has it; yields '', or who has it: nothing is held then."""
     with ExitStack() as held:
         try:
-            held.enter_context(one_at_a_time(store))
+            held.enter_context(one_at_a_time(store, looks_in=True))
             taken = ""
         except ToolingError as error:
             taken = f"{error.what}: {error.evidence}"

@@ -6,7 +6,7 @@ from prefect import State, flow
 
 from flows.deployed import load
 from flows.outcome import Outcome, ended, one_at_a_time
-from flows.parameters import ReleaseId, Words
+from flows.parameters import ReleaseName, Words
 from flows.required import required
 from tasks import contracts, notify, promote, restore
 from tasks import redeploy as redeploying
@@ -17,7 +17,7 @@ from tasks.report import show_dossier
 
 
 @flow(name="redeploy", flow_run_name="redeploy by {by}")
-def redeploy(by: Words, reason: Words, release: ReleaseId | None = None) -> State[Outcome]:
+def redeploy(by: Words, reason: Words, release: ReleaseName | None = None) -> State[Outcome]:
     """Send a release that production has or retains through staging, idle windows and promotion again.
 
     For a new API key, a new base image, or a Modal runtime update. Who starts it approves it, under the dossier that
@@ -26,7 +26,7 @@ def redeploy(by: Words, reason: Words, release: ReleaseId | None = None) -> Stat
     Args:
         by: who does it.
         reason: why.
-        release: the id of a retained release; the one in production when not given.
+        release: a retained release, by its tag or its id; the one in production when not given.
     """
     settings = load()
     platform = open_platform(settings)

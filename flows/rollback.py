@@ -6,23 +6,23 @@ from prefect import State, flow
 
 from flows.deployed import load
 from flows.outcome import Outcome, ended, one_at_a_time
-from flows.parameters import ReleaseId, Words
+from flows.parameters import ReleaseName, Words
 from tasks import notify, promote
 from tasks.platforms import open_platform
 
 
 @flow(name="rollback", flow_run_name="rollback by {by}")
-def rollback(by: Words, reason: Words, to: ReleaseId | None = None) -> State[Outcome]:
+def rollback(by: Words, reason: Words, to: ReleaseName | None = None) -> State[Outcome]:
     """Put production back to a release that was retained, and hold it there until a person lifts the hold.
 
     Args:
         by: who does it.
         reason: why.
-        to: the id of a retained release; the latest one when not given.
+        to: a retained release, by its tag or its id; the latest one when not given.
     """
     settings = load()
     platform = open_platform(settings)
     with one_at_a_time(platform.store), notify.following(platform.store, settings.notify):
         promote.recover(platform)
-        done = promote.rollback(platform, to, by, reason, settings.retain)
+        done = promote.rollback(platform, promote.meant(platform.store, to), by, reason, settings.retain)
         return ended("rolled_back", done.release)

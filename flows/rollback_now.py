@@ -19,13 +19,13 @@ PROVE = "`llama-release watch` looks whether it comes back from an idle window"
 
 
 def roll_back(by: str, reason: str, to: str | None, as_json: bool) -> None:
-    """Do it and say what was done. Raises what `promote.back_now` raises."""
+    """Do it and say what was done. Raises what `promote.meant` and `promote.back_now` raise."""
     if not (by.strip() and reason.strip()):
         raise BadInput("a rollback has a person and a reason", todo="give --reason and --by")
     console.stderr = as_json
     settings, began = load(), time.monotonic()
     platform = open_platform(settings)
-    done = promote.back_now(platform, to, by, reason, settings.retain, _tell)
+    done = promote.back_now(platform, promote.meant(platform.store, to), by, reason, settings.retain, _tell)
     _tell(f"{done.release.label} answers at {platform.endpoint('production').base_url}, by {by}: {reason}")
     _tell(f"{time.monotonic() - began:.1f} s; on hold until `llama-release hold lift`; {PROVE}")
     if done.proof:

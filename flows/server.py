@@ -39,7 +39,7 @@ from prefect.states import Crashed
 from modal_app import child
 from modal_app.redaction import redact
 from tasks import password
-from tasks.approval import held
+from tasks.approval import held, terminal
 from tasks.console import console, styled, user_name
 from tasks.platforms.local.proc import free_port, holder
 from tasks.process import die_with_parent
@@ -79,7 +79,7 @@ def prefect_server(store: Path, port: int | None = None, open_to_all: bool = Fal
             raise BadInput(
                 "`llama-release serve` runs for this store already", evidence=page, todo="stop that one first"
             )
-        with _in_force(page, home, proxy):
+        with _in_force(page, home, secret, proxy):
             yield page
     elif port is None:
         with _own_server(home, 0, secret) as page, _in_force(page, home, secret):
@@ -233,11 +233,13 @@ def settle(flows: Sequence[str], mine: str, at: datetime) -> None:
 
 
 @contextmanager
-def approver_at_the_terminal(name: str | None, troubles: Troubles) -> Iterator[Callable[[UUID], None]]:
+def approver_at_the_terminal(
+    name: str | None, troubles: Troubles, show: Callable[[str], None]
+) -> Iterator[Callable[[UUID], None]]:
     """While the flow runs: answer its pauses as `name`, or ask whoever sits at the terminal.
 
-    Yields the function that is to be told the flow run's id. The Prefect page can answer as well; whoever is
-    first decides.
+    `show` prints what a run asks, for whoever wants to see it first. Yields the function that is to be told the flow
+    run's id. The Prefect page can answer as well; whoever is first decides.
     """
     if name is None and not (sys.stdin.isatty() and console.is_terminal):
         yield lambda _: None
@@ -245,7 +247,11 @@ def approver_at_the_terminal(name: str | None, troubles: Troubles) -> Iterator[C
     told: list[UUID] = []
     stop = threading.Event()
     context = contextvars.copy_context()
-    thread = threading.Thread(target=lambda: context.run(_attend, told, stop, name, troubles), daemon=True)
+
+    def answer() -> held.Decided | None:
+        return _unattended(name) if name else _prompt(told[-1], stop, show)
+
+    thread = threading.Thread(target=lambda: context.run(_attend, told, stop, answer, troubles), daemon=True)
     thread.start()
     try:
         yield told.append
@@ -254,21 +260,23 @@ def approver_at_the_terminal(name: str | None, troubles: Troubles) -> Iterator[C
         thread.join(5)
 
 
-def _attend(told: list[UUID], stop: threading.Event, name: str | None, troubles: Troubles) -> None:
+def _attend(
+    told: list[UUID], stop: threading.Event, answer: Callable[[], held.Decided | None], troubles: Troubles
+) -> None:
     while not stop.wait(POLL_S):
         with troubles.outlived("asking for approval at the terminal"):  # a server that is busy answers later
-            _answer_pause(told, stop, name)
+            if told and _paused(told[-1]):
+                _answer_pause(told[-1], stop, answer())
 
 
-def _answer_pause(told: list[UUID], stop: threading.Event, name: str | None) -> None:
-    if told and _paused(told[-1]):
-        if answer := _unattended(name) if name else _prompt(told[-1], stop):
-            try:
-                held.answer(told[-1], answer)
-            except ToolingError as error:  # somebody in the Prefect page was first
-                console.print("  " + str(error).replace("\n", "\n  "))
-        while not stop.wait(POLL_S) and _paused(told[-1]):
-            pass
+def _answer_pause(flow_run_id: UUID, stop: threading.Event, answer: held.Decided | None) -> None:
+    if answer:
+        try:
+            held.answer(flow_run_id, answer)
+        except ToolingError as error:  # somebody in the Prefect page was first
+            console.print("  " + str(error).replace("\n", "\n  "))
+    while not stop.wait(POLL_S) and _paused(flow_run_id):
+        pass
 
 
 def _unattended(name: str) -> held.Decided:
@@ -281,14 +289,19 @@ def _paused(flow_run_id: UUID) -> bool:
     return state is not None and state.is_paused()
 
 
-def _prompt(flow_run_id: UUID, stop: threading.Event) -> held.Decided | None:
+def _prompt(flow_run_id: UUID, stop: threading.Event, show: Callable[[str], None]) -> held.Decided | None:
+    """None when the run waits no more, or nobody can type any more: the page is still there."""
     who = user_name()
-    asked = f" this release as {who}? (approve / reject, and a note if you like): "
+    asked = f" this release as {who}? (approve / reject / show, and a note if you like): "
     console.print("  ", styled("approve", "bold"), asked, sep="", end="")
     while not stop.is_set() and _paused(flow_run_id):
-        if select.select([sys.stdin], [], [], 1.0)[0]:
-            decision, _, note = sys.stdin.readline().strip().partition(" ")
-            if decision in ("approve", "reject"):
-                return {"decision": decision, "approver": who, "note": note}
-            console.print("  please say approve or reject: ", end="")
+        if not select.select([sys.stdin], [], [], 1.0)[0]:
+            continue
+        if not (line := sys.stdin.readline()):
+            return None
+        if decided := terminal.typed(line):
+            return {"decision": decided[0], "approver": who, "note": decided[1]}
+        if line.strip().lower() == "show":
+            show(str(flow_run_id))
+        console.print("  please say approve, reject or show: ", end="")
     return None

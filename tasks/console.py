@@ -6,9 +6,10 @@ import getpass
 import json
 import os
 import sys
+import time
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -70,6 +71,25 @@ def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
     console.print(table)
+
+
+def two_columns(rows: Iterable[tuple[str, str]]) -> Table:
+    """What each row is about, and its text, which is wrapped and never cut, in a terminal of any width."""
+    table = Table("", "", box=None, show_header=False, pad_edge=False)
+    table.columns[0].no_wrap, table.columns[1].overflow = True, "fold"
+    for about, text in rows:
+        table.add_row(styled(about, "bold"), one_line(text))
+    return table
+
+
+def show_live(made: Callable[[], Table], every_s: float) -> NoReturn:
+    """Show a table again and again in its place, until the process is told to end."""
+    from rich.live import Live
+
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(made(), refresh=True)
+            time.sleep(every_s)
 
 
 def user_name() -> str:

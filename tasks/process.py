@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,6 +93,17 @@ def started(binary: str | Path, output: Output) -> Output:
     if output.code in wall.NOT_STARTED:
         raise ToolingError(f"{binary} can't be started", evidence=output.text, todo="mend that")
     return output
+
+
+def is_there(pid: int) -> bool:
+    """Whether this machine has a process of this number, whoever's it is."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 # Linux alone has it: in glibc and musl, not in the C library of macOS or the BSDs, where the look-up of a name that is

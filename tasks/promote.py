@@ -461,6 +461,16 @@ def recover(platform: Platform) -> str:
         return f"undid the {intent.action} to {intent.after} that was left open"
 
 
+def meant(store: Store, to: str | None) -> str | None:
+    """The id of the release that a person would go back to who calls it so. Raises what `Store.named` raises."""
+    return store.named(to, store.pointer("production").retained).id if to else None
+
+
+def check_way_back(store: Store, to: str | None) -> None:
+    """Raises BadInput when production can't go back to what a person calls so, or not without being told where to."""
+    _way_back(store.pointer("production"), None, meant(store, to))
+
+
 def back_to(platform: Platform, to: str | None, by: str, reason: str, retain: int) -> Promotion:
     """Production back to a retained release (the latest one by default), with a hold, and proved by an idle window.
 

@@ -18,36 +18,36 @@ from tasks.stage import Row, stage
 from tasks.store import Store
 
 
-def choose(store: Store, release_id: str | None) -> Release:
+def choose(store: Store, wanted: str | None) -> Release:
     """The release that is redeployed: the one in production, or a retained one.
 
     Raises BadInput when production neither has nor retains it, or another one is wanted during a hold; ToolingError
     when it is not whole in the store.
     """
     pointer = store.pointer("production")
-    target = release_id or pointer.release
-    if target is None or target not in (pointer.release, *pointer.retained):
+    served, target = (pointer.release, *pointer.retained), wanted or pointer.release
+    release = store.named(target, served) if target else None
+    if release is None or release.id not in served:
         raise BadInput(
-            f"production can be redeployed with what it has or retains, not with {target or 'nothing'}",
+            f"production can be redeployed with what it has or retains, not with {wanted or 'nothing'}",
             evidence=f"in production: {pointer.release or 'none'}; retained: {', '.join(pointer.retained) or 'none'}",
-            todo="take an id from `llama-release status`; `llama-release upgrade` brings another release",
+            todo="take one from `llama-release status`; `llama-release upgrade` brings another release",
         )
-    if target != pointer.release:
+    if release.id != pointer.release:
         refuse_on_hold(pointer)
-    release = store.get_release(target)
     whole(store, release)
     return release
 
 
-@stage("redeploy", "redeploy {release_id}")
-def begin(row: Row, platform: Platform, release_id: str | None, by: str, reason: str) -> Redeploy:
+@stage("redeploy", "redeploy {wanted}")
+def begin(row: Row, platform: Platform, wanted: str | None, by: str, reason: str) -> Redeploy:
     """Write down what is redeployed, before anything is touched.
 
     A redeploy of the same release for the same reason that a killed run left open is gone on with, in its generation.
     Raises what `choose` raises.
     """
     store = platform.store
-    release = choose(store, release_id)
+    release = choose(store, wanted)
     left = store.redeploy()
     gone_on = left if left and (left.release, left.reason) == (release.id, reason) else None
     generation = gone_on.generation if gone_on else secrets.token_hex(4)

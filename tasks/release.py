@@ -241,6 +241,12 @@ class Release(Model):
     def label(self) -> str:
         return f"{self.upstream.tag} ({self.id})"
 
+    def is_called(self, word: str) -> bool:
+        """Whether a person may mean it who says this: its tag, with or without the b, its stable tag, its id, or the
+        first 4 characters of that or more."""
+        names = (self.upstream.tag, str(self.upstream.build), self.upstream.stable)
+        return word in names or (len(word) >= 4 and self.id.startswith(word))
+
 
 class Verdict(StrEnum):
     PASSED = "passed"

@@ -20,6 +20,7 @@ from tasks.proof import NAME as PATCHES
 from tasks.release import BadInput, Event, PatchResult, Release, Verdict, Verification, by_cause, now
 from tasks.store import Store, write_atomic
 from tasks.upstream.notes import Assessment
+from tasks.upstream.treediff import page as treediff
 
 FIRST_STAGE = "stage.upstream"
 CONTRACTS = "contracts."
@@ -61,23 +62,14 @@ class Subject(NamedTuple):
 
 
 def choose(store: Store, wanted: str | None) -> Release:
-    """The release of an id, or of an upstream tag; production's when none is named.
+    """The release that people call so; production's when none is named.
 
-    Of several releases of a tag, the one that is or was in production. Raises BadInput when that does not tell.
+    Of several of a tag, the one that is or was in production. Raises BadInput when that does not tell.
     """
     pointer = store.pointer("production")
-    if wanted is None:
-        if pointer.release is None:
-            raise BadInput("nothing is in production", todo="name a release: its id, or its tag")
-        return store.get_release(pointer.release)
-    tagged = [r for r in store.releases() if wanted in (r.upstream.tag, r.upstream.stable)]
-    served = [r for r in tagged if r.id in (pointer.release, *pointer.retained)]
-    if found := served or tagged:
-        if len(found) > 1:
-            names = ", ".join(release.id for release in found)
-            raise BadInput(f"there are {len(found)} releases of {wanted}", evidence=names, todo="name one by its id")
-        return found[0]
-    return store.get_release(wanted)
+    if wanted is None and pointer.release is None:
+        raise BadInput("nothing is in production", todo="name a release: its id, or its tag")
+    return store.named(wanted or pointer.release or "", (pointer.release, *pointer.retained))
 
 
 def story(ledger: Iterable[Event], release_id: str) -> list[Event]:
@@ -170,6 +162,7 @@ def page(store: Store, release: Release, costs: Sequence[Cost] = (), at: datetim
         costs=costs,
         said=said,
         notes=assessment,
+        changed=treediff.tables(assessment.compared) if assessment and assessment.compared else [],
         patches=[PatchResult.model_validate(each) for each in patches.evidence["patches"]] if patches else [],
         surface=surface,
         differences=[Difference.model_validate(each) for each in surface.evidence["differences"]] if surface else [],

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from modal_app.archives import UNREADABLE, unpack
@@ -116,6 +119,21 @@ class Sources:
         names = self.git("ls-tree", "-r", "--name-only", "--full-tree", tree).stdout.splitlines()
         return [name for name in names if fits(name, pattern)]
 
+    def blobs(self, tree: str) -> dict[str, str]:
+        """Path -> git object of each file of a tree."""
+        lines = self.git("ls-tree", "-r", "-z", "--full-tree", tree).stdout.split("\0")
+        entries = (line.partition("\t") for line in lines if line.startswith("100"))  # no links, no submodules
+        return {path: about.split()[2] for about, _, path in entries}
+
+    def texts(self, objects: Iterable[str]) -> dict[str, str]:
+        """Object -> its text, of many at once."""
+        wanted = list(dict.fromkeys(objects))
+        # an object that can't be there: the line that says so parts one text from the next, whatever is in them
+        mark = secrets.token_hex(20)
+        said = self.git("cat-file", "--batch", stdin="".join(f"{each}\n{mark}\n" for each in wanted)).stdout
+        parts = said.split(f"\n{mark} missing\n")
+        return {each: part.partition("\n")[2] for each, part in zip(wanted, parts, strict=False)}
+
     def read(self, tree: str, path: str) -> str:
         """The text of one file of a tree."""
         return self.git("cat-file", "blob", f"{tree}:{path}").stdout
@@ -123,8 +141,13 @@ class Sources:
 
 def fits(path: str, glob: str) -> bool:
     """Whether a path matches a glob in which `**/` crosses any number of folders, none too."""
+    return bool(_pattern(glob).fullmatch(path))
+
+
+@cache
+def _pattern(glob: str) -> re.Pattern[str]:
     parts = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    return bool(re.fullmatch("".join(parts.get(p) or re.escape(p) for p in re.split(r"(\*\*/|\*|\?)", glob)), path))
+    return re.compile("".join(parts.get(p) or re.escape(p) for p in re.split(r"(\*\*/|\*|\?)", glob)))
 
 
 def _unpack(archive: Path, folder: Path) -> Path:

@@ -113,7 +113,10 @@ class Row:
 
     def failed(self, error: BaseException) -> None:
         """Close the row with what went wrong."""
-        what = error.what if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
+        if isinstance(error, KeyboardInterrupt):
+            what = "interrupted"
+        else:
+            what = error.what if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
         kind = type(error).__name__
         self._keep(what, styled("stopped", "red"), fenced(str(error)), release=None, detail={"error": kind})
 

@@ -36,14 +36,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, get_args
 
 from modal_app.redaction import redact
-from tasks.process import Output, ask
+from tasks.process import Output, ask, is_there
 from tasks.release import (
     Approval,
     BadInput,
@@ -192,6 +192,17 @@ class Files(Protocol):
     def lock_holder(self, name: str) -> int | None:
         """The process of this machine that holds a named lock for certain; None when there is none, or none is seen."""
 
+    def holders(self) -> dict[str, str]:
+        """Who holds which lock just now, in its own words; but for the activators, which hold theirs for ever."""
+
+
+class Taken(ToolingError):
+    """A lock that another process holds; `holder` is what that wrote of itself, {} when it has not."""
+
+    def __init__(self, what: str, *, evidence: str = "", todo: str = "", holder: dict[str, Any] | None = None) -> None:
+        super().__init__(what, evidence=evidence, todo=todo)
+        self.holder = holder or {}
+
 
 class LocalFiles:
     """Documents in a folder of this machine: written, synced, renamed, and the folder synced."""
@@ -238,6 +249,11 @@ class LocalFiles:
 
     def lock_holder(self, name: str) -> int | None:
         return flock_holder(self._root / "locks" / f"{name}.lock")
+
+    def holders(self) -> dict[str, str]:
+        paths = [p for p in sorted((self._root / "locks").glob("*.lock")) if not p.stem.startswith("activator-")]
+        held = locked_by if PROC_LOCKS.exists() else _held_by_its_holder
+        return {p.stem: p.read_text(errors="replace").strip() for p in paths if held(p)}
 
 
 @contextmanager
@@ -442,13 +458,34 @@ class Store:
         """The release of this id. Raises BadInput that lists the known ones."""
         found = self.release(release_id)
         if found is None:
-            known = ", ".join(r.label for r in self.releases()) or "none"
-            raise BadInput(
-                f"there is no release {release_id} in {self.root}",
-                evidence=f"known: {known}",
-                todo="take an id from `llama-release status`",
-            )
+            raise self._no_release(release_id)
         return found
+
+    def _no_release(self, word: str) -> BadInput:
+        known = ", ".join(r.label for r in self.releases()) or "none"
+        return BadInput(
+            f"there is no release {word} in {self.root}",
+            evidence=f"known: {known}",
+            todo="name one as `llama-release status` does: its tag, or its id",
+        )
+
+    def named(self, word: str, first: Iterable[str | None]) -> Release:
+        """The release that people call so, see `Release.is_called`: one of `first`, by id, or else any.
+
+        No other file is read than it takes. Raises BadInput that lists them when it may be several, or is none.
+        """
+        if re.fullmatch("[0-9a-f]{12}", word):
+            return self.get_release(word)
+        mine = [release for known in first if known and (release := self.release(known)) and release.is_called(word)]
+        found = mine or [release for release in self.releases() if release.is_called(word)]
+        if len(found) > 1:
+            raise BadInput(
+                f"{len(found)} releases are called {word}",
+                evidence=", ".join(release.label for release in found), todo="name one by its id",
+            )  # fmt: skip
+        if not found:
+            raise self._no_release(word)
+        return found[0]
 
     def releases(self) -> list[Release]:
         found = [self.release(Path(path).stem) for path in self.files.names("releases/*.json")]
@@ -611,24 +648,26 @@ class Store:
         self._save(f"ledger/{timed_name(event.at)}", event)
         return event
 
-    def ledger(self) -> list[Event]:
-        """Every event, oldest first; one of kind DAMAGED in the place of each that can't be read."""
-        return [event for _, event in self.events()]
+    def ledger(self, last: int | None = None) -> list[Event]:
+        """Every event, oldest first, or so many of the latest; one of kind DAMAGED in the place of each that can't be
+        read."""
+        paths = self.files.names("ledger/*.json")
+        return [event for path in (paths[-last:] if last else paths) if (event := self._event(path))]
 
     def events(self, *, after: str = "", until: str = "~") -> Iterator[tuple[str, Event]]:
         """(file name, event), oldest first, of those whose name comes after `after`, up to and with `until`."""
         for path in self.files.names("ledger/*.json"):
             name = path.rpartition("/")[2]
-            if after < name <= until and (event := self._event(path, name)):
+            if after < name <= until and (event := self._event(path)):
                 yield name, event
 
-    def _event(self, path: str, name: str) -> Event | None:
+    def _event(self, path: str) -> Event | None:
         """One that can't be read stops nobody: whoever shows the ledger shows that it is there."""
         try:
             return self._load(path, Event)
         except (Damaged, OSError, ValueError) as error:  # a Volume that can't be reached is no damage
             why = (error.evidence if isinstance(error, Damaged) else str(error)).partition("\n")[0]
-            return Event(kind=DAMAGED, summary=f"{path} can't be read: {why}", at=_event_time(name))
+            return Event(kind=DAMAGED, summary=f"{path} can't be read: {why}", at=_event_time(path.rpartition("/")[2]))
 
     def load_outbox(self, kind: type[M]) -> M | None:
         """How far people were told of the ledger."""
@@ -649,6 +688,10 @@ class Store:
         """The process of this machine that holds a named lock for certain."""
         return self.files.lock_holder(name)
 
+    def holders(self) -> dict[str, str]:
+        """Who holds which lock just now, in its own words; but for the activators, which hold theirs for ever."""
+        return self.files.holders()
+
 
 @contextmanager
 def hold(
@@ -661,7 +704,7 @@ def hold(
     """Hold a lock file; the kernel lets go of it when the process dies, however it dies.
 
     `stale` is told what a holder that died without letting go had written about itself.
-    Raises ToolingError that names the holder when it is taken and `wait` is false.
+    Raises Taken when it is taken and `wait` is false.
     """
     with _told(f"the lock {path} cannot be taken"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -671,10 +714,12 @@ def hold(
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             file.seek(0)
-            raise ToolingError(
+            words = file.read().strip()
+            raise Taken(
                 f"another process holds the lock {path}",
-                evidence=file.read().strip() or "it has not said who it is",
+                evidence=words or "it has not said who it is",
                 todo="wait for it, or stop it; nothing was changed",
+                holder=_holder(words),
             ) from error
         file.seek(0)
         left = file.read().strip()
@@ -717,6 +762,14 @@ def locked_by(path: Path) -> set[int]:
     held = (line.split() for line in PROC_LOCKS.read_text().splitlines())
     # `1: FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF`; who waits has a `->` before FLOCK
     return {int(each[4]) for each in held if each[1] != "->" and each[5].rpartition(":")[2] == inode}
+
+
+def _held_by_its_holder(path: Path) -> bool:
+    """As far as it can be told without /proc/locks: its holder wrote its pid into it, and lives."""
+    try:
+        return is_there(int(json.loads(path.read_text())["pid"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 _NAMED_BY_TIME = "%Y%m%dT%H%M%S.%fZ"

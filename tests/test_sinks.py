@@ -20,7 +20,8 @@ from tasks.notify import Notice, Outbox, Slack, open_channel
 from tasks.release import Dossier, Verdict, Verification
 from tasks.report import code, dossier_markdown, fenced, markdown, markdown_table, show_dossier
 from tasks.settings import NotifySettings
-from tasks.upstream.notes import Assessed, Assessment, Risk, digest
+from tasks.upstream.notes import Assessed, Assessment, digest
+from tasks.upstream.risk import Risk
 from tests.conftest import ends_within
 from tests.fakes.slack import TOKEN, FakeSlack, fake_slack
 from tests.hostile import ALPHABET, obeyed, texts

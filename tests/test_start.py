@@ -35,9 +35,10 @@ PREFECT = {*SERVERS, "prefect", "prometheus_client", "packaging", "fastapi", "sq
 
 MAY_LOAD = {
     "--help": set(),
+    "-h": set(),
     "--version": set(),
-    "status": STORE,
-    "status --json": STORE,
+    "status": {*FILES, "prometheus_client"},
+    "status --json": {*FILES, "prometheus_client"},
     "history": STORE,
     "rebuild 0a1b2c": STORE,
     "explain x": STORE,

@@ -161,6 +161,16 @@ def test_an_event_that_cannot_be_read_is_named_in_its_place_and_stops_nothing(st
     assert [e.kind for e in store.ledger()] == [DAMAGED, "k", "k"]
 
 
+def test_the_latest_of_the_ledger_are_read_alone(store: Store) -> None:
+    for kind in ("a", "b", "c"):
+        store.log(Event(kind=kind, summary="s"))
+    assert [e.kind for e in store.ledger(2)] == ["b", "c"]
+    first = min((store.root / "ledger").iterdir())
+    first.write_text("{")
+    assert [e.kind for e in store.ledger(2)] == ["b", "c"]
+    assert [e.kind for e in store.ledger(9)] == [DAMAGED, "b", "c"]
+
+
 def test_a_ledger_that_cannot_be_reached_is_no_damaged_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.log(Event(kind="k", summary="s"))
 
@@ -342,3 +352,40 @@ def test_who_does_not_tell_of_a_holder_that_died_leaves_that_to_the_next(tmp_pat
     with hold(path, holder={}, stale=told.append):
         pass
     assert told == [{"pid": 1, "flow_run": "abc"}]
+
+
+def three_releases(store: Store) -> tuple[Release, Release, Release]:
+    """Two of one tag, and an earlier one that upstream calls stable, in the store."""
+    found = [
+        Release(
+            upstream=UpstreamRelease(build=build, stable=stable), tree="t", build="d", argv=(), files={}, alias=alias
+        )
+        for build, stable, alias in ((11434, None, "a"), (11434, None, "b"), (11401, "v0.5.0", "a"))
+    ]
+    for release in found:
+        store.save_release(release)
+    return found[0], found[1], found[2]
+
+
+def test_a_release_is_called_as_people_read_it(store: Store) -> None:
+    first, second, stable = three_releases(store)
+    for word in ("b11401", "11401", "v0.5.0", stable.id, stable.id[:4]):
+        assert store.named(word, ()) == stable
+    assert store.named("b11434", (None, first.id)) == first
+    assert store.named(second.id[:5], (first.id,)) == second
+    with pytest.raises(BadInput, match="2 releases are called b11434") as several:
+        store.named("b11434", (first.id, second.id))
+    assert {*several.value.evidence.split(", ")} == {first.label, second.label}
+    for word in ("b1", "1140", stable.id[:3], "../releases/" + stable.id, "f" * 12):
+        with pytest.raises(BadInput, match="there is no release") as none:
+            store.named(word, (first.id,))
+        assert stable.label in none.value.evidence
+
+
+def test_the_way_back_is_found_beside_a_release_that_cannot_be_read(store: Store) -> None:
+    first, second, stable = three_releases(store)
+    (store.root / "releases" / f"{second.id}.json").write_text("{")
+    assert store.named("b11401", (stable.id, first.id)) == stable
+    assert store.named(first.id, (second.id,)) == first
+    with pytest.raises(ToolingError, match=f"{second.id}.json in the store is not a readable Release"):
+        store.named("b11402", (stable.id,))

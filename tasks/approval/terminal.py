@@ -15,6 +15,17 @@ from tasks.release import BadInput, Request, ToolingError
 from tasks.report import show_dossier
 from tasks.store import Store
 
+_MEANT: dict[str, Literal["approve", "reject"]] = {
+    "approve": "approve", "yes": "approve", "y": "approve", "reject": "reject", "no": "reject", "n": "reject",
+}  # fmt: skip
+
+
+def typed(line: str) -> tuple[Literal["approve", "reject"], str] | None:
+    """What somebody decides who types this line, and the note behind it; None when it is no decision."""
+    word, _, note = line.strip().partition(" ")
+    decision = _MEANT.get(word.lower())
+    return (decision, note.strip()) if decision else None
+
 
 def find(store: Store, which: str) -> Request:
     """What the run of this id or name asks; the latest, when several runs have the name.

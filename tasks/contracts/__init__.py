@@ -12,12 +12,12 @@ Every other module is one subject, and each of its promises one function.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from tasks.behaviour import digest_of_code
 from tasks.contracts import (
     auth,
     chat,
@@ -75,12 +75,9 @@ def required() -> tuple[str, ...]:
 
 
 def basis() -> str:
-    """12 hex characters over the contracts themselves: a verification made with others is stale."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.iterdir()):
-        if path.suffix in (".py", ".jinja"):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
+    """12 hex characters over the contracts and the client that asks: a verification made with others is stale."""
+    here = Path(__file__).parent
+    return digest_of_code(here, here.parent / "endpoint")
 
 
 def run_all(platform: Platform, release: Release, progress: Progress) -> list[Verification]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import get_args
 
 from tasks.doctor import Check, Seen, note, warning
 from tasks.notify import Outbox, Undelivered, send_test
 from tasks.platforms import Platform
 from tasks.platforms.local.compile import check_version
-from tasks.platforms.local.proc import is_alive
 from tasks.release import BadInput, BootKind, Problem, ReleaseFailed, StageName, ToolingError, now
 from tasks.runbook import explain
 from tasks.settings import NotifySettings, Settings
-from tasks.store import DAMAGED, PROC_LOCKS, Store, locked_by
+from tasks.store import DAMAGED, Store
 from tasks.troubles import load_troubles
 
 FORGOTTEN_AFTER = timedelta(days=7)
@@ -161,19 +158,8 @@ def loops(store: Store) -> str | Seen:
 
 def locks(store: Store) -> str | Seen:
     """Who holds a lock just now, but for the activators, which hold theirs as long as a stage is served."""
-    paths = [p for p in sorted((store.root / "locks").glob("*.lock")) if not p.stem.startswith("activator-")]
-    held = locked_by if PROC_LOCKS.exists() else _held_by_its_holder
-    said = {p.stem: p.read_text(errors="replace").strip() for p in paths if held(p)}
-    holders = [f"{name}: {words or 'it has not said who it is'}" for name, words in said.items()]
+    holders = [f"{name}: {words or 'it has not said who it is'}" for name, words in store.holders().items()]
     return note(f"held by {'; '.join(holders)}", "wait for it") if holders else "none held"
-
-
-def _held_by_its_holder(path: Path) -> bool:
-    """As far as it can be told without Linux's /proc/locks: its holder wrote its pid into it, and lives."""
-    try:
-        return is_alive(json.loads(path.read_text())["pid"])
-    except (ValueError, KeyError, TypeError):
-        return False
 
 
 def slack(settings: NotifySettings) -> str | Seen:

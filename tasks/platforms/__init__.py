@@ -25,6 +25,8 @@ class Sight(Model):
 
     servers: int
     """Serving processes or containers that are up."""
+    starting: bool = False
+    """A server comes up and does not answer yet, as far as the platform can tell."""
     in_flight: int | None = None
     """Requests under way; None where the platform can't tell."""
     answered: int | None = None

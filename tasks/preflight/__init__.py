@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks import contracts
+from tasks.behaviour import digest_of_code
 from tasks.patches.series import read_series
 from tasks.platforms import Platform
 from tasks.preflight.argv import bundle, render, wants
@@ -27,7 +28,6 @@ from tasks.report import code, fenced, markdown_table
 from tasks.settings import Settings
 from tasks.sources import Sources
 from tasks.stage import Row, stage
-from tasks.store import sha256_of
 from tasks.upstream import open_upstream
 
 __all__ = ["NAME", "SURFACE", "bundle", "check", "render", "wants"]
@@ -40,8 +40,7 @@ _SHOWN = 3  # users named in one cell of a table
 
 def basis() -> str:
     """12 hex characters over the code that reads and compares surfaces: what was made with other code is stale."""
-    code = {path.name: sha256_of(path) for path in Path(__file__).parent.glob("*.py")}
-    return digest_of([code, contracts.basis()])[:12]
+    return digest_of([digest_of_code(Path(__file__).parent), contracts.basis()])[:12]
 
 
 def surface_of(platform: Platform, settings: Settings, build: Build) -> Surface:

@@ -29,6 +29,7 @@ from tests.benchmarks import (
     start,
     suite,
     surface,
+    trees,
     watch,
 )  # fmt: skip
 from tests.benchmarks.released import NoRelease
@@ -40,6 +41,7 @@ SECTIONS = {
     "patches": patches.main,
     "series": series.main,
     "notes": notes.main,
+    "trees": trees.main,
     "building": building.main,
     "selftest": selftest.main,
     "surface": surface.main,

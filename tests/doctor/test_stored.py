@@ -11,7 +11,7 @@ import pytest
 
 from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_forever
-from tasks.doctor import Seen, Severity, stored
+from tasks.doctor import Seen, Severity
 from tasks.doctor.stored import binaries, builds, intents, ledger, locks, outbox, stages
 from tasks.notify import Notice, Outbox, Waiting
 from tasks.preflight import bundle
@@ -99,7 +99,7 @@ def test_events_that_cannot_be_read_are_a_warning_that_names_them(store: Store) 
 def told_by(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who says that a lock is held: macOS has no /proc/locks."""
     if request.param == "its holder":
-        monkeypatch.setattr(stored, "PROC_LOCKS", tmp_path / "no-proc-locks")
+        monkeypatch.setattr("tasks.store.PROC_LOCKS", tmp_path / "no-proc-locks")
 
 
 @pytest.mark.usefixtures("told_by")

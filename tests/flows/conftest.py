@@ -122,6 +122,19 @@ class Traffic:
         self.stop()
 
 
+def settings_in(folder: Path, model: Path, upstream: str) -> dict[str, str]:
+    """The variables of a machine whose store, cache and empty series lie in this folder, and whose upstream is a
+    GitHub at this address."""
+    (folder / "patches").mkdir()
+    (folder / "patches/series").write_text("")
+    given = {
+        "STORE": folder / "store", "CACHE": folder / "cache", "PATCHES": folder / "patches",
+        "LOCAL__STAGING_PORT": 0, "LOCAL__PRODUCTION_PORT": 0, "SERVER__MODEL": model,
+        "UPSTREAM__KIND": "github", "UPSTREAM__API_URL": upstream,
+    }  # fmt: skip
+    return {f"LLAMA_RELEASE_{name}": str(value) for name, value in given.items()}
+
+
 @contextmanager
 def machine_with(base: Settings, builds: Iterable[Build], model: Path, root: Path) -> Iterator[Machine]:
     """A machine whose store, in this folder, has these builds; its servers and commands end with the block.

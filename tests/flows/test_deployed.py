@@ -83,7 +83,7 @@ def test_the_server_makes_the_runs_of_what_is_scheduled_and_no_others(api: Api) 
         ("upgrade", {"again": "maybe"}, "again"),
         ("rollback", {"by": "  ", "reason": "tool calls broke"}, "by"),
         ("rollback", {"by": "ada"}, "reason"),
-        ("rollback", {"by": "ada", "reason": "worse", "to": "b11434"}, "to"),
+        ("rollback", {"by": "ada", "reason": "worse", "to": "the last one"}, "to"),
         ("redeploy", {"by": "ada", "reason": ""}, "reason"),
         ("redeploy", {"by": "ada", "reason": "new key", "release": "latest"}, "release"),
     ],
@@ -127,7 +127,7 @@ def test_the_command_line_refuses_the_same_as_one_clear_error(shell: Shell) -> N
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_S,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "to: String should match pattern" in done.stderr
+    assert "is no tag of upstream" in done.stderr
     assert "Traceback" not in done.stderr
 
 

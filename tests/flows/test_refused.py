@@ -26,7 +26,7 @@ from tasks.store import Store
 from tests import tiny
 from tests.conftest import in_force
 from tests.fakes.github import FakeGithub, fake_github
-from tests.flows.conftest import REPOSITORY
+from tests.flows.conftest import REPOSITORY, settings_in
 from tests.test_release import seen
 
 pytestmark = pytest.mark.wire
@@ -82,27 +82,25 @@ def github(tmp_path: Path) -> Iterator[FakeGithub]:
 def here(github: FakeGithub, scripted_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     for name in [name for name in os.environ if name.startswith(("LLAMA_", "PREFECT_"))]:
         monkeypatch.delenv(name)
-    (tmp_path / "patches").mkdir()
-    (tmp_path / "patches/series").write_text("")
-    for name, value in {
-        "STORE": tmp_path / "store", "CACHE": tmp_path / "cache", "PATCHES": tmp_path / "patches",
-        "LOCAL__STAGING_PORT": 0, "LOCAL__PRODUCTION_PORT": 0, "SERVER__MODEL": scripted_model,
-        "UPSTREAM__KIND": "github", "UPSTREAM__API_URL": github.url,
-    }.items():  # fmt: skip
-        monkeypatch.setenv(f"LLAMA_RELEASE_{name}", str(value))
+    for name, value in settings_in(tmp_path, scripted_model, github.url).items():
+        monkeypatch.setenv(name, value)
     return Here(Store(tmp_path / "store"))
 
 
 def test_a_hold_and_a_tag_that_does_not_exist(here: Here) -> None:
     assert "upstream has no release b123 here" in here.run("upgrade", "--to", "b123", code=2)
-    assert "to: String should match pattern" in here.run("upgrade", "--to", "x", code=2)
+    assert "is no tag of upstream" in here.run("upgrade", "--to", "x", code=2)
     here.store.save_pointer(ON_HOLD)
     assert "by ada" in here.run("upgrade", code=2)
     assert here.store.ledger() == []
 
 
-def test_a_redeploy_of_what_production_does_not_have(here: Here) -> None:
+def test_a_redeploy_and_a_rollback_of_what_production_does_not_have(here: Here) -> None:
     assert "not with nothing" in here.run("redeploy", "--reason", "new key", code=2)
+    assert "cannot go back to anything" in here.run("rollback", "--reason", "it is slow", code=2)
+    assert "there is no release b11434" in here.run("rollback", "--reason", "it is slow", "--to", "b11434", code=2)
+    here.store.save_pointer(ON_HOLD)
+    assert "rolled back already" in here.run("rollback", "--reason", "it is slow", code=2)
 
 
 @pytest.mark.real

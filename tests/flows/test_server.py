@@ -29,13 +29,13 @@ from prefect import Flow, State, flow, get_client
 from prefect.states import Pending, Running, Scheduled
 
 from flows.__main__ import run_flow
-from flows.outcome import ALONE, Outcome, ended, one_at_a_time
+from flows.outcome import ALONE, Outcome, ended, if_free, one_at_a_time
 from flows.server import LOST_AFTER, mark_crashed, prefect_server, settle
 from tasks.approval import ask
 from tasks.approval.held import answer
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.proc import free_port
-from tasks.release import Dossier, Event, ReleaseFailed, StagePointer, ToolingError, Verdict, now
+from tasks.release import Dossier, Event, Intent, ReleaseFailed, StagePointer, ToolingError, Verdict, now
 from tasks.settings import ApprovalSettings, Settings
 from tasks.store import Store
 from tests.conftest import in_force, migrated
@@ -134,6 +134,8 @@ def test_a_port_that_another_takes_first_is_given_up_for_another(
 def test_a_command_that_fails_tells_its_own_server_and_ends_with_one_message(tmp_path: Path) -> None:
     """What it has logged is sent before that server stops: at exit Prefect tried to for a minute, and said so."""
     migrated(tmp_path / "prefect")
+    left = Intent(stage="production", action="promote", before=None, after="0" * 12, dossier=None, by="ada")
+    Store(tmp_path).open_intent(left)  # the flow undoes it first: else the command refuses without a server
     ours = {"LLAMA_RELEASE_STORE": str(tmp_path), "PREFECT_API_URL": ""}
     done = subprocess.run(
         [sys.executable, "-m", "flows", "rollback", "--reason", "why not", "--by", "carol"], cwd=REPOSITORY,
@@ -225,6 +227,26 @@ def test_a_second_run_is_refused_and_a_killed_run_is_marked_crashed_by_the_next(
     assert state_of(run) == "Crashed"
 
 
+@flow(name="watching")
+def watching(store: Store, seconds: float) -> None:
+    with if_free(store) as busy:
+        assert not busy
+        time.sleep(seconds)
+
+
+def test_a_run_that_begins_while_the_watch_looks_in_waits_for_it(
+    store: Store, page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in in_force().items():
+            patch.setenv(name, value)
+        looks_in = in_a_process(store, "watching.with_options(flow_run_name='restore watch')(store, 3)")
+        wait_for(store.holders)
+        assert run_flow(asking(store), page, "ada").kind == "promoted"
+        assert looks_in.wait(60) == 0
+    assert "waiting for restore watch to let go" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("page")
 def test_marking_a_run_that_the_server_does_not_know_does_nothing() -> None:
     mark_crashed("00000000-0000-0000-0000-000000000000")
@@ -267,7 +289,7 @@ def test_somebody_at_a_terminal_is_asked_and_answers_there(store: Store) -> None
         if answered == 0 and "approve / reject" in said:
             os.write(master, b"perhaps\n")
             answered = 1
-        if answered == 1 and "please say approve or reject" in said:
+        if answered == 1 and "please say approve, reject or show" in said:
             os.write(master, b"approve looks good\n")
             answered = 2
     process.wait(30)

@@ -161,7 +161,7 @@ def test_killed_with_the_intent_open_production_is_the_old_release_or_the_new(ma
 
 def test_the_earlier_release_is_retained_and_rollback_goes_there_and_holds(machine: Machine) -> None:
     with traffic(machine) as seen:
-        machine.run("rollback", "--reason", "tool calls broke", "--by", "carol")
+        machine.run("rollback", "--to", OLDER, "--reason", "tool calls broke", "--by", "carol")
         time.sleep(1)
     assert machine.production() == OLDER == answered_by(machine)
     assert seen.lost == []

@@ -78,6 +78,9 @@ int main(int count, char **words) {
                  "\"choices\":[{\"message\":{\"content\":\"Hello.\"}}]}", alias, alias, fingerprint);
         say(client, body);
         close(client);
-        if (completion && !strcmp(when, "answered")) die(by);
+        if (completion && !strcmp(when, "answered")) {
+            usleep(200000); // what it dies of shows only after the client has gone on
+            die(by);
+        }
     }
 }

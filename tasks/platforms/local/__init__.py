@@ -192,6 +192,7 @@ class LocalPlatform:
         gpu = gpu_memory_mb() if self.settings.recipe.backend == "cuda" else None
         return Sight(
             servers=status.servers,
+            starting=status.state == "starting",
             in_flight=status.in_flight,
             answered=status.answered,
             errors=status.errors,

@@ -277,7 +277,8 @@ def answers(endpoint: Endpoint) -> bool:
 def telling_deaths(server: Server) -> Iterator[None]:
     """Raise `server.died()` when it isn't there any more at the end, caused by what was raised meanwhile, if anything.
 
-    A client only sees that nobody answers, and that is what it raises.
+    A client only sees that nobody answers, and that is what it raises. What dies of a request may do so after its
+    answer: it is asked once more whether it is there.
     """
     try:
         yield
@@ -285,8 +286,9 @@ def telling_deaths(server: Server) -> Iterator[None]:
         if server.gone_within(DYING_S):
             raise server.died() from error
         raise
-    if not server.alive:
-        raise server.died()
+    with Client(server.endpoint) as client:
+        if client.health() is None and server.gone_within(DYING_S):
+            raise server.died()
 
 
 def _wait(server: Server, ready: Callable[[], bool], timeout_s: float, halt: threading.Event | None, verb: str) -> None:

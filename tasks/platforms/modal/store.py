@@ -22,9 +22,9 @@ from modal_app.deployment import store_volume
 from modal_app.settings import ModalSettings
 from tasks.platforms.modal.account import told
 from tasks.platforms.modal.tools import Tools
-from tasks.process import Output, started
+from tasks.process import Output, is_there, started
 from tasks.release import BadInput, Build, FileRef, Release, ToolingError
-from tasks.store import Store, write_atomic
+from tasks.store import Store, Taken, write_atomic
 
 LEASE_S = 180.0
 """A lock whose holder has not renewed it for so long is free: Modal does not know when a holder dies."""
@@ -107,7 +107,7 @@ class VolumeFiles:
         Its turns are numbered and put with `skip_if_exists`, which only one can win. The holder renews its lease; a
         holder whose process on this machine is gone, or whose lease has run out, has lost it: nothing is written here
         by one that has.
-        Raises ToolingError that names the holder when it is taken.
+        Raises Taken when another process holds it.
         """
         with told(f"taking the lock {name}"):
             locks = _locks(self._settings)
@@ -133,12 +133,18 @@ class VolumeFiles:
         """One that renewed its lease moments ago: its number is not another process's by now."""
         with told(f"looking at the lock {name}"):
             locks = _locks(self._settings)
-            turns = _turns(locks, name)
-            holder = json.loads(locks.get(f"{name}/{turns[-1]}", "{}")) if turns else {}
+            holder = _latest(locks, name)
         here = holder.get("host") == socket.gethostname()
         if holder.get("free") or not here or time.time() - float(holder["renewed"]) > 2 * RENEW_S:
             return None
         return None if _gone(holder) else int(holder["pid"])
+
+    def holders(self) -> dict[str, str]:
+        with told("looking at the locks"):
+            locks = _locks(self._settings)
+            names = {str(key).rpartition("/")[0] for key in list(locks.keys())}
+            held = {name: _latest(locks, name) for name in sorted(names)}
+        return {name: _words(holder) for name, holder in held.items() if not (holder.get("free") or _gone(holder))}
 
 
 class Lease:
@@ -175,7 +181,7 @@ def _locks(settings: ModalSettings) -> modal.Dict:
 
 
 def _take(locks: modal.Dict, name: str, mine: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(key of our turn, what the holder that died left or {}). Raises ToolingError when it is taken."""
+    """(key of our turn, what the holder that died left or {}). Raises Taken when it is."""
     before = _turns(locks, name)
     last = before[-1] if before else 0
     left = json.loads(locks.get(f"{name}/{last}", "{}"))
@@ -197,23 +203,30 @@ def _turns(locks: modal.Dict, name: str) -> list[int]:
     return sorted(int(key.rpartition("/")[2]) for key in list(locks.keys()) if key.rpartition("/")[0] == name)
 
 
+def _latest(locks: modal.Dict, name: str) -> dict[str, Any]:
+    """What the holder of a lock's latest turn says of itself; {} when there was none."""
+    turns = _turns(locks, name)
+    found: dict[str, Any] = json.loads(locks.get(f"{name}/{turns[-1]}", "{}")) if turns else {}
+    return found
+
+
 def _gone(holder: dict[str, Any]) -> bool:
-    if holder.get("host") == socket.gethostname():
-        try:
-            os.kill(int(holder["pid"]), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
+    if holder.get("host") == socket.gethostname() and not is_there(int(holder["pid"])):
+        return True
     return time.time() - float(holder.get("renewed", 0)) > LEASE_S
 
 
-def _taken(name: str, holder: dict[str, Any]) -> ToolingError:
-    told_of = {key: value for key, value in holder.items() if key not in ("token", "renewed")}
-    return ToolingError(
+def _words(holder: dict[str, Any]) -> str:
+    words = {key: value for key, value in holder.items() if key not in ("token", "renewed")}
+    return json.dumps(words) if words else ""
+
+
+def _taken(name: str, holder: dict[str, Any]) -> Taken:
+    return Taken(
         f"another process holds the lock {name}",
-        evidence=json.dumps(told_of) if told_of else "it has not said who it is",
+        evidence=_words(holder) or "it has not said who it is",
         todo=f"wait for it, or stop it (its lease ends {LEASE_S:.0f} s after it died); nothing was changed",
+        holder=holder,
     )
 
 
