@@ -294,6 +294,16 @@ def patches_refresh(to: To = None) -> None:
     patches.refresh(to)
 
 
+@patches_app.command("watch")
+def patches_watch(as_json: Json = False) -> None:
+    """Bring the series to the newest upstream release as the scheduled patches watch does, and tell what breaks."""
+    from flows.patches_watch import patches_watch as flow
+
+    with prefect_page(as_json) as page:
+        outcome = run_flow(flow, page, None)
+    _end(outcome, as_json)
+
+
 @patches_app.command("retire")
 def patches_retire(which: Annotated[str, typer.Argument(metavar="N|FILE")], to: To = None) -> None:
     """Take a patch out of the series when upstream has it or its probe passes without it, and commit that."""

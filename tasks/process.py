@@ -18,6 +18,10 @@ from tasks.release import ToolingError
 ASK_LIMIT_S = 60.0
 
 
+class TimedOut(ToolingError):
+    """A command was still running when its time was over, and was ended."""
+
+
 @dataclass(frozen=True)
 class Output:
     """What a finished command said."""
@@ -45,7 +49,8 @@ def run(
     """Run a command to its end. `env` is its whole environment; without it, it has what any program needs.
     `behind` makes the argv that runs it behind a wall. `exact` keeps the line ends of what it says as they are.
 
-    Raises ToolingError when it cannot be started, runs past `timeout_s`, or (with `check`) exits non-zero.
+    Raises TimedOut when it runs past `timeout_s`, ToolingError when it cannot be started or (with `check`) exits
+    non-zero.
     """
     words = [str(a) for a in argv]
     env = environment() if env is None else env
@@ -59,7 +64,7 @@ def run(
     except OSError as error:  # a file that may not be run, or lies where nothing may (noexec)
         raise ToolingError(f"{words[0]} can't be started", evidence=str(error), todo="mend that") from error
     except subprocess.TimeoutExpired as error:
-        raise ToolingError(
+        raise TimedOut(
             f"{words[0]} ran past {timeout_s:.0f} s", evidence=" ".join(words)[:300], todo="try again"
         ) from error
     output = Output(done.returncode, *(_text(said, exact) for said in (done.stdout, done.stderr)))

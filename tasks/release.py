@@ -161,6 +161,8 @@ class PatchResult(Model):
     status: PatchStatus
     evidence: str = Field(description="why this status: one line a fact, paths and line numbers in the target's tree")
     detail: str = Field(default="", description="the new diff of a rebased patch, the report of a blocked one")
+    passed_without: bool = Field(default=False, description="whether its probes passed on a build without it")
+    waiver: str = Field(default="", description="who says that it can't be proved, and why")
 
 
 class SourceTree(Model):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+from tasks.patches import culprit
 from tasks.patches.bases import TreeOf
 from tasks.patches.classify import Notes, Placed, classify
 from tasks.patches.export import keep_commits
-from tasks.patches.series import Patch, read_series, select
+from tasks.patches.series import PROOF, Patch, read_series, select
 from tasks.platforms import Platform
 from tasks.release import (
     BadInput,
     PatchResult,
     PatchStatus,
+    Problem,
     ReleaseFailed,
     ReleaseNotes,
     SourceTree,
@@ -31,6 +35,7 @@ __all__ = [
     "Placed",
     "apply",
     "apply_series",
+    "blame",
     "place_series",
     "read_series",
     "refuse_blocked",
@@ -46,6 +51,7 @@ def apply_series(
     archive: Path,
     folder: Path,
     upstream: Upstream | None = None,
+    tell: culprit.Tell = lambda _: None,
 ) -> SourceTree:
     """The source tree of a release with the series on it.
 
@@ -54,17 +60,26 @@ def apply_series(
     """
     sha, upstream_tree = sources.add(release, archive)
     placed = place_series(sources, read_series(folder), release, upstream_tree, upstream)
+    if upstream:
+        placed = blame(sources, placed, release, upstream, tell=tell)
     refuse_blocked(placed, release, folder)
     return _source_tree(sources, release, sha, upstream_tree, placed)
 
 
 def tree_without(settings: Settings, source: SourceTree, *files: str) -> SourceTree:
-    """The same source tree made without these patches, and without those that can't be made without one of them."""
+    """The same source tree made without these patches, and without those that can't be made without one of them.
+
+    Raises ToolingError when one of the others can't be decided on: with all of them it could.
+    """
     sources = Sources(settings.cache)
     upstream = open_upstream(settings)
     patches = read_series(settings.patches)
     left = [patch.name for patch in patches if patch.name not in files]
     placed = place_series(sources, patches, source.upstream, source.upstream_tree, upstream, left)
+    for one in (p.result for p in placed if p.result.status is PatchStatus.UNDECIDED):
+        raise ToolingError(
+            f"{one.file} is undecided without {', '.join(files)}", evidence=one.evidence, todo="try it again"
+        )
     return _source_tree(sources, source.upstream, source.archive_sha256, source.upstream_tree, placed)
 
 
@@ -100,6 +115,39 @@ def place_series(
     return classify(sources, patches, release, upstream_tree, tree_of, notes, chosen=chosen)
 
 
+def blame(
+    sources: Sources,
+    placed: Sequence[Placed],
+    release: UpstreamRelease,
+    upstream: Upstream,
+    good: int | None = None,
+    tell: culprit.Tell = lambda _: None,
+) -> list[Placed]:
+    """The series with the upstream build that broke its first blocked patch, where that can be found.
+
+    `good` is the last build that all of it is known to fit; else it is the one that the patch was made on.
+    """
+    at = next((n for n, one in enumerate(placed) if one.result.status.blocked), None)
+    if at is None or placed[at].patch.broken:
+        return list(placed)
+    one, patches = placed[at], [each.patch for each in placed[: at + 1]]
+
+    def fits(tree: str, step: UpstreamRelease) -> bool:
+        found = classify(sources, patches, step, tree, _tree_of(sources, upstream), _notes(None))
+        return not found[-1].result.status.blocked
+
+    detail = one.result.detail
+    try:
+        found = culprit.find(sources, upstream, fits, patches, one, release, good, tell)
+        said = found.line if found else ""
+        detail = "\n\n".join(filter(None, [found.section(one.patch) if found else "", detail]))
+    except Problem as problem:
+        said = f"which build broke it is not known: {problem.what}"
+    evidence = "\n".join(filter(None, [one.result.evidence, said]))
+    result = one.result.model_copy(update={"evidence": evidence, "detail": detail})
+    return [*placed[:at], replace(one, result=result), *placed[at + 1 :]]
+
+
 def refuse_blocked(placed: Sequence[Placed], release: UpstreamRelease, folder: Path) -> None:
     """Raises ReleaseFailed for the first patch that nobody may build with, with all that is known of it."""
     for found in (p.result for p in placed if p.result.status.blocked):
@@ -113,16 +161,18 @@ def refuse_blocked(placed: Sequence[Placed], release: UpstreamRelease, folder: P
 
 
 def refuse_unproved(source: SourceTree, folder: Path) -> None:
-    """Raises BadInput for the first patch that says neither how it is proved nor why it can't be.
+    """Raises BadInput for the first patch that says neither how it is proved nor why it can't be, or says it wrongly.
 
     Before the compile, which its proof comes after.
     """
+    from tasks.contracts.probes import probes_of  # what only reads a series does without all that a proof takes
+
     by_name = {patch.name: patch.trailers for patch in read_series(folder)}
     for result in source.patches:
-        if result.status is not PatchStatus.NOT_APPLICABLE and not by_name[result.file].keys() & {
-            "Proved-by",
-            "Waiver",
-        }:
+        trailers = by_name[result.file]
+        if PROOF in trailers:
+            probes_of(trailers[PROOF])
+        elif result.status is not PatchStatus.NOT_APPLICABLE and "Waiver" not in trailers:
             raise BadInput(
                 f"{result.file} has no proof",
                 todo="add a trailer `Proved-by: <contract> ...`, or `Waiver: <who>: <why it can't be proved>`",
@@ -146,6 +196,7 @@ def _tree_of(sources: Sources, upstream: Upstream | None) -> TreeOf:
 
 
 def _notes(upstream: Upstream | None) -> Notes:
+    @cache
     def notes(low: int, high: int) -> ReleaseNotes:
         if upstream is None:
             raise ToolingError("release notes are read only where upstream is")
@@ -166,7 +217,9 @@ def apply(
     upstream = open_upstream(settings)
     archive = upstream.fetch(release)
     row.progress(1, 3, "importing it")
-    source = apply_series(Sources(settings.cache), release, archive, settings.patches, upstream)
+    source = apply_series(
+        Sources(settings.cache), release, archive, settings.patches, upstream, lambda what: row.progress(2, 3, what)
+    )
     refuse_unproved(source, settings.patches)
     told = [f"{p.file.removesuffix('.patch')} {p.status}" for p in source.patches] or ["no patches"]
     row.done(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tasks.patches.evidence import Reader, occurrences
 from tasks.patches.series import FileDiff, Patch
 from tasks.patches.trees import Applied, apply_strictly, blob_of
+from tasks.process import TimedOut
 from tasks.release import Problem
 
 TreeOf = Callable[[int], str]
@@ -37,6 +38,15 @@ class Bases:
     target: tuple[int, str]
     """The build and the tree that patches are brought to: the nearest that there is for one made there."""
     _tops: dict[int, list[str]] = field(default_factory=dict)
+    _trees: dict[int, str | Problem] = field(default_factory=dict)
+
+    def fetch(self, patches: Iterable[Patch]) -> None:
+        """Have the trees that patches name, as far as they can be had: it may take the network, and any time."""
+        for build in {patch.exported_on for patch in patches if patch.exported_on is not None}:
+            try:
+                self._trees[build] = self.tree_of(build)
+            except Problem as problem:
+                self._trees[build] = problem
 
     def of(self, patch: Patch) -> tuple[Base | None, str]:
         """(the base of a patch, why it is not the one that the patch names). In the order of the series.
@@ -44,14 +54,21 @@ class Bases:
         A diff that names no build, or a wrong one, is of the build whose files have the blob ids that git wrote into
         it, else of the nearest one where each hunk stands at its line and nowhere else.
         """
+        try:
+            return (None, "") if patch.broken else self._of(patch)
+        except TimedOut as error:
+            return None, f"there was no time left to look for the tree that it was made on: {error.what}"
+
+    def _of(self, patch: Patch) -> tuple[Base | None, str]:
         build, lack = patch.exported_on, "it has no Exported-on trailer"
         if build is not None:
-            try:
-                if found := self._on(patch, build, self.tree_of(build), exact=False):
-                    return found, found.note
+            tree = self._trees[build]
+            if isinstance(tree, Problem):
+                lack = f"the source of b{build}, which it was exported on, can't be had: {tree.what}"
+            elif found := self._on(patch, build, tree, exact=False):
+                return found, found.note
+            else:
                 lack = f"it does not apply to b{build}, which it says it was exported on"
-            except Problem as problem:
-                lack = f"the source of b{build}, which it was exported on, can't be had: {problem.what}"
         for known, tree in self._known():
             if found := self._on(patch, known, tree, exact=True):
                 return found, f"{lack}; its lines are those of b{known}"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Protocol
 
+from tasks.patches import place_series
 from tasks.patches.classify import Placed
 from tasks.patches.export import export
 from tasks.patches.series import SERIES, Patch, header_of, read_patch, read_series, series_names
@@ -22,14 +22,9 @@ from tasks.process import run
 from tasks.release import BadInput, ReleaseFailed, UpstreamRelease
 from tasks.sources import Sources
 from tasks.store import write_atomic
+from tasks.upstream import Upstream
 
 GIT_TIMEOUT_S = 60
-
-
-class Place(Protocol):
-    """Puts patches on the release: all of a series, or those `chosen` by name, in that order."""
-
-    def __call__(self, some: list[Patch], chosen: Sequence[str] | None = None) -> list[Placed]: ...
 
 
 @dataclass(frozen=True)
@@ -39,10 +34,14 @@ class Work:
     sources: Sources
     folder: Path
     release: UpstreamRelease
+    upstream: Upstream
     upstream_tree: str
-    place: Place
     propose: Callable[[Patch], str]
     """A proof that could see a patch, as a person would give it; raises BadInput for a proof that is none."""
+
+    def place(self, some: list[Patch], chosen: Sequence[str] | None = None) -> list[Placed]:
+        """Patches on the release: all of a series, or those `chosen` by name, in that order."""
+        return place_series(self.sources, some, self.release, self.upstream_tree, self.upstream, chosen)
 
     def placed(self) -> list[Placed]:
         return self.place(read_series(self.folder))
@@ -94,31 +93,53 @@ def _now() -> str:
     return format_datetime(datetime.now(UTC))
 
 
-def add(work: Work, text: str, name: str = "") -> Placed:
-    """Put a patch at the end of the series, as it stands on the release; what became of it.
+def add(work: Work, some: Sequence[tuple[str, str]]) -> list[Placed]:
+    """Put patches, each (file name or '', text), at the end of the series as they stand on the release; what became of
+    them. All of them or none.
 
-    Raises BadInput when it gives no reason or no proof, ReleaseFailed when it does not fit.
+    Raises BadInput when one gives no reason or no proof, or has another's name, ReleaseFailed when one does not fit.
     """
+    old = read_series(work.folder) if (work.folder / SERIES).exists() else []
+    names = [patch.name for patch in old]
     with tempfile.TemporaryDirectory(prefix="patch-") as folder:
-        path = Path(folder) / (name or "new.patch")
-        path.write_text(text, encoding="utf-8")
-        patch = read_patch(path)
-        _refuse(work, patch)
-        placed = work.place([*(read_series(work.folder) if (work.folder / SERIES).exists() else []), patch])
-        last = placed[-1]
-        if not last.result.status.built_with:
-            raise ReleaseFailed(
-                f"{patch.title} is {last.result.status} on {work.release.tag}: it is not in the series",
-                evidence=f"{last.result.evidence}\n{last.result.detail}".strip(),
-                todo="name the build that it was made on with --to, and refresh the series to this one afterwards",
-            )
-        new = export(work.sources.git, path, work.before(placed, len(placed) - 1), last.tree, work.release)
-    names = series_names(work.folder) if (work.folder / SERIES).exists() else []
-    file = name or _file_name(names, patch.title)
+        new = []
+        for name, text in some:
+            patch = _drafted(work, Path(folder), names, name, text)
+            names.append(patch.name)
+            new.append(patch)
+        placed = work.place([*old, *new])
+        added = placed[len(old) :]
+        for one in added:
+            _refuse_unfit(work, one)
+        texts = {
+            one.patch.name: export(work.sources.git, one.patch.path, work.before(placed, at), one.tree, work.release)
+            for at, one in enumerate(added, len(old))
+        }
     work.folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(work.folder / file, new)
-    work.write([*names, file])
-    return last
+    for name, text in texts.items():
+        write_atomic(work.folder / name, text)
+    work.write(names)
+    return added
+
+
+def _drafted(work: Work, folder: Path, names: Sequence[str], name: str, text: str) -> Patch:
+    """A new patch as a file that has the name it will have. Raises BadInput as `add` does."""
+    path = folder / (name or "new.patch")
+    path.write_text(text, encoding="utf-8")
+    patch = read_patch(path)
+    _refuse(work, patch)
+    if name in names:
+        raise BadInput(f"the series has a {name} already", todo="give the file another name")
+    return patch if name else read_patch(path.rename(folder / _file_name(names, patch.title)))
+
+
+def _refuse_unfit(work: Work, placed: Placed) -> None:
+    if not placed.result.status.built_with:
+        raise ReleaseFailed(
+            f"{placed.patch.title} is {placed.result.status} on {work.release.tag}: nothing is added to the series",
+            evidence=f"{placed.result.evidence}\n{placed.result.detail}".strip(),
+            todo="name the build that it was made on with --to, and refresh the series to this one afterwards",
+        )
 
 
 def _refuse(work: Work, patch: Patch) -> None:
@@ -136,7 +157,7 @@ def _refuse(work: Work, patch: Patch) -> None:
 
 def _file_name(names: Sequence[str], title: str) -> str:
     number = max((int(match[0]) for name in names if (match := re.match(r"\d+", name))), default=0) + 1
-    return f"{number:04}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')[:50]}.patch"
+    return f"{number:04}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')[:50] or 'patch'}.patch"
 
 
 def drop(work: Work, patch: Patch) -> list[str]:
@@ -263,16 +284,18 @@ def of_branch(repository: Path, since: str) -> list[str]:
 def of_folder(folder: Path) -> list[tuple[str, str]]:
     """(file name, text) of the patches in a folder: in the order of its `series`, which quilt has too, else by name.
 
-    Raises BadInput when there are none.
+    Raises BadInput when there are none, or when one of them is not there.
     """
-    series = folder / SERIES
-    if series.exists():  # quilt writes options such as -p1 behind a name
+    if (folder / SERIES).exists():  # quilt writes options such as -p1 behind a name
         names = [name.split()[0] for name in series_names(folder)]
     else:
-        names = sorted(path.name for path in folder.iterdir() if path.suffix in (".patch", ".diff"))
+        names = sorted(path.name for path in folder.glob("*") if path.suffix in (".patch", ".diff"))
+    if lost := [name for name in names if not (folder / name).is_file()]:
+        raise BadInput(f"{folder / SERIES} names {', '.join(lost)}, which is not there", todo="mend that file")
     if not names:
         raise BadInput(f"{folder} has no patches", todo="name a folder with *.patch files, or with a series")
-    return [(name, (folder / name).read_bytes().decode("utf-8", errors="replace")) for name in names]
+    texts = ((folder / name).read_bytes().decode("utf-8", errors="replace") for name in names)
+    return [(Path(name).name, text) for name, text in zip(names, texts, strict=True)]
 
 
 def _git(folder: Path, *argv: str) -> str:

@@ -19,6 +19,7 @@ from tasks.patches.lines import Change, alike, changed, changes, could_slide, is
 from tasks.patches.scopes import Scope, Scopes, Unreadable
 from tasks.patches.series import Broken, Patch, read_diff
 from tasks.patches.trees import Merge, apply_strictly, diff, merge, merge_texts, with_texts
+from tasks.process import TimedOut
 from tasks.release import PatchResult, PatchStatus, Problem, ReleaseNotes, UpstreamRelease
 from tasks.sources import Sources
 
@@ -83,10 +84,11 @@ def classify(
     bases = Bases(reader, tree_of, (release.build, upstream))
     target = Target(release, upstream, upstream, notes)
     found: list[Placed] = []
-    based = {patch.name: (patch, *((None, "") if patch.broken else bases.of(patch))) for patch in patches}
-    end = time.monotonic() + series_s  # trees that had to be fetched are here by now
+    bases.fetch(patches)
+    end = reader.sources.until = time.monotonic() + series_s
+    based = {patch.name: (patch, *bases.of(patch)) for patch in patches}
     for patch, base, lack in (based[name] for name in (based if chosen is None else chosen)):
-        reader.until = min(end, time.monotonic() + patch_s)
+        reader.sources.until = min(end, time.monotonic() + patch_s)
         case = _Case(reader, patch, target, base, lack)
         placed = case.decide() if time.monotonic() < end else case.close(
             PatchStatus.UNDECIDED, f"the patches before it took more than {series_s:.0f} s"
@@ -117,6 +119,8 @@ class _Case:
             return self.close(PatchStatus.BROKEN, str(error))
         except Unreadable as error:
             return self.close(PatchStatus.UNDECIDED, f"a file that it changes can't be read for functions: {error}")
+        except TimedOut as error:
+            return self.close(PatchStatus.UNDECIDED, f"there was no time left: {error.what}")
 
     def close(self, status: PatchStatus, fact: str, *, detail: str = "", tree: str | None = None) -> Placed:
         result = PatchResult(
@@ -160,9 +164,9 @@ class _Case:
             return self.stopped(base, fault, merged)
         return self.landed(base, merged.tree)
 
-    def merged(self, base: Base) -> Merge:
+    def merged(self, base: Base, style: str = "merge") -> Merge:
         renames = any(file.old and file.new and file.old != file.new for file in self.patch.files)
-        return merge(self.sources, base.tree, self.target.tree, base.patched, renames=renames)
+        return merge(self.sources, base.tree, self.target.tree, base.patched, renames=renames, style=style)
 
     def respaced(self, base: Base) -> Base | None:
         """The base in the target's white space, if nothing else keeps a merge from it; None where that is no help."""
@@ -466,8 +470,8 @@ class _Case:
 
     def gone(self, base: Base, missing: list[str]) -> Placed:
         """What can be said where a file of the patch is not on the target at all."""
-        here, there = (len(self.reader.files(tree)) for tree in (self.target.upstream, base.tree))
-        if here < LEAN * there:
+        if self.is_lean(base):
+            here, there = (len(self.reader.files(tree)) for tree in (self.target.upstream, base.tree))
             fact = (
                 f"the archive of {self.target.release.tag} is not whole: {here:,} files where b{base.build} has "
                 f"{there:,}. That {', '.join(missing)} is not in it says nothing of upstream"
@@ -485,6 +489,8 @@ class _Case:
     def stopped(self, base: Base, fact: str, merged: Merge | None = None) -> Placed:
         """The status of a patch that does not fit: what it changes is elsewhere, not there yet, or just different."""
         missing = self.missing(base)
+        if merged and merged.conflicts:
+            merged = self.merged(base, "diff3")  # for a person; nothing is judged by it
         lost = [function for function, found in self.places.items() if not found]
         moved = {f: found for f, found in self.places.items() if found and found[0].path != f.path}
         if moved:
@@ -555,6 +561,8 @@ class _Case:
         exported = self.base.build if self.base else self.patch.exported_on
         if exported is None:
             return "the patch does not say which upstream release it was exported on"
+        if time.monotonic() > self.sources.until:
+            return "there was no time left to read upstream's notes"
         try:
             return self.target.notes(*sorted((exported, self.target.release.build)))
         except Problem as problem:

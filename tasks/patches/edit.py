@@ -109,7 +109,8 @@ def _fill(edit: Edit, sources: Sources, placed: Placed) -> None:
     (edit.tree / ".git" / "objects" / "info" / "alternates").write_text(f"{sources.repo / 'objects'}\n")
     for name, value in {
         "user.name": "llama-release", "user.email": "llama-release@localhost",
-        "core.autocrlf": "false", "merge.renames": "false", "gc.auto": "0", "advice.detachedHead": "false",
+        "core.autocrlf": "false", "merge.renames": "false", "merge.conflictStyle": "diff3",
+        "gc.auto": "0", "advice.detachedHead": "false",
     }.items():  # fmt: skip
         edit.git("config", name, value)
     message = f"{edit.state.release.tag} with the earlier patches of the series"

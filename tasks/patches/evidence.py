@@ -9,13 +9,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from tasks.patches.lines import Change, changes, is_telling, plain
 from tasks.patches.scopes import Scope, Scopes, Unreadable, is_source
 from tasks.patches.series import Broken, FileDiff, Hunk, Patch, read_diff
 from tasks.patches.trees import diff, files_of, holding, lines_of, mentioning, text_of
-from tasks.process import run
+from tasks.process import TimedOut, run
 from tasks.release import ToolingError
 from tasks.sources import Sources, fits
 
@@ -25,7 +26,7 @@ BUILT_FROM = ("common", "src", "include", "ggml", "tools", "app")
 """The folders that a server is built from, where what moved is looked for. Not vendor: single headers of 100,000 lines,
 whose `search` and `to_json` are none of upstream's."""
 FILES_SOUGHT = 60
-EXPRESSION_S = 20.0
+EXPRESSION_S = 10.0
 """How long the expression of an Evidence trailer may take over the lines that it is looked for in."""
 
 Edits = Counter["Edit"]
@@ -87,9 +88,8 @@ class Reader:
     """Reads files and their scopes out of trees, each once."""
 
     def __init__(self, sources: Sources) -> None:
-        self.sources = sources
-        self.until = math.inf
-        """Of time.monotonic(): no file is read for its scopes after that."""
+        self.sources = copy(sources)
+        """With an `until` of its own, which holds for what is read for scopes, too."""
         self._texts: dict[tuple[str, str], str | None] = {}
         self._scopes: dict[tuple[str, str], Scopes] = {}
         self._read: dict[tuple[str, str], Scopes] = {}
@@ -108,7 +108,7 @@ class Reader:
         if key not in self._scopes:
             try:
                 self._scopes[key] = Scopes(
-                    path, self.text(tree, path) or "", min(self.until, time.monotonic() + FILE_S)
+                    path, self.text(tree, path) or "", min(self.sources.until, time.monotonic() + FILE_S)
                 )
             except TimeoutError as error:
                 raise Unreadable(f"it takes too long: {error}") from error
@@ -273,7 +273,7 @@ class Reader:
                 if any(fits(place.path, glob) for glob in globs.split())
                 for number, text in enumerate(place.lines, place.scope.first)
             ]
-        at = _first_with(pattern, [text for _, _, text in lines])
+        at = first_with(pattern, [text for _, _, text in lines], self.sources.until - time.monotonic())
         return None if at is None else Line(*lines[at])
 
 
@@ -284,20 +284,22 @@ print(next((n for n, text in enumerate(texts) if re.search(pattern, text)), ""))
 """
 
 
-def _first_with(pattern: str, texts: Sequence[str]) -> int | None:
-    """The index of the first text that holds a pattern; None when none does. Raises Broken when it takes too long.
+def first_with(pattern: str, texts: Sequence[str], left_s: float = math.inf) -> int | None:
+    """The index of the first text that holds a pattern; None when none does. Raises Broken when it takes too long,
+    TimedOut when only `left_s` were left for it.
 
     In a process of its own: a person wrote the pattern, and a search in this one cannot be ended.
     """
     if not texts:
         return None
+    words, limit_s = [sys.executable, "-I", "-c", _FIRST_WITH], max(0.0, min(EXPRESSION_S, left_s))
     try:
-        said = run(
-            [sys.executable, "-I", "-c", _FIRST_WITH], timeout_s=EXPRESSION_S, stdin=json.dumps([pattern, texts])
-        )
+        said = run(words, timeout_s=limit_s, stdin=json.dumps([pattern, texts]))
     except ToolingError as error:
+        if isinstance(error, TimedOut) and limit_s < EXPRESSION_S:
+            raise
         raise Broken(
-            f"its Evidence expression did not come to an end within {EXPRESSION_S:.0f} s ({error.what}): write it "
+            f"its expression did not come to an end within {EXPRESSION_S:.0f} s ({error.what}): write it "
             "without a repeat within a repeat"
         ) from error
     return int(said.stdout) if said.stdout.strip() else None

@@ -13,23 +13,13 @@ from tasks.store import Store, write_atomic
 GIT_TIMEOUT_S = 60
 
 
-RETIRED = (PatchStatus.UPSTREAMED, PatchStatus.OBSOLETE)
-
-
 def proved_gone(store: Store, file: str, release: UpstreamRelease) -> PatchResult | None:
     """The patch's result, when its probes passed on a build without it at the last proof of this release."""
     for event in reversed(store.ledger()):
         if event.kind == "stage.proof" and event.detail.get("upstream") == release.tag:
             found = (PatchResult.model_validate(p) for p in event.detail.get("patches", []))
-            return next((p for p in found if p.file == file and p.status in RETIRED and _passed(p)), None)
+            return next((p for p in found if p.file == file and p.passed_without), None)
     return None
-
-
-def _passed(result: PatchResult) -> bool:
-    """Whether the last line of the evidence is a proof's, as `Proof.told` has it; of a waiver it is another one."""
-    said = result.evidence.splitlines()[-1]
-    told = r"(?:0 of \d+ probes fail without it, )?([1-9]\d*) of \1 probes pass (?:on upstream's own code|with it)"
-    return re.fullmatch(told, said) is not None
 
 
 def retire(store: Store, folder: Path, result: PatchResult, release: UpstreamRelease) -> str:
@@ -38,18 +28,16 @@ def retire(store: Store, folder: Path, result: PatchResult, release: UpstreamRel
     Raises BadInput when the patch is still needed on this release, or when no build without it passed its probes;
     ToolingError when git won't take the commit.
     """
-    if result.status not in RETIRED:
-        raise BadInput(
-            f"{result.file} is {result.status} on {release.tag}, so it stays",
-            evidence=result.evidence,
-            todo="a patch goes when upstream has it (upstreamed) or its probe passes without it (obsolete)",
-        )
     proved = proved_gone(store, result.file, release)
     if proved is None:
+        by_text = result.status in (PatchStatus.UPSTREAMED, PatchStatus.OBSOLETE)
         raise BadInput(
-            f"{result.file} is {result.status} on {release.tag} by its text alone: no build without it was asked",
+            f"{result.file} is {result.status} on {release.tag}"
+            + (" by its text alone: no build without it was asked" if by_text else ", so it stays"),
             evidence=result.evidence,
-            todo=f"`llama-release upgrade --to {release.tag}` proves it; `llama-release patches drop` needs no proof",
+            todo=f"`llama-release upgrade --to {release.tag}` proves it; `llama-release patches drop` needs no proof"
+            if by_text
+            else "a patch goes when upstream has it (upstreamed) or its probe passes without it (obsolete)",
         )
     result = proved
     series = folder / SERIES

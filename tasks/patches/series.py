@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 from tasks.release import BadInput
 
 SERIES = "series"
+PROOF = "Proved-by"
+"""The trailer that a patch may have more than one of: a line each."""
 NO_FILE = "/dev/null"
 
 
@@ -153,7 +155,8 @@ def read_patch(path: Path) -> Patch:
     head = header_of(text)
     subject = re.search(r"^Subject: (?:\[PATCH[^\]]*\] )?(.+(?:\n[ \t].+)*)", head, re.MULTILINE)
     prose = next((line.strip() for line in head.split("\n") if line.strip()), path.name)
-    trailers = dict(re.findall(r"^([A-Z][A-Za-z-]+): (.+)$", head.split("\n\n", 1)[-1], re.MULTILINE))
+    said = re.findall(r"^([A-Z][A-Za-z-]+): (.+)$", head.split("\n\n", 1)[-1], re.MULTILINE)
+    trailers = dict(said) | {name: "\n".join(t for n, t in said if n == name) for name, _ in said if name == PROOF}
     title = re.sub(r"\s+", " ", subject[1]) if subject else prose
     try:
         _check_expression(trailers.get("Evidence", ""))

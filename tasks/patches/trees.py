@@ -70,9 +70,12 @@ class Merge:
     """Paths that git could not merge."""
 
 
-def merge(sources: Sources, base: str, ours: str, theirs: str, *, renames: bool = False) -> Merge:
-    """What changed from `base` to `theirs`, brought to `ours`; all are trees. `renames` follows renamed files."""
-    options = RENAMES if renames else NO_RENAMES
+def merge(sources: Sources, base: str, ours: str, theirs: str, *, renames: bool = False, style: str = "merge") -> Merge:
+    """What changed from `base` to `theirs`, brought to `ours`; all are trees. `renames` follows renamed files.
+
+    `style` is git's merge.conflictStyle: `diff3` shows the base between the two sides.
+    """
+    options = (*(RENAMES if renames else NO_RENAMES), "-c", f"merge.conflictStyle={style}")
     root = commit(sources, base)
     sides = [commit(sources, tree, root) for tree in (ours, theirs)]
     said = sources.git(*options, "merge-tree", "--write-tree", "--name-only", "--no-messages", *sides, check=False)

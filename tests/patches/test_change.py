@@ -87,7 +87,7 @@ def test_a_patch_without_a_reason_or_a_proof_is_refused_and_a_proof_proposed(tag
 def test_a_patch_that_does_not_fit_is_not_in_the_series(tagged: World) -> None:
     tagged.upstream(101, {CHAT: HEAD + function("init_gemma4", '    data.end = "x";\n')})
     (tagged.root / "x.diff").write_text(diff_of(tagged, 100, PATCHED))
-    assert "it is not in the series" in refused(
+    assert "nothing is added to the series" in refused(
         ReleaseFailed, "add", "x.diff", "--to", "b101", "--title", "t", *REASONS
     )
     assert not tagged.folder.exists()
@@ -146,6 +146,22 @@ def test_a_quilt_series_keeps_its_names_and_its_order(tagged: World) -> None:
     assert "empty" not in done("export", "out", "--to", "b100")
     assert (tagged.root / "out" / "series").read_text() == "zz-first.patch\naa-second.patch\n"
     assert "is not empty" in refused(BadInput, "export", "out", "--to", "b100")
+
+
+def test_of_a_folder_all_patches_come_in_or_none(tagged: World) -> None:
+    theirs = tagged.root / "theirs"
+    theirs.mkdir()
+    (theirs / "a.patch").write_text(f"Tags\n\n{diff_of(tagged, 100, PATCHED)}")
+    (theirs / "b.patch").write_text(f"The same again\n\n{diff_of(tagged, 100, PATCHED)}")
+    said = refused(ReleaseFailed, "import", str(theirs), "--to", "b100", *REASONS)
+    assert "nothing is added to the series" in said
+    assert not tagged.folder.exists()
+    (theirs / "b.patch").write_text(f"Qwen\n\n{diff_of(tagged, 100, QWEN)}")
+    done("import", str(theirs), "--to", "b100", *REASONS)
+    assert "has a a.patch already" in refused(BadInput, "import", str(theirs), "--to", "b100", *REASONS)
+    (theirs / "series").write_text("a.patch\nnone.patch\n")
+    assert "names none.patch, which is not there" in refused(BadInput, "import", str(theirs), "--to", "b100", *REASONS)
+    assert [patch.name for patch in read_series(tagged.folder)] == ["a.patch", "b.patch"]
 
 
 # -- around ------------------------------------------------------------------------------------------

@@ -90,11 +90,12 @@ def test_an_edit_begins_with_conflict_markers_where_a_person_must_look(tagged: W
     tagged.upstream(101, CONFLICTING)
     work = begun(tagged)
     text = (work.tree / CHAT).read_text()
-    assert f"<<<<<<< HEAD\n{THEIRS}=======\n{TAG}>>>>>>> " in text
-    assert work.unsettled == [f"{work.tree / CHAT}:{n}" for n in (20, 24)]
+    assert f"<<<<<<< HEAD\n{THEIRS}||||||| " in text
+    assert f"=======\n{TAG}>>>>>>> " in text
+    assert work.unsettled == [f"{work.tree / CHAT}:{n}" for n in (20, 22, 25)]
     status = subprocess.run(["git", "-C", work.tree, "status", "--short"], capture_output=True, text=True).stdout
     assert status == f"UU {CHAT}\n"
-    with pytest.raises(ReleaseFailed, match="2 conflict markers are left"):
+    with pytest.raises(ReleaseFailed, match="3 conflict markers are left"):
         edit.finish(tagged.root / "store")
 
 
@@ -170,13 +171,10 @@ def repository(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     git(world.root, "add", "other")
 
 
-def proved(
-    world: World, store: Store, status: PatchStatus = PatchStatus.UPSTREAMED, said: str = "2 of 2 probes pass"
-) -> PatchResult:
-    """A proof of b101 in the ledger, as the stage leaves it, of the patch as it is classified there."""
-    found = world.one(101).result
-    found = found.model_copy(update={"status": status, "evidence": f"{found.evidence}\n{said} on upstream's own code"})
-    detail = {"upstream": "b101", "patches": [found.model_dump(mode="json")]}
+def proved(world: World, store: Store, build: int = 101, passed: bool = True) -> PatchResult:
+    """A proof of a build in the ledger, as the stage leaves it, of the patch as it is classified there."""
+    found = world.one(build).result.model_copy(update={"passed_without": passed})
+    detail = {"upstream": f"b{build}", "patches": [found.model_dump(mode="json")]}
     store.log(Event(kind="stage.proof", summary="x", detail=detail))
     return found
 
@@ -187,7 +185,7 @@ def test_a_patch_is_not_retired_by_its_text_alone_nor_by_a_waiver(tagged: World)
     assert result.status is PatchStatus.UPSTREAMED
     with pytest.raises(BadInput, match="no build without it was asked"):
         retire.retire(store, tagged.folder, result, RELEASE)
-    proved(tagged, store, said="not proved, waived by Ada: no GPU; 0 of 0 probes pass")
+    proved(tagged, store, passed=False)
     with pytest.raises(BadInput, match="no build without it was asked"):
         retire.retire(store, tagged.folder, result, RELEASE)
     assert (tagged.folder / "0001-tags.patch").exists()
@@ -232,7 +230,7 @@ def test_a_patch_that_is_needed_is_not_retired(tagged: World) -> None:
 def test_a_proof_in_the_ledger_makes_a_patch_obsolete_for_its_own_release_only(tagged: World) -> None:
     store = Store(tagged.root / "store")
     found = PatchResult(
-        file="0001-tags.patch", title="t", status=PatchStatus.OBSOLETE, evidence="3 of 3 probes pass with it"
+        file="0001-tags.patch", title="t", status=PatchStatus.OBSOLETE, evidence="", passed_without=True
     )
     detail = {"upstream": "b101", "patches": [found.model_dump(mode="json")]}
     store.log(Event(kind="stage.proof", summary="x", detail=detail))
@@ -314,10 +312,7 @@ def test_edit_continue_refresh_and_retire_from_the_command_line(tagged: World, c
     (work.tree / CHAT).write_text(CONFLICTING[CHAT].replace(THEIRS, THEIRS + TAG))
     assert command.invoke(app, ["patches", "edit", "--continue"]).exit_code == 0
     assert "exported on b102" in command.invoke(app, ["patches", "refresh", "--to", "b102"]).stdout
-    found = tagged.one(103).result
-    shown = found.model_copy(update={"evidence": f"{found.evidence}\n2 of 2 probes pass on upstream's own code"})
-    detail = {"upstream": "b103", "patches": [shown.model_dump(mode="json")]}
-    Store(tagged.root / "store").log(Event(kind="stage.proof", summary="x", detail=detail))
+    proved(tagged, Store(tagged.root / "store"), 103)
     assert "retired 0001-tags.patch" in command.invoke(app, ["patches", "retire", "1", "--to", "b103"]).stdout
     kinds = [event.kind for event in Store(tagged.root / "store").ledger()]
     assert kinds == ["patches.edited", "patches.refreshed", "stage.proof", "patches.retired"]

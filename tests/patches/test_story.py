@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 
 import tasks.upstream
 from flows.__main__ import app
-from tasks.release import BadInput, Event
+from tasks.release import BadInput
 from tasks.store import Store
 from tests.conftest import REPOSITORY
 from tests.patches.conftest import World
 from tests.patches.test_classify import PATCHED, SIBLINGS
 from tests.patches.test_kinds import diff_of
-from tests.patches.test_life import MOVED, Here
+from tests.patches.test_life import MOVED, Here, proved
 
 
 def story() -> list[tuple[str, str]]:
@@ -24,14 +24,6 @@ def story() -> list[tuple[str, str]]:
     text = (REPOSITORY / "patches" / "README.md").read_text(encoding="utf-8")
     block = text.split("## The story of one patch")[1].split("```console\n")[1].split("```")[0]
     return re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", block, re.MULTILINE)
-
-
-def proved_by_an_upgrade(world: World, build: int) -> None:
-    """What the proof of an upgrade leaves in the ledger: tests/test_proof.py makes it on real builds."""
-    found = world.one(build).result
-    shown = found.model_copy(update={"evidence": f"{found.evidence}\n2 of 2 probes pass on upstream's own code"})
-    detail = {"upstream": f"b{build}", "patches": [shown.model_dump(mode="json")]}
-    Store(world.root / "store").log(Event(kind="stage.proof", summary="x", detail=detail))
 
 
 def test_the_story_of_one_patch_from_add_to_retire(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +38,7 @@ def test_the_story_of_one_patch_from_add_to_retire(world: World, monkeypatch: py
     for command, shown in story():
         words = shlex.split(command)
         if words[:2] == ["llama-release", "upgrade"]:
-            proved_by_an_upgrade(world, int(words[-1].lstrip("b")))
+            proved(world, Store(world.root / "store"), int(words[-1].lstrip("b")))
         elif words[0] == "llama-release":
             done = CliRunner().invoke(app, words[1:])
             said = str(done.exception) if shown.startswith("refused: ") else done.stdout
