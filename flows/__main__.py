@@ -200,6 +200,9 @@ def hold_lift(by: By) -> None:
 def patches(
     context: typer.Context,
     to: To = None,
+    culprit: Annotated[
+        bool, typer.Option("--culprit", help="look for the upstream build that broke a blocked one: some are fetched")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one record a patch: file, title, status, evidence")] = False,
 ) -> None:
     """Show what becomes of each patch on a release. Exits 1 when one is blocked."""
@@ -207,7 +210,7 @@ def patches(
         return
     from flows import patches
 
-    patches.show(to, as_json)
+    patches.show(to, culprit, as_json)
 
 
 Why = Annotated[str, typer.Option(help="why the patch is there, in one sentence; its own trailer comes first")]

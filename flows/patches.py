@@ -42,15 +42,19 @@ def _position(placed: Sequence[Placed], which: str) -> int:
     return patches.index(select(patches, which))
 
 
-def show(to: str | None, as_json: bool) -> None:
-    """Print what becomes of each patch on a release. Raises ReleaseFailed when one is blocked."""
+def _say(what: str) -> None:
+    console.print(f"  {what}", soft_wrap=True)
+
+
+def show(to: str | None, culprit: bool, as_json: bool) -> None:
+    """Print what becomes of each patch on a release, and with `culprit` what broke it. Raises ReleaseFailed when one is
+    blocked.
+    """
+    console.stderr = as_json
     work = _work(to)
-
-    def tell(what: str) -> None:
-        if not as_json:
-            console.print(f"  {what}")
-
-    placed = blame(work.sources, work.placed(), work.release, work.upstream, tell=tell)
+    placed = work.placed()
+    if culprit:
+        placed = blame(work.sources, placed, work.release, work.upstream, tell=_say)
     results = [one.result for one in placed]
     if as_json:
         print_json([result.model_dump(mode="json") for result in results])

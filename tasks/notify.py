@@ -281,7 +281,7 @@ def notice_of(event: Event, thread: str, before: Callable[[], Sequence[Event]]) 
         return Notice(thread=thread, title=title, text=event.summary, command=command)
     if event.kind in ("patches_broke", "patches_mended"):
         tag, broke = str(event.detail["upstream"]), event.kind == "patches_broke"
-        command = f"llama-release patches --to {tag}" if broke else ""
+        command = f"llama-release patches --to {tag} --culprit" if broke else ""
         title = f"{tag}: {'a patch of ours is broken' if broke else 'our patches fit again'}"
         return Notice(thread=tag, title=title, text=event.summary, command=command)
     if event.kind in (

@@ -88,13 +88,13 @@ def test_an_option_has_the_default_that_the_tree_gives_it(tmp_path: Path) -> Non
 def test_argv_binary_and_log_say_of_a_real_build_what_is_so(base: Settings, build: Build, smollm2: Path) -> None:
     server = ServerSettings(model=smollm2, alias="m", ctx_per_slot=1024, threads=1)
     settings = base.model_copy(update={"server": server, "local": LocalSettings(staging_port=0, production_port=0)})
-    so = ["argv :: --load-mode none", "binary :: thinking_budget_tokens", "log :: server is listening on http"]
+    so = ["argv :: --load-mode none", "binary :: thinking_budget_tokens", "log :: llama_server: listening on http"]
     not_so = ["argv :: --no-mmap", "binary :: no such text is in it", "log :: ^no such line$"]
     found = probes.run(LocalPlatform(settings), settings, build, [*so, *not_so])
     assert {name: seen.verdict for name, seen in found.items()} == (
         dict.fromkeys(so, Verdict.PASSED) | dict.fromkeys(not_so, Verdict.FAILED)
     )
     assert all(found[name].fault for name in not_so)
-    assert "server is listening on http" in found[so[2]].said
+    assert "listening on http://127.0.0.1" in found[so[2]].said
     assert list(found) == [*so, *not_so]
     assert set(KINDS) >= {name.partition(" :: ")[0] for name in found}

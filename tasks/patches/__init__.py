@@ -51,16 +51,16 @@ def apply_series(
     archive: Path,
     folder: Path,
     upstream: Upstream | None = None,
-    tell: culprit.Tell = lambda _: None,
+    tell: culprit.Tell | None = None,
 ) -> SourceTree:
-    """The source tree of a release with the series on it.
+    """The source tree of a release with the series on it. With `tell`, what broke a patch is looked for (`blame`).
 
     The trees that patches were exported from come from `upstream` where it has them; without it, only those that
     were imported before. Raises ReleaseFailed, with a report, when a patch is blocked.
     """
     sha, upstream_tree = sources.add(release, archive)
     placed = place_series(sources, read_series(folder), release, upstream_tree, upstream)
-    if upstream:
+    if upstream and tell:
         placed = blame(sources, placed, release, upstream, tell=tell)
     refuse_blocked(placed, release, folder)
     return _source_tree(sources, release, sha, upstream_tree, placed)
@@ -125,7 +125,8 @@ def blame(
 ) -> list[Placed]:
     """The series with the upstream build that broke its first blocked patch, where that can be found.
 
-    `good` is the last build that all of it is known to fit; else it is the one that the patch was made on.
+    `good` is the last build that all of it is known to fit; else it is the one that the patch was made on. It takes
+    about a second an archive, and about ten of them; those that are not in the cache are fetched.
     """
     at = next((n for n, one in enumerate(placed) if one.result.status.blocked), None)
     if at is None or placed[at].patch.broken:

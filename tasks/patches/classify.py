@@ -88,7 +88,7 @@ def classify(
     end = reader.sources.until = time.monotonic() + series_s
     based = {patch.name: (patch, *bases.of(patch)) for patch in patches}
     for patch, base, lack in (based[name] for name in (based if chosen is None else chosen)):
-        reader.sources.until = min(end, time.monotonic() + patch_s)
+        reader.until = min(end, time.monotonic() + patch_s)
         case = _Case(reader, patch, target, base, lack)
         placed = case.decide() if time.monotonic() < end else case.close(
             PatchStatus.UNDECIDED, f"the patches before it took more than {series_s:.0f} s"

@@ -89,7 +89,9 @@ class Reader:
 
     def __init__(self, sources: Sources) -> None:
         self.sources = copy(sources)
-        """With an `until` of its own, which holds for what is read for scopes, too."""
+        """With an `until` of its own."""
+        self.until = math.inf
+        """Of time.monotonic(): no file is read for its scopes after that."""
         self._texts: dict[tuple[str, str], str | None] = {}
         self._scopes: dict[tuple[str, str], Scopes] = {}
         self._read: dict[tuple[str, str], Scopes] = {}
@@ -108,7 +110,7 @@ class Reader:
         if key not in self._scopes:
             try:
                 self._scopes[key] = Scopes(
-                    path, self.text(tree, path) or "", min(self.sources.until, time.monotonic() + FILE_S)
+                    path, self.text(tree, path) or "", min(self.until, time.monotonic() + FILE_S)
                 )
             except TimeoutError as error:
                 raise Unreadable(f"it takes too long: {error}") from error

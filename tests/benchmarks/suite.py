@@ -505,7 +505,7 @@ BREAKS = (
     ),
     Break(
         "tasks/patches/classify.py", "the files of a patch are read for a bounded time",
-        "reader.sources.until = min(end, time.monotonic() + patch_s)", "reader.sources.until = end",
+        "        reader.until = min(end, time.monotonic() + patch_s)\n", "",
         "tests/patches/test_classify.py::test_a_patch_whose_files_are_not_read_in_time_is_undecided",
     ),
     Break(
@@ -539,9 +539,9 @@ BREAKS = (
         "tests/patches/test_change.py::test_a_stray_file_in_an_edit_is_not_exported_and_is_named",
     ),
     Break(
-        "tasks/sources.py", "a git that hangs is ended when the time of a patch is over",
+        "tasks/sources.py", "a git that hangs is ended when the time of a series is over",
         "min(GIT_TIMEOUT_S, self.until - time.monotonic())", "GIT_TIMEOUT_S",
-        "tests/patches/test_classify.py::test_a_git_that_hangs_is_ended_when_the_time_of_the_patch_is_over",
+        "tests/patches/test_classify.py::test_a_git_that_hangs_is_ended_when_the_time_of_the_series_is_over",
     ),
     Break(
         "tasks/patches/change.py", "a patch that comes in does not take another's name",

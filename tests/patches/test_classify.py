@@ -334,31 +334,27 @@ def judged(world: World, patch_s: float = 60.0, series_s: float = 60.0) -> Patch
     return placed.result
 
 
-def test_a_patch_whose_files_are_not_read_in_time_is_undecided(tagged: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_patch_whose_files_are_not_read_in_time_is_undecided(tagged: World) -> None:
     tagged.upstream(101, SIBLINGS)
     found = judged(tagged, patch_s=0.0)
-    assert found.status is PatchStatus.UNDECIDED
-    assert "there was no time left: git ran past 0 s" in found.evidence
-    monkeypatch.setattr(evidence, "FILE_S", 0.0)
-    found = judged(tagged)
     assert found.status is PatchStatus.UNDECIDED
     assert "it takes too long: line" in found.evidence
 
 
-def test_a_git_that_hangs_is_ended_when_the_time_of_the_patch_is_over(
+def test_a_git_that_hangs_is_ended_when_the_time_of_the_series_is_over(
     tagged: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tagged.upstream(101, SIBLINGS)
     git = tmp_path / "bin" / "git"
     git.parent.mkdir()
-    git.write_text(f'#!/bin/sh\ncase "$*" in *merge-tree*) exec sleep 40;; esac\nexec {shutil.which("git")} "$@"\n')
+    git.write_text(f'#!/bin/sh\ncase "$*" in *merge-tree*) exec sleep 60;; esac\nexec {shutil.which("git")} "$@"\n')
     git.chmod(0o755)
     monkeypatch.setenv("PATH", f"{git.parent}:{os.environ['PATH']}")
     began = time.monotonic()
-    found = judged(tagged, patch_s=5.0)
+    found = judged(tagged, series_s=15.0)
     assert found.status is PatchStatus.UNDECIDED
     assert "there was no time left: git ran past" in found.evidence
-    assert time.monotonic() - began < 35
+    assert time.monotonic() - began < 50
 
 
 def test_what_a_series_has_no_time_left_for_is_undecided(tagged: World) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import tasks.upstream
+from flows.__main__ import app
 from tasks.patches import blame, place_series, read_series
 from tasks.release import Change, PatchResult, PatchStatus, ToolingError, UpstreamRelease
 from tasks.sources import WHOLE, Sources
@@ -98,6 +102,20 @@ def test_the_search_begins_where_the_series_was_last_seen_to_fit(tagged: World) 
 def test_an_older_release_that_a_patch_does_not_fit_has_no_culprit(tagged: World) -> None:
     tagged.upstream(99, {WHOLE: "b99\n", CHAT: CONFLICTING[CHAT]})
     assert "broke it" not in blamed(tagged, 99, Counted(tagged)).evidence
+
+
+def test_the_table_looks_for_it_when_it_is_asked_to(tagged: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tagged.root)
+    for name, value in {"PATCHES": tagged.folder, "STORE": tagged.root / "store", "CACHE": tagged.root / "own"}.items():
+        monkeypatch.setenv(f"LLAMA_RELEASE_{name}", str(value))
+    upstream = Counted(tagged)
+    monkeypatch.setattr(tasks.upstream, "open_upstream", lambda _: upstream)
+    words = ["patches", "--to", "b115", "--json"]
+    (plain,) = json.loads(CliRunner().invoke(app, words).stdout)
+    assert "broke it" not in plain["evidence"]
+    assert set(upstream.fetched) == {100, 115}
+    (asked,) = json.loads(CliRunner().invoke(app, [*words, "--culprit"]).stdout)
+    assert asked["evidence"].endswith(f"b111 broke it: {TOLD}")
 
 
 def test_of_an_archive_only_what_is_wanted_is_read(tagged: World) -> None:

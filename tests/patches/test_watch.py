@@ -62,4 +62,4 @@ def test_people_are_told_once_on_the_day_that_a_patch_breaks_and_once_when_it_fi
     assert kinds == ["patches_looked", "patches_broke", "patches_looked", "patches_mended"]
     assert slack.titles() == ["b111: a patch of ours is broken", "b112: our patches fit again"]
     assert "b109 broke it: b109 #4711 chat : another end tag" in str(slack.messages[0]["blocks"])
-    assert "`llama-release patches --to b111`" in str(slack.messages[0]["blocks"])
+    assert "`llama-release patches --to b111 --culprit`" in str(slack.messages[0]["blocks"])

@@ -105,7 +105,8 @@ class LocalPlatform:
 
     def said(self, trial: Endpoint) -> str:
         """What the server of a trial that is up has written to its log so far."""
-        return self._logs[trial.base_url].read_text(encoding="utf-8", errors="replace")
+        log = self._logs[trial.base_url].read_text(encoding="utf-8", errors="replace")
+        return log.partition("\n")[2]  # the first line is ours: the command
 
     def inherits(self) -> tuple[str, ...]:
         """The names of this process's environment variables that servers see too, sorted."""
