@@ -44,6 +44,9 @@ __all__ = [
     "tree_without",
 ]
 
+UNHURRIED_S = 600.0
+"""How long a series is judged on a build on the way to a culprit: what is not read in time would count as broken."""
+
 
 def apply_series(
     sources: Sources,
@@ -134,14 +137,15 @@ def blame(
     one, patches = placed[at], [each.patch for each in placed[: at + 1]]
 
     def fits(tree: str, step: UpstreamRelease) -> bool:
-        found = classify(sources, patches, step, tree, _tree_of(sources, upstream), _notes(None))
+        times = {"series_s": UNHURRIED_S, "patch_s": UNHURRIED_S}
+        found = classify(sources, patches, step, tree, _tree_of(sources, upstream), _notes(None), **times)
         return not found[-1].result.status.blocked
 
     detail = one.result.detail
     try:
         found = culprit.find(sources, upstream, fits, patches, one, release, good, tell)
         said = found.line if found else ""
-        detail = "\n\n".join(filter(None, [found.section(one.patch) if found else "", detail]))
+        detail = "\n\n".join(filter(None, [found.section if found else "", detail]))
     except Problem as problem:
         said = f"which build broke it is not known: {problem.what}"
     evidence = "\n".join(filter(None, [one.result.evidence, said]))

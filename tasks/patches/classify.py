@@ -466,7 +466,7 @@ class _Case:
         """The files that the patch changes and the target does not have."""
         files = self.reader.differing(base.tree, base.patched)
         paths = [file.old for file in files if file.old]
-        return [path for path in paths if path not in self.reader.files(self.target.upstream)]
+        return [path for path in paths if path not in self.reader.files(self.target.tree)]
 
     def gone(self, base: Base, missing: list[str]) -> Placed:
         """What can be said where a file of the patch is not on the target at all."""

@@ -16,12 +16,12 @@ from tasks.patches.classify import Placed
 from tasks.patches.conflict import fenced, ranked, shortened
 from tasks.patches.series import Hunk, Patch, read_diff
 from tasks.patches.trees import diff, files_of
-from tasks.release import Problem, ReleaseNotes, ToolingError, UpstreamRelease
+from tasks.release import Change, Problem, ReleaseNotes, ToolingError, UpstreamRelease
 from tasks.sources import WHOLE, Sources
 from tasks.upstream import Upstream
 
 HUNKS_SHOWN = 4
-SUSPECTS_SHOWN = 5
+SUSPECTS_SHOWN = 3
 
 Fits = Callable[[str, UpstreamRelease], bool]
 """Whether a patch is not blocked on a tree (git hash) of a release, or on the part of it that the series touches."""
@@ -33,6 +33,7 @@ Tell = Callable[[str], object]
 class Culprit:
     """Two neighbours of the builds that can be had: the last one that a patch fits, and the first where it does not."""
 
+    patch: Patch
     good: UpstreamRelease
     bad: UpstreamRelease
     theirs: str
@@ -41,20 +42,32 @@ class Culprit:
     """What upstream's notes say of that step, or why they say nothing."""
 
     @property
-    def line(self) -> str:
-        """One line: the build, and the pull request where it is known."""
-        if isinstance(self.notes, str) or not self.notes.changes:
-            return f"{self.bad.tag} broke it, or what came after {self.good.tag}; its notes do not tell what that was"
-        if len(self.notes.changes) == 1:
-            return f"{self.bad.tag} broke it: {self.notes.changes[0]}"
-        return f"{self.bad.tag} broke it, by one of the {len(self.notes.changes)} changes after {self.good.tag}"
+    def suspects(self) -> list[Change]:
+        """Upstream's changes between the two, but those that are known not to touch the files of the patch."""
+        mine = {path for file in self.patch.files for path in (file.old, file.new)}
+        known = () if isinstance(self.notes, str) else self.notes.changes
+        return ranked(self.patch, [change for change in known if not change.files or mine & set(change.files)])
 
-    def section(self, patch: Patch) -> str:
+    @property
+    def line(self) -> str:
+        """One line: the build, and what it was in it, as far as upstream's notes tell; a build is one commit."""
+        commits = self.bad.build - self.good.build
+        some = self.suspects
+        told = "; ".join(map(str, some[:SUSPECTS_SHOWN]))
+        if commits == 1:
+            return f"{self.bad.tag} broke it: {told or 'what that is, notes do not tell'}"
+        whole = not isinstance(self.notes, str) and len(self.notes.changes) == commits
+        if whole and len(some) == 1:
+            return f"{self.bad.tag} broke it: {told}"
+        named = f"notes name {len(some)} of them: {told}" if some else "notes do not tell which"
+        return f"{self.bad.tag} broke it, by one of the {commits} commits after {self.good.tag}; {named}"
+
+    @property
+    def section(self) -> str:
         """Upstream's hunks and pull requests as Markdown, to stand above the patch's own hunks."""
-        lines = [f"### Upstream's change, in {self.bad.tag} (after {self.good.tag})", fenced(self.theirs, "diff")]
-        if not isinstance(self.notes, str):
-            lines.append("\n".join(f"- {change}" for change in ranked(patch, self.notes.changes)[:SUSPECTS_SHOWN]))
-        return "\n\n".join(filter(None, lines))
+        head = f"### Upstream's change, in {self.bad.tag} (after {self.good.tag})"
+        told = "\n".join(f"- {change}" for change in self.suspects[:SUSPECTS_SHOWN])
+        return "\n\n".join(filter(None, [head, fenced(self.theirs, "diff"), told]))
 
 
 def find(
@@ -98,7 +111,7 @@ def find(
         low, high = _bisected(steps, does_fit, tell)
         if fits_whole(low) and not fits_whole(high):
             theirs = _theirs(sources, whole(low), whole(high), placed.patch)
-            return Culprit(low, high, theirs, _notes(upstream, low, high))
+            return Culprit(placed.patch, low, high, theirs, _notes(upstream, low, high))
     return None
 
 

@@ -216,7 +216,7 @@ BREAKS = (
     ),
     Break(
         "flows/patches.py", "nothing is exported of a series with a blocked patch",
-        "    refuse_blocked(series.placed, series.release, series.settings.patches)\n    store =", "    store =",
+        "        refuse_blocked(placed, work.release, work.folder)\n        told =", "        told =",
         "tests/patches/test_life.py::test_a_blocked_patch_and_an_upstream_tree_that_is_not_there_are_one_clear_problem",
     ),
     Break(
@@ -1141,13 +1141,12 @@ BREAKS = (
     ),
     Break(
         "tasks/proof.py", "a patch whose probes pass without it is obsolete",
-        "    if proof.without and not any(proof.fault.values()):", "    if proof.without and not proof.fault:",
+        "    if without and not any(seen.fault for seen in without.values()) and", "    if not without and",
         "tests/test_proof.py",
     ),
     Break(
         "tasks/proof.py", "a probe that could not be run proves nothing",
-        'return found + [f"{name} without" for name, v in self.without.items() if v is Verdict.ERRORED]',
-        "return found",
+        "in (present | without).items() if seen.verdict is", "in present.items() if seen.verdict is",
         "tests/test_proof.py",
     ),
     Break(

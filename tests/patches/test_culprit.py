@@ -72,10 +72,20 @@ def test_the_first_build_that_breaks_a_patch_is_named_with_its_pull_request_and_
 
 def test_a_build_that_cant_be_had_is_passed_over_and_nothing_is_said_that_is_not_known(tagged: World) -> None:
     found = blamed(tagged, 115, Counted(tagged, gone=(110, 111, 112)))
-    assert found.evidence.splitlines()[-1] == f"b113 broke it: {TOLD}", "of b109 to b113 the notes name one"
+    said = f"b113 broke it, by one of the 4 commits after b109; notes name 1 of them: {TOLD}"
+    assert found.evidence.splitlines()[-1] == said
     tagged.changes.clear()
     found = blamed(tagged, 115, Counted(tagged))
-    assert found.evidence.splitlines()[-1].startswith("b111 broke it, or what came after b110; its notes do not tell")
+    assert found.evidence.splitlines()[-1] == "b111 broke it: what that is, notes do not tell"
+
+
+def test_of_all_commits_of_a_step_the_one_that_touches_the_files_is_named(tagged: World) -> None:
+    tagged.changes[:] = [
+        Change(build=build, pull=build, title=f"change {build}", files=(CHAT if build == 112 else "src/x.cpp",))
+        for build in range(101, 116)
+    ]
+    found = blamed(tagged, 115, Counted(tagged, gone=(110, 111, 112)))
+    assert found.evidence.splitlines()[-1] == "b113 broke it: b112 #112 change 112"
 
 
 def test_an_archive_that_is_not_whole_breaks_nothing(tagged: World) -> None:

@@ -353,3 +353,16 @@ def test_of_two_patches_in_one_file_each_can_be_left_out(world: World) -> None:
     assert placed.result.status.built_with
     wanted = SIBLINGS[CHAT].replace(function("init_qwen"), function("init_qwen", TAG))
     assert world.sources.read(placed.tree, CHAT) == wanted
+
+
+def test_a_patch_may_change_a_file_that_an_earlier_one_makes(world: World) -> None:
+    world.upstream(100, SIBLINGS)
+    made = SIBLINGS | {"common/new.cpp": "int one() {\n    return 1;\n}\n"}
+    world.patch(100, made, "0001-new.patch")
+    grown = made | {"common/new.cpp": "int one() {\n    return 1 + 0;\n}\n"}
+    world.patch(tree_of(world.sources, made), grown, "0002-more.patch", "Exported-on: b100")
+    world.upstream(101, {CHAT: "// a line\n" + SIBLINGS[CHAT]})
+    for build in (100, 101):
+        placed = world.place(build)
+        assert all(p.result.status.built_with for p in placed), [p.result for p in placed]
+        assert world.sources.read(placed[-1].tree, "common/new.cpp") == grown["common/new.cpp"]
