@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tasks.release import ReleaseNotes, UpstreamRelease
 from tasks.settings import UpstreamSettings
-from tasks.store import write_atomic
+from tasks.store import hold, write_atomic
 from tasks.upstream import history, sdist
 
 LIST_TIMEOUT_S = 120
@@ -58,16 +58,18 @@ def download(package: str, version: str, folder: Path, *, binary: bool) -> Path:
     """
     target = folder / f"{package}-{version}"
     done = target / "complete"
-    if not done.exists():
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        if binary:
-            wanted = f"{package}=={version}"
-            words = ("download", "--no-deps", "--only-binary", package, "--dest", target, wanted)
-            _pip(words, timeout_s=sdist.FETCH_TIMEOUT_S)
-        else:
-            sdist.fetch(package, version, target)
-        write_atomic(done, "")
+    # another process may be at it: what is not complete is its, or was left by one that was killed
+    with hold(folder / f"{target.name}.lock", holder={"doing": f"downloading {package} {version}"}, wait=True):
+        if not done.exists():
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+            if binary:
+                wanted = f"{package}=={version}"
+                words = ("download", "--no-deps", "--only-binary", package, "--dest", target, wanted)
+                _pip(words, timeout_s=sdist.FETCH_TIMEOUT_S)
+            else:
+                sdist.fetch(package, version, target)
+            write_atomic(done, "")
     (file,) = (path for path in target.iterdir() if path != done)
     return file
 

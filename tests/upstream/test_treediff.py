@@ -450,7 +450,9 @@ def test_the_command_compares_two_builds_and_refuses_them_in_the_wrong_order(tmp
         program = (sys.executable, "-m", "flows", "upstream", "between", *words)
         return run(program, timeout_s=120, cwd=tmp_path, env=env, check=False)
 
-    told = json.loads(asked("b11401", "b11434", "--json").stdout)
+    said = asked("b11401", "b11434", "--json")
+    assert said.code == 0, said.text
+    told = json.loads(said.stdout)
     assert told["trees"]["changes"] and not told["trees"]["problem"]
     refused = asked("b11434", "b11401")
     assert (refused.code, "b11401 is not newer than b11434" in refused.text) == (2, True)
