@@ -137,8 +137,10 @@ def blame(
     one, patches = placed[at], [each.patch for each in placed[: at + 1]]
 
     def fits(tree: str, step: UpstreamRelease) -> bool:
-        times = {"series_s": UNHURRIED_S, "patch_s": UNHURRIED_S}
-        found = classify(sources, patches, step, tree, _tree_of(sources, upstream), _notes(None), **times)
+        found = classify(
+            sources, patches, step, tree, _tree_of(sources, upstream), _notes(None),
+            series_s=UNHURRIED_S, patch_s=UNHURRIED_S,
+        )  # fmt: skip
         return not found[-1].result.status.blocked
 
     detail = one.result.detail
