@@ -201,6 +201,9 @@ def hold_lift(by: By) -> None:
 def patches(
     context: typer.Context,
     to: To = None,
+    culprit: Annotated[
+        bool, typer.Option("--culprit", help="look for the upstream build that broke a blocked one: some are fetched")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one record a patch: file, title, status, evidence")] = False,
 ) -> None:
     """Show what becomes of each patch on a release. Exits 1 when one is blocked."""
@@ -208,7 +211,83 @@ def patches(
         return
     from flows import patches
 
-    patches.show(to, as_json)
+    patches.show(to, culprit, as_json)
+
+
+Why = Annotated[str, typer.Option(help="why the patch is there, in one sentence; its own trailer comes first")]
+ProvedBy = Annotated[str, typer.Option(help="what fails without the patch and passes with it")]
+Waive = Annotated[str, typer.Option(metavar="REASON", help="why it can't be proved: the approver sees that, and you")]
+Which = Annotated[str, typer.Argument(metavar="N|FILE")]
+
+
+@patches_app.command("add")
+def patches_add(
+    source: Annotated[
+        str, typer.Argument(help="a diff, a git work tree, the number of a pull request, or - for a pipe")
+    ],
+    by: By,
+    commit: Annotated[str | None, typer.Option(help="a commit of the git repository SOURCE")] = None,
+    to: To = None,
+    title: Annotated[str, typer.Option(help="its title, where it has none")] = "",
+    why: Why = "",
+    proved_by: ProvedBy = "",
+    waive: Waive = "",
+) -> None:
+    """Put a patch at the end of the series, as it stands on a release. Refused where it does not fit."""
+    from flows import patches
+
+    waiver = f"{by}: {waive}" if waive else ""
+    patches.add(source, commit, to, patches.Reasons(title, why, proved_by, waiver))
+
+
+@patches_app.command("import")
+def patches_import(
+    folder: Annotated[Path, typer.Argument(help="a folder of patches, a quilt series, or a fork with --since")],
+    by: By,
+    since: Annotated[str | None, typer.Option(help="upstream's branch or tag that the fork's branch left")] = None,
+    to: To = None,
+    why: Why = "",
+    proved_by: ProvedBy = "",
+    waive: Waive = "",
+) -> None:
+    """Put the patches of a folder, or the commits of a fork's branch, at the end of the series."""
+    from flows import patches
+
+    patches.import_series(folder, since, to, patches.Reasons("", why, proved_by, f"{by}: {waive}" if waive else ""))
+
+
+@patches_app.command("drop")
+def patches_drop(
+    which: Which, reason: Annotated[str, typer.Option(help="why nobody needs it any more")], to: To = None
+) -> None:
+    """Take a patch out of the series, without a proof that upstream has it. Refused where a later one needs it."""
+    from flows import patches
+
+    patches.drop(which, reason, to)
+
+
+@patches_app.command("reorder")
+def patches_reorder(which: Annotated[list[str], typer.Argument(metavar="N|FILE...")], to: To = None) -> None:
+    """Put these patches first, in this order. Refused where the source tree would be another one."""
+    from flows import patches
+
+    patches.reorder(which, to)
+
+
+@patches_app.command("fold")
+def patches_fold(into: Which, which: Which, to: To = None) -> None:
+    """Make a patch part of the one before it, which keeps its name and its reasons."""
+    from flows import patches
+
+    patches.fold(into, which, to)
+
+
+@patches_app.command("export")
+def patches_export(folder: Path, to: To = None) -> None:
+    """Write the series as it stands on a release into an empty folder, as quilt and packagers read it."""
+    from flows import patches
+
+    patches.export(folder, to)
 
 
 @patches_app.command("refresh")
@@ -217,6 +296,16 @@ def patches_refresh(to: To = None) -> None:
     from flows import patches
 
     patches.refresh(to)
+
+
+@patches_app.command("watch")
+def patches_watch(as_json: Json = False) -> None:
+    """Bring the series to the newest upstream release as the scheduled patches watch does, and tell what breaks."""
+    from flows.patches_watch import patches_watch as flow
+
+    with prefect_page(as_json) as page:
+        outcome = run_flow(flow, page, None)
+    _end(outcome, as_json)
 
 
 @patches_app.command("retire")

@@ -30,6 +30,7 @@ ENTRYPOINTS = {
     "redeploy": "flows.redeploy.redeploy",
     "rollback": "flows.rollback.rollback",
     "restore-watch": "flows.restore_watch.restore_watch",
+    "patches-watch": "flows.patches_watch.patches_watch",
 }
 TEMPLATE: dict[str, Any] = {
     "job_configuration": {"working_dir": "."},

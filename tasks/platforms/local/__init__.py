@@ -67,6 +67,8 @@ class LocalPlatform:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store(settings.store)
+        self._logs: dict[str, Path] = {}
+        """Address of a trial's server -> its log, while it is up."""
         refuse_open_host(settings)
 
     def build(self, source: SourceTree, recipe: Recipe, progress: Progress) -> Build:
@@ -96,9 +98,16 @@ class LocalPlatform:
             if wait:
                 server.wait_healthy(started, limit_s)
             with server.telling_deaths(started):
+                self._logs[started.endpoint.base_url] = started.log
                 yield started.endpoint
         finally:
+            self._logs.pop(started.endpoint.base_url, None)
             started.stop()
+
+    def said(self, trial: Endpoint) -> str:
+        """What the server of a trial that is up has written to its log so far."""
+        log = self._logs[trial.base_url].read_text(encoding="utf-8", errors="replace")
+        return log.partition("\n")[2]  # the first line is ours: the command
 
     def inherits(self) -> tuple[str, ...]:
         """The names of this process's environment variables that servers see too, sorted."""

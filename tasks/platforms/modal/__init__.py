@@ -69,6 +69,8 @@ class ModalPlatform:
         self._tools = Tools(settings.modal)
         self.on_volume = VolumeStore(settings.store, settings.cache, settings.modal, self._tools)
         self.store: Store = self.on_volume
+        self._trials: dict[str, str] = {}
+        """Address of a trial's server -> its app."""
 
     def build(self, source: SourceTree, recipe: Recipe, progress: Progress) -> Build:
         """The build of this source tree: made in Modal, or taken from the store.
@@ -98,11 +100,17 @@ class ModalPlatform:
         deployment = self._deployment("trial", name, release, wait=wait)
         try:
             self._deploy(deployment, {KEY: key})
-            yield self._await(deployment, key, known=set())
+            endpoint = self._await(deployment, key, known=set())
+            self._trials[endpoint.base_url] = name
+            yield endpoint
         finally:
             apps.stop(self._modal, name)
             with told("removing a trial's boot records"), suppress(NotFoundError):
                 modal.Dict.objects.delete(f"{name}-boots", environment_name=self._modal.environment)
+
+    def said(self, trial: Endpoint) -> str:
+        """The last lines of a trial's log, as far as Modal has them yet."""
+        return apps.logs(self._modal, self._trials[trial.base_url])
 
     def inherits(self) -> tuple[str, ...]:
         """None of this process's environment variables reaches a container."""

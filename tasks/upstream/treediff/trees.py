@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tasks.preflight.surface import README
-from tasks.sources import Sources, fits
+from tasks.sources import WHOLE, Sources, fits
 from tasks.upstream.treediff import answers, chat, cmake, defaults, flags, formats, http, models, refusals
 from tasks.upstream.treediff import variables as environment
 from tasks.upstream.treediff.facts import Files
@@ -21,8 +21,6 @@ READ = (
     *ALWAYS, *answers.ANSWERING, *refusals.SERVED, *refusals.CUDA, *cmake.LISTS, *environment.READING, *formats.HOLDING,
     models.NAMES, models.BUILDERS, *chat.PARSING, chat.CARRIED, README,
 )  # fmt: skip
-WHOLE = "README.md"
-"""Upstream's tree has had it at its top from the start. An archive without it was thinned out by its packager."""
 
 
 @dataclass(frozen=True)
