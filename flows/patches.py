@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks import upstream
-from tasks.console import console, print_json, show_table
+from tasks.console import console, one_line, print_json, show_table
 from tasks.contracts.probes import probes_of
 from tasks.patches import Patch, Placed, blame, change, edit, read_series, refuse_blocked, retire, select
 from tasks.patches.export import refresh as export_series
@@ -226,9 +226,10 @@ def export(folder: Path, to: str | None) -> None:
     """Write the series as it stands on a release into another folder."""
     work = _work(to)
     names = change.export_to(work, folder)
-    console.print(f"{len(names)} patches as they stand on {work.release.tag}: {folder}", soft_wrap=True)
+    told = f"{len(names)} patches as they stand on {work.release.tag}: {folder}"
+    console.print(one_line(told), soft_wrap=True)
 
 
 def _tell(store: Store, what: str, summary: str) -> None:
     store.log(Event(kind=f"patches.{what}", summary=summary))
-    console.print(f"{what}: {summary}", soft_wrap=True)
+    console.print(one_line(f"{what}: {summary}"), soft_wrap=True)
