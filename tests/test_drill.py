@@ -65,7 +65,7 @@ def test_a_release_that_boots_and_keeps_what_must_hold_passes_and_its_dossier_st
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"argv": (*ARGV, "--no-such-flag")}, "ended before it could listen: exit code 1"),
+        ({"argv": (*ARGV, "--no-such-flag")}, "ended before it could become healthy: exit code 1"),
         ({"tree": "0" * 40}, "does not serve"),
     ],
     ids=["does not boot", "is another binary"],

@@ -321,7 +321,7 @@ SIGNALS = {
         "the container exited with status 134",
     ),
     "killed-sigkill": (
-        "llama-server of b11434 (2c5f) was killed before it could listen",
+        "llama-server of b11434 (2c5f) was killed before it could become healthy",
         "[ 31.0] Memory cgroup out of memory: Killed process 91 (llama-server) total-vm:9000kB, anon-rss:8000kB",
         "Process for flow run 'spry-otter' exited with status code: -9; Process exited due to a SIGKILL signal.",
         "exited with code 137",

@@ -123,7 +123,7 @@ def test_a_server_that_something_killed_is_no_fault_of_the_release(store: Store,
     program.rename(store.build_dir(built.digest) / program.name)
     store.save_build(built)
     release = a_release(build=built.digest, argv=(), files={})
-    with pytest.raises(ToolingError, match="was killed before it could listen"):
+    with pytest.raises(ToolingError, match="was killed before it could become healthy"):
         server.start(store, release, None, tmp_path, 30, walled=False)
 
 

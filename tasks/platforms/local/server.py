@@ -300,7 +300,7 @@ def _wait(server: Server, ready: Callable[[], bool], timeout_s: float, halt: thr
     try:
         while not ready():
             if not server.alive:
-                _raise_ending(server, verb)
+                _raise_ending(server)
             if halt is not None and halt.is_set():
                 raise ToolingError(f"the start of {server.release.label} was given up", todo="deploy it again")
             if time.monotonic() > deadline:
@@ -311,12 +311,13 @@ def _wait(server: Server, ready: Callable[[], bool], timeout_s: float, halt: thr
         raise
 
 
-def _raise_ending(server: Server, verb: str) -> None:
+def _raise_ending(server: Server) -> None:
+    """Raise how it ended, in the same words wherever it did on its way up: one way of dying is told as one."""
     if _BIND_WORDS.search(_text(server.log)):
         raise _PortLost
     if server.process.poll() == -signal.SIGKILL:  # which no program does to itself
         raise ToolingError(
-            f"llama-server of {server.release.label} was killed before it could {verb}",
+            f"llama-server of {server.release.label} was killed before it could become healthy",
             evidence=server.last_words,
             todo="if this machine was short of memory, the kernel's log says so (`dmesg`); then run it again",
         )
@@ -324,7 +325,7 @@ def _raise_ending(server: Server, verb: str) -> None:
         raise ToolingError(
             f"llama-server of {server.release.label} was not started: {wall.NO_WALL}", evidence=server.last_words
         )
-    raise server.failure(f"ended before it could {verb}: {server.ending}", ended=True)
+    raise server.failure(f"ended before it could become healthy: {server.ending}", ended=True)
 
 
 def command(store: Store, release: Release) -> list[str]:
