@@ -48,7 +48,7 @@ from tasks.platforms.local.door import Door, Room, room_here
 from tasks.platforms.local.proc import bind, descendants, is_alive
 from tasks.platforms.local.proxy import Body, forward, refusal, session
 from tasks.platforms.local.replica import Replica, ended
-from tasks.platforms.local.server import EXECUTABLE, bound_log
+from tasks.platforms.local.server import DYING_S, EXECUTABLE, bound_log
 from tasks.platforms.local.snapshot import Wanted, folder_name, snapshots_folder, sweep
 from tasks.release import Problem, StageName, ToolingError, Wake
 from tasks.store import Store, keep_reserve, with_reserve
@@ -60,8 +60,6 @@ LEASE_S = 30 * 60.0
 """How long a prepared server waits for its commit."""
 DRAIN_S = 30.0
 TICK_S = 0.5
-DYING_S = 1.0
-"""How long a killed server may take to be gone from the process table."""
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 CONTROL_ROOM = Room(connections=64, requests=32)
 """Whoever may move the stage is not many; theirs are none of the clients' descriptors (door.RESERVED)."""

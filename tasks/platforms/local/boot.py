@@ -200,7 +200,7 @@ class Boot:
         try:
             return asking.result()
         except NoAnswer as error:
-            server.gone_within(0.5)  # a connection breaks a moment before its process has ended
+            server.gone_within(servers.DYING_S)  # a connection breaks a moment before its process has ended
             raise NoAnswer(f"{error} (the server: {server.cause_of_death})") from error
 
     def _dump(self, server: Server, images: Path) -> None:

@@ -41,8 +41,9 @@ RESTORE_POLL_S = 0.005
 HEALTH_LIMIT_S = 5.0
 """A server that is up and does not answer /health in this time hangs."""
 STOP_GRACE_S = 5.0
-DYING_S = 0.5
-"""How long a process may take to be gone after its connections broke."""
+DYING_S = 3.0
+"""How long a process may take to be gone after its connections broke: its memory is taken down in between, which took
+more than a second where the cores were busy."""
 KEPT_LOGS = 20
 LOG_BYTES = 20_000_000
 """Of one server's log before it is begun anew; one request is some 400 bytes there."""
