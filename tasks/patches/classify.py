@@ -129,6 +129,7 @@ class _Case:
             status=status,
             evidence="\n".join([fact, *self.facts]),
             detail=detail,
+            sha256=self.patch.sha256,
         )
         return Placed(self.patch, result, tree or self.target.tree, self.base)
 
