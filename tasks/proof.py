@@ -180,25 +180,40 @@ def prove(
     """The source tree with every patch of its series proved, without those that prove nothing here, and its build.
 
     Builds the tree once more without each patch that is in it; probes are run on trial servers. Raises what `judge`
-    raises.
+    raises, and ReleaseFailed when those that prove nothing alone can't all be left out.
     """
-    by_name = {patch.name: patch for patch in patches.read_series(settings.patches)}
+    trailers = {patch.name: patch.trailers for patch in patches.read_series(settings.patches)}
+    bases = patches.bases_of(settings, source)
     results: list[PatchResult] = []
     for result in source.patches:
         progress(len(results), len(source.patches), f"probing {result.file}")
-        trailers = by_name[result.file].trailers
-        names = owed(result, trailers)
+        names = owed(result, trailers[result.file])
         others: Build | None = None
         if result.status.built_with and names:
-            without = patches.tree_without(settings, source, result.file)
+            without = patches.tree_without(settings, source, result.file, bases=bases)
             others = platform.build(without, settings.recipe, progress)
         waiver = "" if names or result.status is PatchStatus.NOT_APPLICABLE else trailers["Waiver"]
         results.append(judge(result, _proof(platform, settings, result, names, built, others, waiver, again)))
     proved = source.model_copy(update={"patches": tuple(results)})
-    if dropped := [r.file for r in results if r.status is PatchStatus.OBSOLETE]:
-        proved = proved.model_copy(update={"tree": patches.tree_without(settings, source, *dropped).tree})
+    if gone := [r.file for r in results if r.status is PatchStatus.OBSOLETE]:
+        left = patches.leave_out(settings, source, *gone, bases=bases)
+        proved = proved.model_copy(update={"tree": left.tree})
         built = platform.build(proved, settings.recipe, progress)
     return proved, built
+
+
+def _refuse_missed(result: PatchResult, proof: Proof, gone: Sequence[str]) -> None:
+    """Raises what `judge` raises, where a patch's effect is not there without all those that prove nothing alone: two
+    can cover for each other, and one that stays can need one that goes.
+    """
+    try:
+        judge(result, proof)
+    except ReleaseFailed as failed:
+        raise ReleaseFailed(
+            f"{', '.join(gone)} can't {'all ' * (len(gone) > 1)}go: the effect of {result.file} would go too",
+            evidence=failed.evidence,
+            todo="take one of them out with `llama-release patches drop`, or make one patch of them with `fold`",
+        ) from failed
 
 
 def owed(result: PatchResult, trailers: dict[str, str]) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 
 from tasks.patches import culprit
-from tasks.patches.bases import TreeOf
+from tasks.patches.bases import Bases, TreeOf
 from tasks.patches.classify import Notes, Placed, classify
+from tasks.patches.evidence import Reader
 from tasks.patches.export import keep_commits
 from tasks.patches.series import PROOF, Patch, read_series, select
 from tasks.platforms import Platform
@@ -36,7 +37,9 @@ __all__ = [
     "Placed",
     "apply",
     "apply_series",
+    "bases_of",
     "blame",
+    "leave_out",
     "place_series",
     "read_series",
     "refuse_blocked",
@@ -67,31 +70,62 @@ def apply_series(
     if upstream and tell:
         placed = blame(sources, placed, release, upstream, tell=tell)
     refuse_blocked(placed, release, folder)
+    keep_commits(sources, release, upstream_tree, placed)
     return _source_tree(sources, release, sha, upstream_tree, placed)
 
 
-def tree_without(settings: Settings, source: SourceTree, *files: str) -> SourceTree:
+def bases_of(settings: Settings, source: SourceTree) -> Bases:
+    """The trees that the patches of a source tree were made from, for `tree_without` of it more than once."""
+    sources = Sources(settings.cache)
+    tree_of = _tree_of(sources, open_upstream(settings))
+    return Bases(Reader(sources), tree_of, (source.upstream.build, source.upstream_tree))
+
+
+def tree_without(settings: Settings, source: SourceTree, *files: str, bases: Bases | None = None) -> SourceTree:
     """The same source tree made without these patches, and without those that can't be made without one of them.
 
     Raises ToolingError when one of the others can't be decided on: with all of them it could.
     """
+    placed = _placed_without(settings, source, files, bases)
+    return _source_tree(Sources(settings.cache), source.upstream, source.archive_sha256, source.upstream_tree, placed)
+
+
+def leave_out(settings: Settings, source: SourceTree, *files: str, bases: Bases | None = None) -> SourceTree:
+    """The same source tree without these patches, to be built: each of the others is in it that was. Its commits are
+    those of the series from now on.
+
+    Raises ReleaseFailed when one of them can't be made without these, ToolingError as `tree_without` does.
+    """
+    placed = _placed_without(settings, source, files, bases)
+    was_built = {one.file for one in source.patches if one.status.built_with}
+    if lost := [p.result for p in placed if p.patch.name in was_built and not p.result.status.built_with]:
+        raise ReleaseFailed(
+            f"{', '.join(one.file for one in lost)} can't be built without {', '.join(files)}, which proves nothing",
+            evidence="\n".join(f"{one.file} would be {one.status}: {one.evidence}" for one in lost),
+            todo="make one patch of them with `llama-release patches fold`, or take the later one out with `drop`",
+        )
     sources = Sources(settings.cache)
-    upstream = open_upstream(settings)
+    keep_commits(sources, source.upstream, source.upstream_tree, placed)
+    return _source_tree(sources, source.upstream, source.archive_sha256, source.upstream_tree, placed)
+
+
+def _placed_without(settings: Settings, source: SourceTree, files: Sequence[str], bases: Bases | None) -> list[Placed]:
     patches = read_series(settings.patches)
     left = [patch.name for patch in patches if patch.name not in files]
-    placed = place_series(sources, patches, source.upstream, source.upstream_tree, upstream, left)
+    placed = place_series(
+        Sources(settings.cache), patches, source.upstream, source.upstream_tree, open_upstream(settings), left, bases
+    )
     for one in (p.result for p in placed if p.result.status is PatchStatus.UNDECIDED):
         raise ToolingError(
             f"{one.file} is undecided without {', '.join(files)}", evidence=one.evidence, todo="try it again"
         )
-    return _source_tree(sources, source.upstream, source.archive_sha256, source.upstream_tree, placed)
+    return placed
 
 
 def _source_tree(
     sources: Sources, release: UpstreamRelease, archive_sha256: str, upstream_tree: str, placed: Sequence[Placed]
 ) -> SourceTree:
     tree = placed[-1].tree if placed else upstream_tree
-    keep_commits(sources, release, upstream_tree, placed)
     if tree != upstream_tree:
         sources.keep(f"refs/trees/{tree}", tree, f"{release.tag} with {len(placed)} patches")
     return SourceTree(
@@ -110,13 +144,14 @@ def place_series(
     upstream_tree: str,
     upstream: Upstream | None = None,
     chosen: Sequence[str] | None = None,
+    bases: Bases | None = None,
 ) -> list[Placed]:
     """Every patch of the series on a release, whatever became of it; or those `chosen` by name, in that order.
 
     Raises ToolingError when git fails.
     """
     tree_of, notes = _tree_of(sources, upstream), _notes(upstream)
-    return classify(sources, patches, release, upstream_tree, tree_of, notes, chosen=chosen)
+    return classify(sources, patches, release, upstream_tree, tree_of, notes, chosen=chosen, bases=bases)
 
 
 def blame(
