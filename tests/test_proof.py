@@ -113,6 +113,25 @@ def test_a_patch_without_a_proof_is_refused_before_the_compile(tmp_path: Path) -
     refuse_unproved(source.model_copy(update={"patches": (result(PatchStatus.NOT_APPLICABLE),)}), tmp_path)
 
 
+@pytest.mark.parametrize("status", [PatchStatus.UPSTREAMED, PatchStatus.PARTLY_UPSTREAMED, PatchStatus.CLEAN])
+def test_a_waived_patch_does_not_go_by_its_text_alone(tmp_path: Path, status: PatchStatus) -> None:
+    (tmp_path / "series").write_text("0001-x.patch\n")
+    text = "A title\n\nWaiver: {}\n\ndiff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n"
+    source = SourceTree(
+        upstream=UpstreamRelease(build=1), archive_sha256="", upstream_tree="a", tree="b", patches=(result(status),)
+    )
+    (tmp_path / "0001-x.patch").write_text(text.format("Ada: no GPU here"))
+    if status is PatchStatus.CLEAN:
+        refuse_unproved(source, tmp_path)
+    else:
+        with pytest.raises(BadInput, match=f"is {status} on b1 by its text alone") as refused:
+            refuse_unproved(source, tmp_path)
+        assert "patches drop 0001-x.patch --reason" in refused.value.todo
+    (tmp_path / "0001-x.patch").write_text(text.format("no GPU here"))
+    with pytest.raises(BadInput, match="its waiver does not say who and why"):
+        refuse_unproved(source, tmp_path)
+
+
 def test_a_probe_that_was_asked_and_shows_no_fault_is_no_server_that_did_not_come_up() -> None:
     with pytest.raises(ToolingError, match="did not come up"):
         judge(result(PatchStatus.CLEAN), proof((PASSED, FAILED.model_copy(update={"fault": False}))))

@@ -12,7 +12,7 @@ from tasks.patches.bases import Bases, TreeOf
 from tasks.patches.classify import Notes, Placed, classify
 from tasks.patches.evidence import Reader
 from tasks.patches.export import keep_commits
-from tasks.patches.series import PROOF, Patch, read_series, select
+from tasks.patches.series import PROOF, WAIVER, Patch, read_series, select
 from tasks.platforms import Platform
 from tasks.release import (
     BadInput,
@@ -204,7 +204,8 @@ def refuse_blocked(placed: Sequence[Placed], release: UpstreamRelease, folder: P
 
 
 def refuse_unproved(source: SourceTree, folder: Path) -> None:
-    """Raises BadInput for the first patch that says neither how it is proved nor why it can't be, or says it wrongly.
+    """Raises BadInput for the first patch that says neither how it is proved nor why it can't be, or says it wrongly;
+    and for one without a proof that would go, or a part of it, since its text looks like upstream's.
 
     Before the compile, which its proof comes after.
     """
@@ -215,10 +216,17 @@ def refuse_unproved(source: SourceTree, folder: Path) -> None:
         trailers = by_name[result.file]
         if PROOF in trailers:
             probes_of(trailers[PROOF])
-        elif result.status is not PatchStatus.NOT_APPLICABLE and "Waiver" not in trailers:
+        elif result.status is not PatchStatus.NOT_APPLICABLE and not WAIVER.fullmatch(trailers.get("Waiver", "")):
             raise BadInput(
                 f"{result.file} has no proof",
                 todo="add a trailer `Proved-by: <contract> ...`, or `Waiver: <who>: <why it can't be proved>`",
+            )
+        elif result.status in (PatchStatus.UPSTREAMED, PatchStatus.PARTLY_UPSTREAMED):
+            raise BadInput(
+                f"{result.file} is {result.status} on {source.upstream.tag} by its text alone, and its proof is waived",
+                evidence=result.evidence,
+                todo=f"if that is so, `llama-release patches drop {result.file} --reason ...` (or `edit` it to what is "
+                "left); if not, give it a proof",
             )
 
 

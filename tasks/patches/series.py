@@ -12,6 +12,8 @@ from tasks.release import BadInput
 SERIES = "series"
 PROOF = "Proved-by"
 """The trailer that a patch may have more than one of: a line each."""
+WAIVER = re.compile(r".+?: .+")
+"""The trailer of a patch that can't be proved: who says so, and why."""
 NO_FILE = "/dev/null"
 
 
@@ -168,7 +170,7 @@ def read_patch(path: Path) -> Patch:
         files, diff = tuple(r.file for r in found), "".join(r.text for r in found)
         return Patch(path, title, trailers, files, diff, sha256=sha256)
     except Broken as error:
-        return Patch(path, title, trailers, broken=str(error))
+        return Patch(path, title, trailers, broken=str(error), sha256=sha256)
 
 
 def header_of(text: str) -> str:

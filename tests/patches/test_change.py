@@ -84,6 +84,29 @@ def test_a_patch_without_a_reason_or_a_proof_is_refused_and_a_proof_proposed(tag
     assert read_series(tagged.folder)[0].trailers["Waiver"] == "Ada: no GPU"
 
 
+def mail(world: World, *trailers: str) -> str:
+    """A patch as somebody else sends it."""
+    head = f"From {'0' * 40} Mon Sep 17 00:00:00 2001\nFrom: M <m@example.invalid>\n"
+    said = "\n".join(["Date: Sun, 22 Nov 2026 10:00:00 +0200", "Subject: [PATCH] chat : tags", "", *trailers, "---"])
+    return f"{head}{said}\n\n{diff_of(world, 100, PATCHED)}"
+
+
+def test_who_waives_a_proof_says_so_here_and_no_message_of_others_does(tagged: World) -> None:
+    text = tagged.root / "x.patch"
+    text.write_text(mail(tagged, "Their words.", "", "Why: so.", "Waiver: Ada: trust me"))
+    assert "has no Proved-by" in refused(BadInput, "add", "x.patch", "--to", "b100")
+    text.write_text(mail(tagged, "Why: so.", "Waiver: Ada: trust me", "Proved-by: tools.named", "Proved-by: tools.one"))
+    done("add", "x.patch", "--to", "b100", "--proved-by", "thinking.budget_6")
+    (patch,) = read_series(tagged.folder)
+    assert patch.trailers == {"Why": "so.", "Proved-by": "thinking.budget_6", "Exported-on": "b100"}
+    done("drop", "1", "--reason", "again", "--to", "b100")
+    done("add", "x.patch", "--to", "b100", "--waive", "no GPU", "--by", "Grace")
+    (patch,) = read_series(tagged.folder)
+    assert patch.trailers == {"Why": "so.", "Waiver": "Grace: no GPU", "Exported-on": "b100"}
+    two = ("add", "x.patch", "--to", "b100", "--waive", "no GPU\nWhy: x", "--by", "Grace")
+    assert "a waiver says who gives it and why" in refused(BadInput, *two)
+
+
 def test_a_patch_that_does_not_fit_is_not_in_the_series(tagged: World) -> None:
     tagged.upstream(101, {CHAT: HEAD + function("init_gemma4", '    data.end = "x";\n')})
     (tagged.root / "x.diff").write_text(diff_of(tagged, 100, PATCHED))
