@@ -230,6 +230,25 @@ def test_a_dropped_patch_leaves_its_reason_in_the_ledger(tagged: World) -> None:
     assert (event.kind, event.summary) == ("patches.dropped", "0001-tags.patch: nobody asks for it")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fold", "1", "2"), ("drop", "1", "--reason", "r"), ("reorder", "2"), ("refresh",), ("retire", "1"),
+        ("add", "x.diff", "--title", "t", *REASONS), ("import", "theirs", *REASONS),
+    ],
+)  # fmt: skip
+def test_the_series_does_not_change_while_a_patch_of_it_is_edited(tagged: World, words: tuple[str, ...]) -> None:
+    two(tagged)
+    (tagged.root / "x.diff").write_text(diff_of(tagged, 100, {CHAT: SIBLINGS[CHAT] + "// more\n"}))
+    (tagged.root / "theirs").mkdir()
+    (tagged.root / "theirs" / "a.patch").write_text(f"More\n\n{(tagged.root / 'x.diff').read_text()}")
+    done("edit", "1", "--to", "b100")
+    files = {path.name: path.read_bytes() for path in tagged.folder.iterdir()}
+    assert "an edit of 0001-tags.patch on b100 is under way" in refused(BadInput, *words, "--to", "b100")
+    assert {path.name: path.read_bytes() for path in tagged.folder.iterdir()} == files
+    done("edit", "--continue")
+
+
 # -- as commits -----------------------------------------------------------------------------------------
 
 
