@@ -169,6 +169,25 @@ def test_no_single_look_refuses_a_release_or_drops_a_patch_and_a_third_decides_b
     assert "s.p with it passed in 1 of 3 looks" in failed.value.evidence
 
 
+def test_looks_that_are_even_decide_nothing() -> None:
+    two = ((FAILED, FAILED), (PASSED, FAILED))
+    four = proof(*two, *two)
+    assert four.in_doubt
+    assert not proof(*two, *two, (PASSED, FAILED)).in_doubt
+    assert not proof(*two, (PASSED, FAILED)).in_doubt
+
+
+def test_one_start_that_failed_does_not_show_that_a_server_needs_a_patch() -> None:
+    assert proof((PASSED, UNASKED)).in_doubt
+    assert not proof((PASSED, UNASKED), (PASSED, UNASKED)).in_doubt
+    assert proof((PASSED, UNASKED), (PASSED, PASSED)).in_doubt
+    once = proof((PASSED, FAILED), (PASSED, UNASKED))
+    assert once.in_doubt
+    assert once.wavering == ["s.p without it could be asked in 1 of 2 looks"]
+    judged = judge(result(PatchStatus.CLEAN), proof((PASSED, UNASKED), (PASSED, FAILED), (PASSED, FAILED)))
+    assert "1 of 1 probes fail without it, 1 of 1 probes pass with it" in judged.evidence
+
+
 def test_a_waiver_stands_in_the_line_that_the_approver_reads(store: Store) -> None:
     waived = result(PatchStatus.CLEAN).model_copy(update={"waiver": "Ada: no GPU here"})
     source = SourceTree(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -161,13 +161,16 @@ def blame(
     upstream: Upstream,
     good: int | None = None,
     tell: culprit.Tell = lambda _: None,
+    among: Collection[str] | None = None,
 ) -> list[Placed]:
-    """The series with the upstream build that broke its first blocked patch, where that can be found.
+    """The series with the upstream build that broke its first blocked patch (`among` these names), where that can be
+    found.
 
-    `good` is the last build that all of it is known to fit; else it is the one that the patch was made on. It takes
-    about a second an archive, and about ten of them; those that are not in the cache are fetched.
+    `good` is a build that the patch may have fitted last; if not, it is the one that it was made on. It takes about a
+    second an archive, and about ten of them; those that are not in the cache are fetched.
     """
-    at = next((n for n, one in enumerate(placed) if one.result.status.blocked), None)
+    some = [one.patch.name for one in placed] if among is None else among
+    at = next((n for n, one in enumerate(placed) if one.result.status.blocked and one.patch.name in some), None)
     if at is None or placed[at].patch.broken:
         return list(placed)
     one, patches = placed[at], [each.patch for each in placed[: at + 1]]
@@ -181,7 +184,11 @@ def blame(
 
     detail = one.result.detail
     try:
-        found = culprit.find(sources, upstream, fits, patches, one, release, good, tell)
+        searches = (
+            culprit.find(sources, upstream, fits, patches, one, release, since, tell)
+            for since in dict.fromkeys((good, None))
+        )
+        found = next(filter(None, searches), None)
         said = found.line if found else ""
         detail = "\n\n".join(filter(None, [found.section if found else "", detail]))
     except Problem as problem:
@@ -218,7 +225,7 @@ def refuse_unproved(source: SourceTree, folder: Path) -> None:
             probes_of(trailers[PROOF])
         elif result.status is not PatchStatus.NOT_APPLICABLE and not WAIVER.fullmatch(trailers.get("Waiver", "")):
             raise BadInput(
-                f"{result.file} has no proof",
+                f"{result.file} has no proof" + (", and its waiver does not say who and why" * ("Waiver" in trailers)),
                 todo="add a trailer `Proved-by: <contract> ...`, or `Waiver: <who>: <why it can't be proved>`",
             )
         elif result.status in (PatchStatus.UPSTREAMED, PatchStatus.PARTLY_UPSTREAMED):

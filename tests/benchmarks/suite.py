@@ -574,12 +574,12 @@ BREAKS = (
     ),
     Break(
         "tasks/patches/watch.py", "a broken patch is told on one day",
-        "new = [name for name in broken if name not in known]", "new = list(broken)",
+        ".status.blocked and one.patch.name not in known]", ".status.blocked]",
         "tests/patches/test_watch.py",
     ),
     Break(
         "tasks/proof.py", "no single look refuses a release or drops a patch",
-        "return failing or (idle and not self.is_needed_to_come_up)", "return False",
+        "return failing or idle", "return False",
         "tests/test_proof.py::test_no_single_look_refuses_a_release_or_drops_a_patch_and_a_third_decides_between_two",
     ),
     Break(
