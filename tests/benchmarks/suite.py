@@ -196,6 +196,11 @@ BREAKS = (
         "tests/flows/test_order.py::test_the_watch_looks_after_questions_and_leaves_the_release_lock_to_others",
     ),
     Break(
+        "flows/patches_watch.py", "people are told what the nightly look at the patches found",
+        ', notify.following(platform.store, settings.notify)', "",
+        "tests/patches/test_watch.py",
+    ),
+    Break(
         "flows/demo.py", "the demo leaves what a user has set",
         "environment.setdefault(name, value)", "environment[name] = value",
         "tests/flows/test_demo.py",
