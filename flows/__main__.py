@@ -215,7 +215,7 @@ def patches(
 
 
 Why = Annotated[str, typer.Option(help="why the patch is there, in one sentence; its own trailer comes first")]
-ProvedBy = Annotated[str, typer.Option(help="what fails without the patch and passes with it")]
+ProvedBy = Annotated[str, typer.Option(help="what fails without the patch and passes with it; its own trailer goes")]
 Waive = Annotated[str, typer.Option(metavar="REASON", help="why it can't be proved: the approver sees that, and you")]
 Which = Annotated[str, typer.Argument(metavar="N|FILE")]
 

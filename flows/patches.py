@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,8 +153,13 @@ def _proposed(patch: Patch) -> str:
     return " or ".join([*some, '--waive "why nothing can see it"'])
 
 
-def _changing(store: Store, doing: str) -> AbstractContextManager[None]:
-    return store.lock("patches", holder={"doing": f"patches {doing}"})
+@contextmanager
+def _changing(store: Store, doing: str) -> Iterator[None]:
+    """Raises BadInput while a patch is being edited: `--continue` writes it as it was begun, whatever became of it."""
+    with store.lock("patches", holder={"doing": f"patches {doing}"}):
+        if known := edit.under_way(store.root):
+            raise known.refusal
+        yield
 
 
 def add(source: str, commit: str | None, to: str | None, reasons: Reasons) -> None:

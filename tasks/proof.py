@@ -33,10 +33,6 @@ from tasks.stage import Row, stage
 NAME = "patches"
 
 
-LOOKS = 3
-"""How often a probe is run at the most by itself: what two looks disagree about is decided by a third."""
-
-
 class Look(Model):
     """What the probes of one patch said of two builds once; `without` is empty where the patch is not built with."""
 
@@ -70,27 +66,35 @@ class Proof(Model):
 
     @property
     def wavering(self) -> list[str]:
-        """The probes of which two looks at the same build said different things, with how often they passed."""
+        """The probes of which two looks at the same build said different things, with how often."""
         found = []
-        for word, sides in (
-            ("with it", [look.present for look in self.looks]),
-            ("without it", [look.without for look in self.looks]),
-        ):
-            for name in sides[0]:
-                verdicts = [side[name].verdict for side in sides]
-                if len(set(verdicts)) > 1:
-                    passed = verdicts.count(Verdict.PASSED)
-                    found.append(f"{name} {word} passed in {passed} of {len(verdicts)} looks")
+        for what, looks in self._looks_by_probe:
+            for word, so in (
+                ("passed", [seen.verdict is Verdict.PASSED for seen in looks]),
+                ("could be asked", [seen.asked for seen in looks]),
+            ):
+                if len(set(so)) > 1:
+                    found.append(f"{what} {word} in {so.count(True)} of {len(so)} looks")
         return found
 
     @property
+    def _looks_by_probe(self) -> list[tuple[str, list[Seen]]]:
+        """(a probe and the build it was put to, what each look said of it)."""
+        sides = {"with it": [look.present for look in self.looks], "without it": [look.without for look in self.looks]}
+        return [
+            (f"{name} {word}", [look[name] for look in looks]) for word, looks in sides.items() for name in looks[0]
+        ]
+
+    @property
     def in_doubt(self) -> bool:
-        """Whether another look is due: where two differ, and where one alone would refuse a release or drop a patch."""
+        """Whether another look is due: where two differ, until more say one thing than the other; and where one alone
+        would refuse a release, drop a patch, or prove one by a server that did not come up.
+        """
         if len(self.looks) > 1:
-            return len(self.looks) < LOOKS and bool(self.wavering)
+            return any(_is_tie(looks) for _, looks in self._looks_by_probe)
         idle = bool(self.without) and not any(seen.fault for seen in self.without.values())
         failing = any(seen.verdict is Verdict.FAILED for seen in self.present.values())
-        return failing or (idle and not self.is_needed_to_come_up)
+        return failing or idle
 
     @property
     def told(self) -> str:
@@ -113,8 +117,18 @@ class Proof(Model):
 
 def _most(seen: Sequence[Seen]) -> Seen:
     """What most looks said; the latest of those."""
-    count = Counter(each.verdict for each in seen)
-    return max(reversed(seen), key=lambda each: count[each.verdict])
+    count = _count(seen)
+    return max(reversed(seen), key=lambda each: count[each.verdict, each.asked])
+
+
+def _is_tie(seen: Sequence[Seen]) -> bool:
+    most = [n for _, n in _count(seen).most_common(2)]
+    return len(most) == 2 and most[0] == most[1]
+
+
+def _count(seen: Sequence[Seen]) -> Counter[tuple[Verdict, bool]]:
+    """How often each thing was said: a server that did not come up says another thing than one that fails."""
+    return Counter((each.verdict, each.asked) for each in seen)
 
 
 def judge(result: PatchResult, proof: Proof) -> PatchResult:
@@ -180,25 +194,43 @@ def prove(
     """The source tree with every patch of its series proved, without those that prove nothing here, and its build.
 
     Builds the tree once more without each patch that is in it; probes are run on trial servers. Raises what `judge`
-    raises.
+    raises, and ReleaseFailed when those that prove nothing alone can't all be left out.
     """
-    by_name = {patch.name: patch for patch in patches.read_series(settings.patches)}
+    trailers = {patch.name: patch.trailers for patch in patches.read_series(settings.patches)}
+    bases = patches.bases_of(settings, source)
     results: list[PatchResult] = []
     for result in source.patches:
         progress(len(results), len(source.patches), f"probing {result.file}")
-        trailers = by_name[result.file].trailers
-        names = owed(result, trailers)
+        names = owed(result, trailers[result.file])
         others: Build | None = None
         if result.status.built_with and names:
-            without = patches.tree_without(settings, source, result.file)
+            without = patches.tree_without(settings, source, result.file, bases=bases)
             others = platform.build(without, settings.recipe, progress)
-        waiver = "" if names or result.status is PatchStatus.NOT_APPLICABLE else trailers["Waiver"]
+        waiver = "" if names or result.status is PatchStatus.NOT_APPLICABLE else trailers[result.file]["Waiver"]
         results.append(judge(result, _proof(platform, settings, result, names, built, others, waiver, again)))
     proved = source.model_copy(update={"patches": tuple(results)})
-    if dropped := [r.file for r in results if r.status is PatchStatus.OBSOLETE]:
-        proved = proved.model_copy(update={"tree": patches.tree_without(settings, source, *dropped).tree})
+    if gone := [r.file for r in results if r.status is PatchStatus.OBSOLETE]:
+        left = patches.leave_out(settings, source, *gone, bases=bases)
+        proved = proved.model_copy(update={"tree": left.tree})
         built = platform.build(proved, settings.recipe, progress)
+        for result in results:
+            if names := owed(result, trailers[result.file]):
+                _refuse_missed(result, _proof(platform, settings, result, names, built, None, "", again), gone)
     return proved, built
+
+
+def _refuse_missed(result: PatchResult, proof: Proof, gone: Sequence[str]) -> None:
+    """Raises what `judge` raises, where a patch's effect is not there without all those that prove nothing alone: two
+    can cover for each other, and one that stays can need one that goes.
+    """
+    try:
+        judge(result, proof)
+    except ReleaseFailed as failed:
+        raise ReleaseFailed(
+            f"{', '.join(gone)} can't {'all ' * (len(gone) > 1)}go: the effect of {result.file} would go too",
+            evidence=failed.evidence,
+            todo="take one of them out with `llama-release patches drop`, or make one patch of them with `fold`",
+        ) from failed
 
 
 def owed(result: PatchResult, trailers: dict[str, str]) -> tuple[str, ...]:

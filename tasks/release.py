@@ -163,6 +163,7 @@ class PatchResult(Model):
     detail: str = Field(default="", description="the new diff of a rebased patch, the report of a blocked one")
     passed_without: bool = Field(default=False, description="whether its probes passed on a build without it")
     waiver: str = Field(default="", description="who says that it can't be proved, and why")
+    sha256: str = Field(default="", description="of the patch file that this was found of")
 
 
 class SourceTree(Model):

@@ -113,6 +113,25 @@ def test_a_patch_without_a_proof_is_refused_before_the_compile(tmp_path: Path) -
     refuse_unproved(source.model_copy(update={"patches": (result(PatchStatus.NOT_APPLICABLE),)}), tmp_path)
 
 
+@pytest.mark.parametrize("status", [PatchStatus.UPSTREAMED, PatchStatus.PARTLY_UPSTREAMED, PatchStatus.CLEAN])
+def test_a_waived_patch_does_not_go_by_its_text_alone(tmp_path: Path, status: PatchStatus) -> None:
+    (tmp_path / "series").write_text("0001-x.patch\n")
+    text = "A title\n\nWaiver: {}\n\ndiff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n"
+    source = SourceTree(
+        upstream=UpstreamRelease(build=1), archive_sha256="", upstream_tree="a", tree="b", patches=(result(status),)
+    )
+    (tmp_path / "0001-x.patch").write_text(text.format("Ada: no GPU here"))
+    if status is PatchStatus.CLEAN:
+        refuse_unproved(source, tmp_path)
+    else:
+        with pytest.raises(BadInput, match=f"is {status} on b1 by its text alone") as refused:
+            refuse_unproved(source, tmp_path)
+        assert "patches drop 0001-x.patch --reason" in refused.value.todo
+    (tmp_path / "0001-x.patch").write_text(text.format("no GPU here"))
+    with pytest.raises(BadInput, match="its waiver does not say who and why"):
+        refuse_unproved(source, tmp_path)
+
+
 def test_a_probe_that_was_asked_and_shows_no_fault_is_no_server_that_did_not_come_up() -> None:
     with pytest.raises(ToolingError, match="did not come up"):
         judge(result(PatchStatus.CLEAN), proof((PASSED, FAILED.model_copy(update={"fault": False}))))
@@ -148,6 +167,25 @@ def test_no_single_look_refuses_a_release_or_drops_a_patch_and_a_third_decides_b
     with pytest.raises(ReleaseFailed, match="its effect is not there") as failed:
         judge(result(PatchStatus.CLEAN), refused)
     assert "s.p with it passed in 1 of 3 looks" in failed.value.evidence
+
+
+def test_looks_that_are_even_decide_nothing() -> None:
+    two = ((FAILED, FAILED), (PASSED, FAILED))
+    four = proof(*two, *two)
+    assert four.in_doubt
+    assert not proof(*two, *two, (PASSED, FAILED)).in_doubt
+    assert not proof(*two, (PASSED, FAILED)).in_doubt
+
+
+def test_one_start_that_failed_does_not_show_that_a_server_needs_a_patch() -> None:
+    assert proof((PASSED, UNASKED)).in_doubt
+    assert not proof((PASSED, UNASKED), (PASSED, UNASKED)).in_doubt
+    assert proof((PASSED, UNASKED), (PASSED, PASSED)).in_doubt
+    once = proof((PASSED, FAILED), (PASSED, UNASKED))
+    assert once.in_doubt
+    assert once.wavering == ["s.p without it could be asked in 1 of 2 looks"]
+    judged = judge(result(PatchStatus.CLEAN), proof((PASSED, UNASKED), (PASSED, FAILED), (PASSED, FAILED)))
+    assert "1 of 1 probes fail without it, 1 of 1 probes pass with it" in judged.evidence
 
 
 def test_a_waiver_stands_in_the_line_that_the_approver_reads(store: Store) -> None:

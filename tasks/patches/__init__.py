@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from tasks.patches import culprit
-from tasks.patches.bases import TreeOf
+from tasks.patches.bases import Bases, TreeOf
 from tasks.patches.classify import Notes, Placed, classify
+from tasks.patches.evidence import Reader
 from tasks.patches.export import keep_commits
-from tasks.patches.series import PROOF, Patch, read_series, select
+from tasks.patches.series import PROOF, WAIVER, Patch, read_series, select
 from tasks.platforms import Platform
 from tasks.release import (
     BadInput,
@@ -36,7 +37,9 @@ __all__ = [
     "Placed",
     "apply",
     "apply_series",
+    "bases_of",
     "blame",
+    "leave_out",
     "place_series",
     "read_series",
     "refuse_blocked",
@@ -67,31 +70,62 @@ def apply_series(
     if upstream and tell:
         placed = blame(sources, placed, release, upstream, tell=tell)
     refuse_blocked(placed, release, folder)
+    keep_commits(sources, release, upstream_tree, placed)
     return _source_tree(sources, release, sha, upstream_tree, placed)
 
 
-def tree_without(settings: Settings, source: SourceTree, *files: str) -> SourceTree:
+def bases_of(settings: Settings, source: SourceTree) -> Bases:
+    """The trees that the patches of a source tree were made from, for `tree_without` of it more than once."""
+    sources = Sources(settings.cache)
+    tree_of = _tree_of(sources, open_upstream(settings))
+    return Bases(Reader(sources), tree_of, (source.upstream.build, source.upstream_tree))
+
+
+def tree_without(settings: Settings, source: SourceTree, *files: str, bases: Bases | None = None) -> SourceTree:
     """The same source tree made without these patches, and without those that can't be made without one of them.
 
     Raises ToolingError when one of the others can't be decided on: with all of them it could.
     """
+    placed = _placed_without(settings, source, files, bases)
+    return _source_tree(Sources(settings.cache), source.upstream, source.archive_sha256, source.upstream_tree, placed)
+
+
+def leave_out(settings: Settings, source: SourceTree, *files: str, bases: Bases | None = None) -> SourceTree:
+    """The same source tree without these patches, to be built: each of the others is in it that was. Its commits are
+    those of the series from now on.
+
+    Raises ReleaseFailed when one of them can't be made without these, ToolingError as `tree_without` does.
+    """
+    placed = _placed_without(settings, source, files, bases)
+    was_built = {one.file for one in source.patches if one.status.built_with}
+    if lost := [p.result for p in placed if p.patch.name in was_built and not p.result.status.built_with]:
+        raise ReleaseFailed(
+            f"{', '.join(one.file for one in lost)} can't be built without {', '.join(files)}, which proves nothing",
+            evidence="\n".join(f"{one.file} would be {one.status}: {one.evidence}" for one in lost),
+            todo="make one patch of them with `llama-release patches fold`, or take the later one out with `drop`",
+        )
     sources = Sources(settings.cache)
-    upstream = open_upstream(settings)
+    keep_commits(sources, source.upstream, source.upstream_tree, placed)
+    return _source_tree(sources, source.upstream, source.archive_sha256, source.upstream_tree, placed)
+
+
+def _placed_without(settings: Settings, source: SourceTree, files: Sequence[str], bases: Bases | None) -> list[Placed]:
     patches = read_series(settings.patches)
     left = [patch.name for patch in patches if patch.name not in files]
-    placed = place_series(sources, patches, source.upstream, source.upstream_tree, upstream, left)
+    placed = place_series(
+        Sources(settings.cache), patches, source.upstream, source.upstream_tree, open_upstream(settings), left, bases
+    )
     for one in (p.result for p in placed if p.result.status is PatchStatus.UNDECIDED):
         raise ToolingError(
             f"{one.file} is undecided without {', '.join(files)}", evidence=one.evidence, todo="try it again"
         )
-    return _source_tree(sources, source.upstream, source.archive_sha256, source.upstream_tree, placed)
+    return placed
 
 
 def _source_tree(
     sources: Sources, release: UpstreamRelease, archive_sha256: str, upstream_tree: str, placed: Sequence[Placed]
 ) -> SourceTree:
     tree = placed[-1].tree if placed else upstream_tree
-    keep_commits(sources, release, upstream_tree, placed)
     if tree != upstream_tree:
         sources.keep(f"refs/trees/{tree}", tree, f"{release.tag} with {len(placed)} patches")
     return SourceTree(
@@ -110,13 +144,14 @@ def place_series(
     upstream_tree: str,
     upstream: Upstream | None = None,
     chosen: Sequence[str] | None = None,
+    bases: Bases | None = None,
 ) -> list[Placed]:
     """Every patch of the series on a release, whatever became of it; or those `chosen` by name, in that order.
 
     Raises ToolingError when git fails.
     """
     tree_of, notes = _tree_of(sources, upstream), _notes(upstream)
-    return classify(sources, patches, release, upstream_tree, tree_of, notes, chosen=chosen)
+    return classify(sources, patches, release, upstream_tree, tree_of, notes, chosen=chosen, bases=bases)
 
 
 def blame(
@@ -126,13 +161,16 @@ def blame(
     upstream: Upstream,
     good: int | None = None,
     tell: culprit.Tell = lambda _: None,
+    among: Collection[str] | None = None,
 ) -> list[Placed]:
-    """The series with the upstream build that broke its first blocked patch, where that can be found.
+    """The series with the upstream build that broke its first blocked patch (`among` these names), where that can be
+    found.
 
-    `good` is the last build that all of it is known to fit; else it is the one that the patch was made on. It takes
-    about a second an archive, and about ten of them; those that are not in the cache are fetched.
+    `good` is a build that the patch may have fitted last; if not, it is the one that it was made on. It takes about a
+    second an archive, and about ten of them; those that are not in the cache are fetched.
     """
-    at = next((n for n, one in enumerate(placed) if one.result.status.blocked), None)
+    some = [one.patch.name for one in placed] if among is None else among
+    at = next((n for n, one in enumerate(placed) if one.result.status.blocked and one.patch.name in some), None)
     if at is None or placed[at].patch.broken:
         return list(placed)
     one, patches = placed[at], [each.patch for each in placed[: at + 1]]
@@ -146,7 +184,11 @@ def blame(
 
     detail = one.result.detail
     try:
-        found = culprit.find(sources, upstream, fits, patches, one, release, good, tell)
+        searches = (
+            culprit.find(sources, upstream, fits, patches, one, release, since, tell)
+            for since in dict.fromkeys((good, None))
+        )
+        found = next(filter(None, searches), None)
         said = found.line if found else ""
         detail = "\n\n".join(filter(None, [found.section if found else "", detail]))
     except Problem as problem:
@@ -169,7 +211,8 @@ def refuse_blocked(placed: Sequence[Placed], release: UpstreamRelease, folder: P
 
 
 def refuse_unproved(source: SourceTree, folder: Path) -> None:
-    """Raises BadInput for the first patch that says neither how it is proved nor why it can't be, or says it wrongly.
+    """Raises BadInput for the first patch that says neither how it is proved nor why it can't be, or says it wrongly;
+    and for one without a proof that would go, or a part of it, since its text looks like upstream's.
 
     Before the compile, which its proof comes after.
     """
@@ -180,10 +223,17 @@ def refuse_unproved(source: SourceTree, folder: Path) -> None:
         trailers = by_name[result.file]
         if PROOF in trailers:
             probes_of(trailers[PROOF])
-        elif result.status is not PatchStatus.NOT_APPLICABLE and "Waiver" not in trailers:
+        elif result.status is not PatchStatus.NOT_APPLICABLE and not WAIVER.fullmatch(trailers.get("Waiver", "")):
             raise BadInput(
-                f"{result.file} has no proof",
+                f"{result.file} has no proof" + (", and its waiver does not say who and why" * ("Waiver" in trailers)),
                 todo="add a trailer `Proved-by: <contract> ...`, or `Waiver: <who>: <why it can't be proved>`",
+            )
+        elif result.status in (PatchStatus.UPSTREAMED, PatchStatus.PARTLY_UPSTREAMED):
+            raise BadInput(
+                f"{result.file} is {result.status} on {source.upstream.tag} by its text alone, and its proof is waived",
+                evidence=result.evidence,
+                todo=f"if that is so, `llama-release patches drop {result.file} --reason ...` (or `edit` it to what is "
+                "left); if not, give it a proof",
             )
 
 

@@ -39,10 +39,11 @@ class Bases:
     """The build and the tree that patches are brought to: the nearest that there is for one made there."""
     _tops: dict[int, list[str]] = field(default_factory=dict)
     _trees: dict[int, str | Problem] = field(default_factory=dict)
+    _found: dict[tuple[str, str], tuple[Base | None, str]] = field(default_factory=dict)
 
     def fetch(self, patches: Iterable[Patch]) -> None:
         """Have the trees that patches name, as far as they can be had: it may take the network, and any time."""
-        for build in {patch.exported_on for patch in patches if patch.exported_on is not None}:
+        for build in {patch.exported_on for patch in patches if patch.exported_on is not None} - self._trees.keys():
             try:
                 self._trees[build] = self.tree_of(build)
             except Problem as problem:
@@ -52,10 +53,14 @@ class Bases:
         """(the base of a patch, why it is not the one that the patch names). In the order of the series.
 
         A diff that names no build, or a wrong one, is of the build whose files have the blob ids that git wrote into
-        it, else of the nearest one where each hunk stands at its line and nowhere else.
+        it, else of the nearest one where each hunk stands at its line and nowhere else. Looked for once, but where
+        there was no time for it.
         """
+        key = patch.name, patch.sha256
         try:
-            return (None, "") if patch.broken else self._of(patch)
+            if key not in self._found:
+                self._found[key] = (None, "") if patch.broken else self._of(patch)
+            return self._found[key]
         except TimedOut as error:
             return None, f"there was no time left to look for the tree that it was made on: {error.what}"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tasks.patches import place_series
 from tasks.patches.classify import Placed
 from tasks.patches.export import export
-from tasks.patches.series import SERIES, Patch, header_of, read_patch, read_series, series_names
+from tasks.patches.series import PROOF, SERIES, WAIVER, Patch, header_of, read_patch, read_series, series_names
 from tasks.process import run
 from tasks.release import BadInput, ReleaseFailed, UpstreamRelease
 from tasks.sources import Sources
@@ -61,8 +61,11 @@ class Work:
 def draft(text: str, *, title: str = "", why: str = "", proved_by: str = "", waiver: str = "") -> str:
     """A diff or a mail as the file of a patch: with an author, a date, a title, and the reasons that it lacks.
 
-    Raises BadInput when there is no title to be had.
+    A waiver in the text is nobody's here, and is left out; so is its proof where another, or a waiver, is given. Raises
+    BadInput when there is no title to be had, or when the waiver does not say who and why.
     """
+    if waiver and not WAIVER.fullmatch(waiver):
+        raise BadInput("a waiver says who gives it and why, in one line", todo="say so with --by and --waive")
     head = header_of(text)
     diff = text.replace("\r\n", "\n")[len(head) :].removeprefix("---\n")
     known = dict(re.findall(r"^([A-Z][A-Za-z-]+): (.+)$", head, re.MULTILINE))
@@ -76,7 +79,9 @@ def draft(text: str, *, title: str = "", why: str = "", proved_by: str = "", wai
     elif title:
         mail = re.sub(r"^Subject: .*(?:\n[ \t].*)*", f"Subject: [PATCH] {title}", mail, flags=re.MULTILINE)
     trailers = {"Why": why, "Proved-by": proved_by, "Waiver": waiver}
-    lines = [f"{name}: {value}" for name, value in trailers.items() if value and name not in known]
+    foreign = "|".join(["Waiver", *([PROOF] if proved_by or waiver else [])])
+    body = re.sub(rf"^(?:{foreign}): .*\n?", "", body, flags=re.MULTILINE)
+    lines = [f"{name}: {value}" for name, value in trailers.items() if value and not (name == "Why" and name in known)]
     body = body.strip("\n")
     gap = "" if body and re.match(r"[A-Z][A-Za-z-]+: ", body.rsplit("\n", 1)[-1]) else "\n"
     message = f"{body}\n{gap if body else ''}" + "\n".join(lines)

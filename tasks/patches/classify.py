@@ -73,15 +73,16 @@ def classify(
     chosen: Sequence[str] | None = None,
     series_s: float = SERIES_S,
     patch_s: float = PATCH_S,
+    bases: Bases | None = None,
 ) -> list[Placed]:
     """Each patch of the series on an upstream tree, in order; a patch that is not built with leaves the tree as it is.
 
     `chosen` names those that are placed, in this order: each is still read as made where it stands in the series. What
     takes longer than `series_s` or `patch_s` is `undecided`. Raises ToolingError when git fails; what is wrong with a
-    patch is its status.
+    patch is its status. `bases` of an earlier call for the same tree hold what was read then, and is not read again.
     """
-    reader = Reader(sources)
-    bases = Bases(reader, tree_of, (release.build, upstream))
+    bases = bases or Bases(Reader(sources), tree_of, (release.build, upstream))
+    reader = bases.reader
     target = Target(release, upstream, upstream, notes)
     found: list[Placed] = []
     bases.fetch(patches)
@@ -129,6 +130,7 @@ class _Case:
             status=status,
             evidence="\n".join([fact, *self.facts]),
             detail=detail,
+            sha256=self.patch.sha256,
         )
         return Placed(self.patch, result, tree or self.target.tree, self.base)
 

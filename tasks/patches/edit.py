@@ -58,6 +58,15 @@ class Edit:
             found += [f"{path}:{n}" for n, line in enumerate(lines, 1) if MARKER.match(line)]
         return found
 
+    @property
+    def refusal(self) -> BadInput:
+        """What is told to a person who wants something else of the series meanwhile."""
+        return BadInput(
+            f"an edit of {self.state.patch.name} on {self.state.release.tag} is under way",
+            evidence=str(self.tree),
+            todo="finish it with `llama-release patches edit --continue`, or drop it with --abort",
+        )
+
     def git(self, *argv: str | Path, stdin: str = "", check: bool = True) -> Output:
         """Run git in the work folder, away from the user's settings."""
         env = environment() | {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_EDITOR": "true"}
@@ -85,11 +94,7 @@ def begin(store: Path, sources: Sources, placed: Placed, start: str, release: Up
     if known := under_way(store):
         if (known.state.patch, known.state.release.build) == (state.patch, release.build):
             return known
-        raise BadInput(
-            f"an edit of {known.state.patch.name} on {known.state.release.tag} is under way",
-            evidence=str(known.tree),
-            todo="finish it with `llama-release patches edit --continue`, or drop it with --abort",
-        )
+        raise known.refusal
     if placed.patch.broken:
         raise BadInput(
             f"{placed.patch.name} is no patch: {placed.patch.broken}", todo="restore the file, or export it again"

@@ -25,8 +25,8 @@ def proved_gone(store: Store, file: str, release: UpstreamRelease) -> PatchResul
 def retire(store: Store, folder: Path, result: PatchResult, release: UpstreamRelease) -> str:
     """Remove a patch from the series and commit just that; what happened, in one line.
 
-    Raises BadInput when the patch is still needed on this release, or when no build without it passed its probes;
-    ToolingError when git won't take the commit.
+    Raises BadInput when the patch is still needed on this release, when no build without it passed its probes, or when
+    the file is not the one that was proved; ToolingError when git won't take the commit.
     """
     proved = proved_gone(store, result.file, release)
     if proved is None:
@@ -38,6 +38,11 @@ def retire(store: Store, folder: Path, result: PatchResult, release: UpstreamRel
             todo=f"`llama-release upgrade --to {release.tag}` proves it; `llama-release patches drop` needs no proof"
             if by_text
             else "a patch goes when upstream has it (upstreamed) or its probe passes without it (obsolete)",
+        )
+    if result.sha256 != proved.sha256:  # `edit` and `fold` put more into a file of the same name
+        raise BadInput(
+            f"{result.file} has changed since it was proved on {release.tag}",
+            todo=f"`llama-release upgrade --to {release.tag}` proves it as it is now",
         )
     result = proved
     series = folder / SERIES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,8 @@ from tasks.release import BadInput
 SERIES = "series"
 PROOF = "Proved-by"
 """The trailer that a patch may have more than one of: a line each."""
+WAIVER = re.compile(r".+?: .+")
+"""The trailer of a patch that can't be proved: who says so, and why."""
 NO_FILE = "/dev/null"
 
 
@@ -93,6 +96,8 @@ class Patch:
     """What it changes as git writes it, with a/ and b/, whatever program wrote the file."""
     broken: str = field(default="", compare=False)
     """Why the file is not a patch that may be trusted; empty when it is one."""
+    sha256: str = field(default="", compare=False)
+    """Of the whole file, as it was read."""
 
     @property
     def name(self) -> str:
@@ -151,7 +156,8 @@ def select(patches: list[Patch], which: str) -> Patch:
 
 def read_patch(path: Path) -> Patch:
     """What a patch file says of itself and what it changes."""
-    text = path.read_bytes().decode("utf-8", errors="replace")
+    content = path.read_bytes()
+    text, sha256 = content.decode("utf-8", errors="replace"), hashlib.sha256(content).hexdigest()
     head = header_of(text)
     subject = re.search(r"^Subject: (?:\[PATCH[^\]]*\] )?(.+(?:\n[ \t].+)*)", head, re.MULTILINE)
     prose = next((line.strip() for line in head.split("\n") if line.strip()), path.name)
@@ -161,9 +167,10 @@ def read_patch(path: Path) -> Patch:
     try:
         _check_expression(trailers.get("Evidence", ""))
         found = _trusted(text)
-        return Patch(path, title, trailers, tuple(r.file for r in found), "".join(r.text for r in found))
+        files, diff = tuple(r.file for r in found), "".join(r.text for r in found)
+        return Patch(path, title, trailers, files, diff, sha256=sha256)
     except Broken as error:
-        return Patch(path, title, trailers, broken=str(error))
+        return Patch(path, title, trailers, broken=str(error), sha256=sha256)
 
 
 def header_of(text: str) -> str:

@@ -34,8 +34,9 @@ def look(row: Row, platform: Platform, settings: Settings) -> list[Placed]:
     before = last_look(platform.store)
     placed = place_series(sources, patches, release, tree, upstream)
     placed = blame(
-        sources, placed, release, upstream, _last_good(before, placed), lambda what: row.progress(1, 2, what)
-    )
+        sources, placed, release, upstream, int(before.detail["build"]) if before else None,
+        lambda what: row.progress(1, 2, what), _newly_broken(before, placed),
+    )  # fmt: skip
     event = _event(before, placed, release)
     platform.store.log(event)
     rows = [(p.result.file, p.result.title, p.result.status, p.result.evidence) for p in placed]
@@ -49,25 +50,21 @@ def last_look(store: Store) -> Event | None:
     return next((e for e in reversed(store.ledger()) if e.kind in (LOOKED, BROKE, MENDED)), None)
 
 
-def _last_good(before: Event | None, placed: list[Placed]) -> int | None:
-    """The build of the last look, where the patch that is broken now fitted, and all before it."""
-    names = [one.patch.name for one in placed]
-    at = next((n for n, one in enumerate(placed) if one.result.status.blocked), 0)
-    fitted = before is not None and set(names[: at + 1]) <= set(before.detail["fitting"])
-    return int(before.detail["build"]) if before and fitted else None
+def _newly_broken(before: Event | None, placed: list[Placed]) -> list[str]:
+    """The patches that are broken now and were not at the last look, in the order of the series."""
+    known = before.detail["broken"] if before else ()
+    return [one.patch.name for one in placed if one.result.status.blocked and one.patch.name not in known]
 
 
 def _event(before: Event | None, placed: list[Placed], release: UpstreamRelease) -> Event:
     """The look as a line of the ledger: told to people when something else is broken than at the last one."""
     broken = {one.patch.name: one.result for one in placed if one.result.status.blocked}
-    known = set(before.detail["broken"]) if before else set()
-    new = [name for name in broken if name not in known]
-    if new:
+    if new := _newly_broken(before, placed):
         kind = BROKE
         told = [f"{name} is {broken[name].status}: {broken[name].evidence.splitlines()[-1]}" for name in new]
         summary = f"on {release.tag} {'; '.join(told)}"
     else:
-        kind = MENDED if known and not broken else LOOKED
+        kind = MENDED if before and before.detail["broken"] and not broken else LOOKED
         fitting = f"all {len(placed)} patches fit" if not broken else f"{', '.join(broken)} still broken"
         summary = f"{fitting} on {release.tag}"
     detail = {

@@ -84,6 +84,29 @@ def test_a_patch_without_a_reason_or_a_proof_is_refused_and_a_proof_proposed(tag
     assert read_series(tagged.folder)[0].trailers["Waiver"] == "Ada: no GPU"
 
 
+def mail(world: World, *trailers: str) -> str:
+    """A patch as somebody else sends it."""
+    head = f"From {'0' * 40} Mon Sep 17 00:00:00 2001\nFrom: M <m@example.invalid>\n"
+    said = "\n".join(["Date: Sun, 22 Nov 2026 10:00:00 +0200", "Subject: [PATCH] chat : tags", "", *trailers, "---"])
+    return f"{head}{said}\n\n{diff_of(world, 100, PATCHED)}"
+
+
+def test_who_waives_a_proof_says_so_here_and_no_message_of_others_does(tagged: World) -> None:
+    text = tagged.root / "x.patch"
+    text.write_text(mail(tagged, "Their words.", "", "Why: so.", "Waiver: Ada: trust me"))
+    assert "has no Proved-by" in refused(BadInput, "add", "x.patch", "--to", "b100")
+    text.write_text(mail(tagged, "Why: so.", "Waiver: Ada: trust me", "Proved-by: tools.named", "Proved-by: tools.one"))
+    done("add", "x.patch", "--to", "b100", "--proved-by", "thinking.budget_6")
+    (patch,) = read_series(tagged.folder)
+    assert patch.trailers == {"Why": "so.", "Proved-by": "thinking.budget_6", "Exported-on": "b100"}
+    done("drop", "1", "--reason", "again", "--to", "b100")
+    done("add", "x.patch", "--to", "b100", "--waive", "no GPU", "--by", "Grace")
+    (patch,) = read_series(tagged.folder)
+    assert patch.trailers == {"Why": "so.", "Waiver": "Grace: no GPU", "Exported-on": "b100"}
+    two = ("add", "x.patch", "--to", "b100", "--waive", "no GPU\nWhy: x", "--by", "Grace")
+    assert "a waiver says who gives it and why" in refused(BadInput, *two)
+
+
 def test_a_patch_that_does_not_fit_is_not_in_the_series(tagged: World) -> None:
     tagged.upstream(101, {CHAT: HEAD + function("init_gemma4", '    data.end = "x";\n')})
     (tagged.root / "x.diff").write_text(diff_of(tagged, 100, PATCHED))
@@ -205,6 +228,25 @@ def test_a_dropped_patch_leaves_its_reason_in_the_ledger(tagged: World) -> None:
     assert tagged.one(100).result.status is PatchStatus.CLEAN
     (event,) = Store(tagged.root / "store").ledger()
     assert (event.kind, event.summary) == ("patches.dropped", "0001-tags.patch: nobody asks for it")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fold", "1", "2"), ("drop", "1", "--reason", "r"), ("reorder", "2"), ("refresh",), ("retire", "1"),
+        ("add", "x.diff", "--title", "t", *REASONS), ("import", "theirs", *REASONS),
+    ],
+)  # fmt: skip
+def test_the_series_does_not_change_while_a_patch_of_it_is_edited(tagged: World, words: tuple[str, ...]) -> None:
+    two(tagged)
+    (tagged.root / "x.diff").write_text(diff_of(tagged, 100, {CHAT: SIBLINGS[CHAT] + "// more\n"}))
+    (tagged.root / "theirs").mkdir()
+    (tagged.root / "theirs" / "a.patch").write_text(f"More\n\n{(tagged.root / 'x.diff').read_text()}")
+    done("edit", "1", "--to", "b100")
+    files = {path.name: path.read_bytes() for path in tagged.folder.iterdir()}
+    assert "an edit of 0001-tags.patch on b100 is under way" in refused(BadInput, *words, "--to", "b100")
+    assert {path.name: path.read_bytes() for path in tagged.folder.iterdir()} == files
+    done("edit", "--continue")
 
 
 # -- as commits -----------------------------------------------------------------------------------------

@@ -109,6 +109,10 @@ def test_the_search_begins_where_the_series_was_last_seen_to_fit(tagged: World) 
     assert min(set(upstream.fetched) - {100}) == 109
 
 
+def test_where_it_did_not_fit_then_the_search_begins_where_the_patch_was_made(tagged: World) -> None:
+    assert "b111 broke it" in blamed(tagged, 115, Counted(tagged), good=112).evidence
+
+
 def test_an_older_release_that_a_patch_does_not_fit_has_no_culprit(tagged: World) -> None:
     tagged.upstream(99, {WHOLE: "b99\n", CHAT: CONFLICTING[CHAT]})
     assert "broke it" not in blamed(tagged, 99, Counted(tagged)).evidence

@@ -235,16 +235,19 @@ def test_a_lambda_whose_function_was_split_is_still_itself(world: World) -> None
     assert "the function around it is another one there: listen/check_key" in placed.result.evidence
 
 
-def test_a_copy_of_a_function_is_not_its_heir(world: World) -> None:
+@pytest.mark.parametrize("below", [False, True])
+def test_a_copy_of_a_function_is_not_its_heir(world: World, below: bool) -> None:
     body = "".join(f"    step_number_{n}(params, {n});\n" for n in range(9))
     world.upstream(100, {CHAT: f"bool init(int params) {{\n{body}    return true;\n}}\n"})
     world.patch(100, {CHAT: f"bool init(int params) {{\n{body}    mine(params, 1);\n    return true;\n}}\n"})
     first = body.replace("step_number_8", "other_step_8")
-    copy = f"bool init_copy(int params) {{\n{body}    return true;\n}}\n\n"
-    world.upstream(101, {CHAT: f"{copy}bool init(int params) {{\n{first}    return true;\n}}\n"})
+    copy = f"bool init_copy(int params) {{\n{body}    return true;\n}}\n"
+    still = f"bool init(int params) {{\n{first}    return true;\n}}\n"
+    world.upstream(101, {CHAT: f"{still}\n{copy}" if below else f"{copy}\n{still}"})
     placed = world.one(101)
-    if placed.result.status.built_with:
-        assert "mine" in world.sources.read(placed.tree, CHAT).split("bool init(")[1]
+    assert placed.result.status is PatchStatus.CONFLICT
+    assert "a merge would put `+mine(params, 1);` into init_copy" in placed.result.evidence
+    assert placed.tree == world.trees[101]
 
 
 # -- what upstream has ----------------------------------------------------------------------------------

@@ -191,6 +191,18 @@ def test_a_patch_is_not_retired_by_its_text_alone_nor_by_a_waiver(tagged: World)
     assert (tagged.folder / "0001-tags.patch").exists()
 
 
+def test_a_file_that_has_changed_since_its_proof_is_not_retired_by_it(tagged: World) -> None:
+    tagged.upstream(101, PATCHED)
+    store, path = Store(tagged.root / "store"), tagged.folder / "0001-tags.patch"
+    proved(tagged, store)
+    path.write_text(path.read_text().replace(TAG, TAG.replace("<channel|>", "and more")))
+    with pytest.raises(BadInput, match="has changed since it was proved on b101"):
+        retire.retire(store, tagged.folder, tagged.one(101).result, RELEASE)
+    assert path.exists()
+    proved(tagged, store)
+    assert "retired" in retire.retire(store, tagged.folder, tagged.one(101).result, RELEASE)
+
+
 def test_a_retired_patch_leaves_its_evidence_in_the_commit_and_the_ledger(
     tagged: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,10 @@ from tasks.sources import WHOLE
 from tasks.store import Store
 from tests.fakes.slack import TOKEN, FakeSlack, fake_slack
 from tests.patches.conftest import World
-from tests.patches.test_classify import CHAT, PATCHED, SIBLINGS
-from tests.patches.test_life import CONFLICTING, Here
+from tests.patches.test_change import QWEN
+from tests.patches.test_classify import CHAT, HEAD, PATCHED, SIBLINGS, function
+from tests.patches.test_culprit import Counted
+from tests.patches.test_life import CONFLICTING, THEIRS
 
 pytestmark = pytest.mark.wire
 
@@ -33,21 +35,28 @@ def build(world: World, number: int, files: dict[str, str]) -> None:
     world.upstream(number, {WHOLE: f"b{number}\n", CHAT: f"// b{number}\n" + files[CHAT]})
 
 
-@pytest.mark.usefixtures("page")
-def test_people_are_told_once_on_the_day_that_a_patch_breaks_and_once_when_it_fits_again(
-    world: World, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def upstream(world: World, monkeypatch: pytest.MonkeyPatch) -> Counted:
     monkeypatch.chdir(world.root)
     for name, value in {"PATCHES": world.folder, "STORE": world.root / "store", "CACHE": world.root / "own"}.items():
         monkeypatch.setenv(f"LLAMA_RELEASE_{name}", str(value))
-    monkeypatch.setattr(tasks.patches.watch, "open_upstream", lambda _: Here(world))
+    found = Counted(world)
+    monkeypatch.setattr(tasks.patches.watch, "open_upstream", lambda _: found)
+    return found
+
+
+def look() -> str:
+    found = Outcome.model_validate(patches_watch())
+    assert found.kind == "watched"
+    return found.note
+
+
+@pytest.mark.usefixtures("page", "upstream")
+def test_people_are_told_once_on_the_day_that_a_patch_breaks_and_once_when_it_fits_again(
+    world: World, slack: FakeSlack
+) -> None:
     build(world, 100, SIBLINGS)
     world.patch(100, {WHOLE: "b100\n", CHAT: "// b100\n" + PATCHED[CHAT]}, "0001-tags.patch")
-
-    def look() -> str:
-        found = Outcome.model_validate(patches_watch())
-        assert found.kind == "watched"
-        return found.note
 
     build(world, 105, SIBLINGS)
     assert look() == ""
@@ -63,3 +72,24 @@ def test_people_are_told_once_on_the_day_that_a_patch_breaks_and_once_when_it_fi
     assert slack.titles() == ["b111: a patch of ours is broken", "b112: our patches fit again"]
     assert "b109 broke it: b109 #4711 chat : another end tag" in str(slack.messages[0]["blocks"])
     assert "`llama-release patches --to b111 --culprit`" in str(slack.messages[0]["blocks"])
+
+
+@pytest.mark.usefixtures("page")
+def test_of_two_broken_patches_the_one_that_is_new_is_told_with_what_broke_it(world: World, upstream: Counted) -> None:
+    both = {CHAT: HEAD + function("init_gpt_oss") + function("init_gemma4", THEIRS) + function("init_qwen", THEIRS)}
+    build(world, 100, SIBLINGS)
+    for name, files in (("0001-tags.patch", PATCHED), ("0002-qwen.patch", QWEN)):
+        world.patch(100, {WHOLE: "b100\n", CHAT: "// b100\n" + files[CHAT]}, name)
+    build(world, 101, SIBLINGS)
+    assert look() == ""
+    build(world, 102, CONFLICTING)
+    assert look() == "broken: 0001-tags.patch"
+    for number in range(103, 107):
+        build(world, number, CONFLICTING if number < 105 else both)
+    assert look() == "broken: 0001-tags.patch, 0002-qwen.patch"
+    told = Store(world.root / "store").ledger()[-1]
+    assert "0002-qwen.patch is conflict: b105 broke it" in told.summary
+    build(world, 107, both)
+    upstream.fetched.clear()
+    assert look() == "broken: 0001-tags.patch, 0002-qwen.patch"
+    assert set(upstream.fetched) == {107}, "what is known is not looked for again"

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.endpoint import Client
+from tasks.platforms import Progress
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.control import Status
-from tasks.release import Endpoint, Release
+from tasks.release import Build, Endpoint, Recipe, Release, SourceTree, now
+from tasks.sources import Sources
 
 LISTENS = "0A"
 KEY_ENV = "LLAMA_RELEASE_TEST_KEY"
@@ -30,6 +32,21 @@ class Counting(LocalPlatform):
         self.trials += 1
         with super().trial(release, wait=wait) as endpoint:
             yield endpoint
+
+
+class Uncompiled(LocalPlatform):
+    """The local platform, whose builds hold the sources as they are: what a `binary` proof reads needs no compiler."""
+
+    def build(self, source: SourceTree, recipe: Recipe, progress: Progress) -> Build:  # noqa: ARG002 - the protocol's
+        sources, digest = Sources(self.settings.cache), Build.identity(source, recipe, {})
+        folder = self.store.build_dir(digest)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sources.files(source.tree, "**/*"):
+            (folder / path.replace("/", "-")).write_text(sources.read(source.tree, path))
+        return Build(
+            digest=digest, source=source, recipe=recipe, toolchain={}, version="", files={}, seconds=0, objects=0,
+            cache_hits=0, built_at=now(),
+        )  # fmt: skip
 
 
 def command_lines() -> dict[int, list[str]]:
