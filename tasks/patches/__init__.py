@@ -45,8 +45,10 @@ __all__ = [
     "tree_without",
 ]
 
-UNHURRIED_S = 600.0
-"""How long a series is judged on a build on the way to a culprit: what is not read in time would count as broken."""
+BLAME_S = 120.0
+"""How long it is looked for what broke a patch: an upgrade that is refused anyway waits for it."""
+BROKEN_BY_UPSTREAM = (PatchStatus.CONFLICT, PatchStatus.SOURCE_MOVED)
+"""What a change of upstream's does to a patch; what blocks it else says nothing of upstream."""
 
 
 def apply_series(
@@ -127,26 +129,31 @@ def blame(
     good: int | None = None,
     tell: culprit.Tell = lambda _: None,
 ) -> list[Placed]:
-    """The series with the upstream build that broke its first blocked patch, where that can be found.
+    """The series with the upstream build that broke the first patch that upstream broke, where that can be found.
 
     `good` is the last build that all of it is known to fit; else it is the one that the patch was made on. It takes
-    about a second an archive, and about ten of them; those that are not in the cache are fetched.
+    about a second an archive, and about ten of them; those that are not in the cache are fetched. After BLAME_S it is
+    given up.
     """
-    at = next((n for n, one in enumerate(placed) if one.result.status.blocked), None)
-    if at is None or placed[at].patch.broken:
+    at = next((n for n, one in enumerate(placed) if one.result.status in BROKEN_BY_UPSTREAM), None)
+    if at is None:
         return list(placed)
+    patience = culprit.Patience(BLAME_S)
     one, patches = placed[at], [each.patch for each in placed[: at + 1]]
 
     def fits(tree: str, step: UpstreamRelease) -> bool:
         found = classify(
             sources, patches, step, tree, _tree_of(sources, upstream), _notes(None),
-            series_s=UNHURRIED_S, patch_s=UNHURRIED_S,
+            series_s=patience.left_s, patch_s=patience.left_s,
         )  # fmt: skip
-        return not found[-1].result.status.blocked
+        status = found[-1].result.status
+        if status.blocked and status not in BROKEN_BY_UPSTREAM:
+            raise ToolingError(f"{one.result.file} is {status} on {step.tag}")
+        return not status.blocked
 
     detail = one.result.detail
     try:
-        found = culprit.find(sources, upstream, fits, patches, one, release, good, tell)
+        found = culprit.find(sources, upstream, fits, patches, one, release, patience, good, tell)
         said = found.line if found else ""
         detail = "\n\n".join(filter(None, [found.section if found else "", detail]))
     except Problem as problem:
@@ -207,7 +214,7 @@ def _notes(upstream: Upstream | None) -> Notes:
     def notes(low: int, high: int) -> ReleaseNotes:
         if upstream is None:
             raise ToolingError("release notes are read only where upstream is")
-        return upstream.changes(low, high)
+        return upstream.changes(low, high, files=False)  # titles alone are read, and nothing ends a request
 
     return notes
 
