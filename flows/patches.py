@@ -169,7 +169,10 @@ def add(source: str, commit: str | None, to: str | None, reasons: Reasons) -> No
 
 def import_series(folder: Path, since: str | None, to: str | None, reasons: Reasons) -> None:
     """Put a folder of patches, a quilt series, or the commits of a fork's branch at the end of the series."""
-    some = change.of_folder(folder) if since is None else [("", text) for text in change.of_branch(folder, since)]
+    if since is None:
+        some = change.of_folder(folder)
+    else:
+        some = [("", text) for text in _commits(folder, change.since(folder, since))]
     _add(some, to, reasons)
 
 
@@ -188,15 +191,22 @@ def _texts(source: str, commit: str | None) -> list[str]:
             raise BadInput("pull requests are read from GitHub", todo='set upstream.kind to "github", or give its diff')
         return [github.pull(int(pull[1]))]
     if source == "-":
-        return [sys.stdin.read()]
+        return [sys.stdin.buffer.read().decode("utf-8", errors="replace")]
     path = Path(source)
     if commit:
-        return change.of_commits(path, commit)
+        return _commits(path, commit)
     if path.is_dir():
         return [change.of_work_tree(path)]
     if not path.is_file():
         raise BadInput(f"{source} is no file, no folder and no pull request", todo="give one of them, or - for a pipe")
     return [path.read_bytes().decode("utf-8", errors="replace")]
+
+
+def _commits(repository: Path, what: str) -> list[str]:
+    texts = change.of_commits(repository, what)
+    if ".." in what and (merges := change.merges_of(repository, what)):
+        _say(f"{merges} of these commits are merges: what they changed themselves is left out")
+    return texts
 
 
 def drop(which: str, reason: str, to: str | None) -> None:

@@ -19,7 +19,7 @@ from tasks.platforms import Platform
 from tasks.preflight.argv import bundle, complaint
 from tasks.release import NOT_ASKED, Build, Model, ReleaseFailed, ToolingError, Verdict
 from tasks.settings import Settings
-from tasks.sources import Sources
+from tasks.sources import Sources, fits
 from tasks.upstream.treediff import cmake
 from tasks.upstream.treediff.facts import Files, Kind
 
@@ -82,8 +82,10 @@ def _differs(settings: Settings, built: Build, what: str) -> str:
     """What is another default than this of an option; '' where it is this one, in all places that declare it."""
     name, _, value = what.partition("=")
     sources, tree = Sources(settings.cache), built.source.tree
-    texts = {path: sources.read(tree, path) for glob in cmake.LISTS for path in sources.files(tree, glob)}
-    found = [fact for fact in cmake.facts(Files(texts)) if fact.kind is Kind.OPTION and fact.name == name]
+    lists = {path: blob for path, blob in sources.blobs(tree).items() if any(fits(path, glob) for glob in cmake.LISTS)}
+    texts = sources.texts(lists.values())
+    files = Files({path: texts[blob] for path, blob in lists.items()})
+    found = [fact for fact in cmake.facts(files) if fact.kind is Kind.OPTION and fact.name == name]
     others = [f"{fact.at} has it {fact.value}" for fact in found if fact.value != value]
     return "; ".join(others) if found else f"there is no option {name}"
 

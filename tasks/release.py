@@ -135,7 +135,7 @@ class PatchStatus(StrEnum):
     UNDECIDED = "undecided"
     """What would decide can't be read here: too large, not in time, or not in this archive. A person decides."""
     BROKEN = "broken"
-    """The file is not a patch that may be trusted: cut off, rewritten, binary, or leaving the source tree."""
+    """The file is not a patch that may be trusted: cut off, partly rewritten, or leaving the source tree."""
 
     @property
     def built_with(self) -> bool:

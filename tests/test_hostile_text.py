@@ -46,7 +46,7 @@ def notes(text: str) -> None:
 
 
 def commit(text: str, folder: Path = Path("/nonexistent")) -> None:
-    Github(UpstreamSettings(), folder)._change(1, {"commit": {"message": f"{text}x\n\nbody"}, "sha": "a"})
+    Github(UpstreamSettings(), folder)._change(1, {"commit": {"message": f"{text}x\n\nbody"}, "sha": "a"}, asked=False)
 
 
 def surface(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from tasks import probes
 from tasks.contracts.probes import KINDS, probes_of
 from tasks.patches.series import read_patch
 from tasks.platforms.local import LocalPlatform
+from tasks.process import Output
 from tasks.release import BadInput, Build, Recipe, SourceTree, UpstreamRelease, Verdict, now
 from tasks.settings import LocalSettings, ServerSettings, Settings
 from tasks.sources import Sources
@@ -82,6 +84,22 @@ def test_an_option_has_the_default_that_the_tree_gives_it(tmp_path: Path) -> Non
     assert (seen.verdict, seen.fault, seen.said) == (Verdict.FAILED, True, "ggml/CMakeLists.txt:1 has it OFF")
     none = "cmake :: GGML_SLOW=ON"
     assert probes.run(platform, settings, with_it, [none])[none].said == "there is no option GGML_SLOW"
+
+
+def test_lists_of_options_are_read_at_once_however_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(store=tmp_path / "store", cache=tmp_path / "cache")
+    built = built_of(settings, {f"ggml/src/ggml-{n}/CMakeLists.txt": OPTION.format("ON") for n in range(20)})
+    asked: list[Any] = []
+    git = Sources.git
+
+    def counted(self: Sources, *words: Any, **how: Any) -> Output:
+        asked.append(words)
+        return git(self, *words, **how)
+
+    monkeypatch.setattr(Sources, "git", counted)
+    name = "cmake :: GGML_FAST=ON"
+    assert probes.run(LocalPlatform(settings), settings, built, [name])[name].verdict is Verdict.PASSED
+    assert len(asked) <= 2, asked
 
 
 @pytest.mark.real

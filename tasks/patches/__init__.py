@@ -48,8 +48,10 @@ __all__ = [
     "tree_without",
 ]
 
-UNHURRIED_S = 600.0
-"""How long a series is judged on a build on the way to a culprit: what is not read in time would count as broken."""
+BLAME_S = 120.0
+"""How long it is looked for what broke a patch: an upgrade that is refused anyway waits for it."""
+BROKEN_BY_UPSTREAM = (PatchStatus.CONFLICT, PatchStatus.SOURCE_MOVED)
+"""What a change of upstream's does to a patch; what blocks it else says nothing of upstream."""
 
 
 def apply_series(
@@ -163,29 +165,33 @@ def blame(
     tell: culprit.Tell = lambda _: None,
     among: Collection[str] | None = None,
 ) -> list[Placed]:
-    """The series with the upstream build that broke its first blocked patch (`among` these names), where that can be
-    found.
+    """The series with the upstream build that broke the first patch that upstream broke (`among` these names), where
+    that can be found.
 
     `good` is a build that the patch may have fitted last; if not, it is the one that it was made on. It takes about a
-    second an archive, and about ten of them; those that are not in the cache are fetched.
+    second an archive, and about ten of them; those that are not in the cache are fetched. After BLAME_S it is given up.
     """
     some = [one.patch.name for one in placed] if among is None else among
-    at = next((n for n, one in enumerate(placed) if one.result.status.blocked and one.patch.name in some), None)
-    if at is None or placed[at].patch.broken:
+    at = next((n for n, p in enumerate(placed) if p.result.status in BROKEN_BY_UPSTREAM and p.patch.name in some), None)
+    if at is None:
         return list(placed)
+    patience = culprit.Patience(BLAME_S)
     one, patches = placed[at], [each.patch for each in placed[: at + 1]]
 
     def fits(tree: str, step: UpstreamRelease) -> bool:
         found = classify(
             sources, patches, step, tree, _tree_of(sources, upstream), _notes(None),
-            series_s=UNHURRIED_S, patch_s=UNHURRIED_S,
+            series_s=patience.left_s, patch_s=patience.left_s,
         )  # fmt: skip
-        return not found[-1].result.status.blocked
+        status = found[-1].result.status
+        if status.blocked and status not in BROKEN_BY_UPSTREAM:
+            raise ToolingError(f"{one.result.file} is {status} on {step.tag}")
+        return not status.blocked
 
     detail = one.result.detail
     try:
         searches = (
-            culprit.find(sources, upstream, fits, patches, one, release, since, tell)
+            culprit.find(sources, upstream, fits, patches, one, release, patience, since, tell)
             for since in dict.fromkeys((good, None))
         )
         found = next(filter(None, searches), None)
@@ -257,7 +263,7 @@ def _notes(upstream: Upstream | None) -> Notes:
     def notes(low: int, high: int) -> ReleaseNotes:
         if upstream is None:
             raise ToolingError("release notes are read only where upstream is")
-        return upstream.changes(low, high)
+        return upstream.changes(low, high, files=False)  # titles alone are read, and nothing ends a request
 
     return notes
 

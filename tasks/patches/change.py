@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -16,8 +17,20 @@ from pathlib import Path
 
 from tasks.patches import place_series
 from tasks.patches.classify import Placed
-from tasks.patches.export import export
-from tasks.patches.series import PROOF, SERIES, WAIVER, Patch, header_of, read_patch, read_series, series_names
+from tasks.patches.export import export, rewritten
+from tasks.patches.series import (
+    PROOF,
+    SERIES,
+    WAIVER,
+    Broken,
+    Patch,
+    header_of,
+    in_two,
+    line_ends,
+    read_patch,
+    read_series,
+    series_names,
+)
 from tasks.process import run
 from tasks.release import BadInput, ReleaseFailed, UpstreamRelease
 from tasks.sources import Sources
@@ -25,6 +38,12 @@ from tasks.store import write_atomic
 from tasks.upstream import Upstream
 
 GIT_TIMEOUT_S = 60
+# What a person's settings may change of the two; that they stay in force otherwise lets git read the repository at all.
+AS_GIT_WRITES = ("--binary", "--full-index", "-M", "-U3", "--no-color", "--no-ext-diff", "--no-textconv")
+MAIL = (
+    "--stdout", "--zero-commit", "--no-attach", "--no-cover-letter", "--no-signoff", "--no-base", "--no-signature",
+    "--no-notes", "--no-thread", "--subject-prefix=PATCH",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,11 +70,12 @@ class Work:
         return placed[at - 1].tree if at else self.upstream_tree
 
     def write(self, names: Sequence[str]) -> None:
-        """Write the series file with these names in place of the old ones; its comments stay above them."""
+        """Write the series file with these names in place of the old ones; its comments stay, above or behind them."""
         path = self.folder / SERIES
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         comments = [line for line in lines if line.strip().startswith("#")]
-        write_atomic(path, "".join(f"{line}\n" for line in [*comments, *names]))
+        known = {line.split("#")[0].strip(): line for line in lines}
+        write_atomic(path, "".join(f"{line}\n" for line in [*comments, *(known.get(name, name) for name in names)]))
 
 
 def draft(text: str, *, title: str = "", why: str = "", proved_by: str = "", waiver: str = "") -> str:
@@ -66,8 +86,10 @@ def draft(text: str, *, title: str = "", why: str = "", proved_by: str = "", wai
     """
     if waiver and not WAIVER.fullmatch(waiver):
         raise BadInput("a waiver says who gives it and why, in one line", todo="say so with --by and --waive")
-    head = header_of(text)
-    diff = text.replace("\r\n", "\n")[len(head) :].removeprefix("---\n")
+    with suppress(Broken):  # which is told of the patch that it becomes
+        text = line_ends(text)
+    head, diff = in_two(text)
+    diff = re.sub(r"\A---\r?\n", "", diff)
     known = dict(re.findall(r"^([A-Z][A-Za-z-]+): (.+)$", head, re.MULTILINE))
     mail, _, body = head.partition("\n\n") if "Subject" in known else ("", "", head)
     title = title or next((line.strip() for line in body.split("\n") if line.strip()), "") if not mail else title
@@ -77,7 +99,8 @@ def draft(text: str, *, title: str = "", why: str = "", proved_by: str = "", wai
         body = body.strip().removeprefix(title).strip()
         mail = f"From {'0' * 40} Mon Sep 17 00:00:00 2001\nFrom: {_author()}\nDate: {_now()}\nSubject: [PATCH] {title}"
     elif title:
-        mail = re.sub(r"^Subject: .*(?:\n[ \t].*)*", f"Subject: [PATCH] {title}", mail, flags=re.MULTILINE)
+        subject = f"Subject: [PATCH] {title}"
+        mail = re.sub(r"^Subject: .*(?:\n[ \t].*)*", lambda _: subject, mail, flags=re.MULTILINE)
     trailers = {"Why": why, "Proved-by": proved_by, "Waiver": waiver}
     foreign = "|".join(["Waiver", *([PROOF] if proved_by or waiver else [])])
     body = re.sub(rf"^(?:{foreign}): .*\n?", "", body, flags=re.MULTILINE)
@@ -135,7 +158,13 @@ def _drafted(work: Work, folder: Path, names: Sequence[str], name: str, text: st
     _refuse(work, patch)
     if name in names:
         raise BadInput(f"the series has a {name} already", todo="give the file another name")
-    return patch if name else read_patch(path.rename(folder / _file_name(names, patch.title)))
+    if name and (name == SERIES or (work.folder / name).exists()):
+        raise BadInput(
+            f"{work.folder / name} would be written over, which is no patch of the series",
+            todo="move it elsewhere, or give the new file another name",
+        )
+    there = [*names, *(path.name for path in work.folder.glob("*"))]
+    return patch if name else read_patch(path.rename(folder / _file_name(there, patch.title)))
 
 
 def _refuse_unfit(work: Work, placed: Placed) -> None:
@@ -172,7 +201,7 @@ def drop(work: Work, patch: Patch) -> list[str]:
     """
     known = {one.patch.name for one in work.placed() if one.result.status.built_with} - {patch.name}
     left = [name for name in series_names(work.folder) if name != patch.name]
-    _rewrite(work, work.place(read_series(work.folder), left), known)
+    _rewrite(work, work.place(read_series(work.folder), left), known, patch.paths)
     work.write(left)
     (work.folder / patch.name).unlink(missing_ok=True)
     return left
@@ -191,15 +220,16 @@ def reorder(work: Work, patches: Sequence[Patch]) -> list[str]:
     if old and new[-1].tree != old[-1].tree:
         _check(work, new, known)
         raise ReleaseFailed("in that order the series makes another source tree", todo="leave the order as it is")
-    _rewrite(work, new, known)
+    _rewrite(work, new, known, {path for patch in patches for path in patch.paths})
     work.write(names)
     return names
 
 
 def fold(work: Work, into: Patch, patch: Patch) -> str:
-    """Make a patch part of the one before it, which keeps its name, reasons and proof; the text of that one.
+    """Make a patch part of the one before it, which keeps its name and reasons, and owes the proofs of both; the text
+    of that one.
 
-    Raises BadInput when they don't follow each other, ReleaseFailed when one of them does not fit.
+    Raises BadInput when they don't follow each other or are not proved alike, ReleaseFailed when one does not fit.
     """
     placed = work.placed()
     names = [one.patch.name for one in placed]
@@ -208,12 +238,44 @@ def fold(work: Work, into: Patch, patch: Patch) -> str:
         raise BadInput(
             f"{patch.name} does not follow {into.name}", todo="bring them together with `llama-release patches reorder`"
         )
+    if _standing(into) != _standing(patch):
+        raise BadInput(
+            f"{into.name} is {_standing(into)}, and {patch.name} is {_standing(patch)}",
+            todo="give both a Proved-by, or both a Waiver: nothing is to lose its proof",
+        )
     _check(work, placed, {into.name, patch.name})
+    _texts(work, placed, into.paths | patch.paths)
     text = export(work.sources.git, into.path, work.before(placed, at), placed[at + 1].tree, work.release)
+    text = _with_proofs(text, patch.trailers.get(PROOF, "").splitlines())
     write_atomic(into.path, text)
     work.write([name for name in names if name != patch.name])
     patch.path.unlink(missing_ok=True)
     return text
+
+
+def _standing(patch: Patch) -> str:
+    return "proved" if PROOF in patch.trailers else "waived" if "Waiver" in patch.trailers else "not proved"
+
+
+def _with_proofs(text: str, more: Sequence[str]) -> str:
+    """The text of a patch that owes these proofs too, behind its own."""
+    own = list(re.finditer(rf"^{PROOF}: (.+)\n", header_of(text), re.MULTILINE))
+    new = [proof for proof in more if proof not in (line[1] for line in own)]
+    at = own[-1].end() if own else 0
+    return text[:at] + "".join(f"{PROOF}: {proof}\n" for proof in new) + text[at:]
+
+
+def _texts(work: Work, placed: Sequence[Placed], touched: set[str]) -> dict[Path, str]:
+    """What `rewritten` writes. Raises ReleaseFailed for a patch that stays as it is but in files that are `touched`."""
+    texts, kept = rewritten(work.sources, placed, work.upstream_tree, work.release)
+    for one in placed:
+        if one.result.status.built_with and one.patch.path in kept and one.patch.paths & touched:
+            raise ReleaseFailed(
+                f"{one.patch.name} is {kept[one.patch.path]}: nothing is changed",
+                evidence=one.result.evidence,
+                todo="`llama-release patches edit` it to what it is to keep, or name the build of its Exported-on",
+            )
+    return texts
 
 
 def _check(work: Work, placed: Sequence[Placed], known: set[str]) -> None:
@@ -226,16 +288,14 @@ def _check(work: Work, placed: Sequence[Placed], known: set[str]) -> None:
             )
 
 
-def _rewrite(work: Work, placed: Sequence[Placed], known: set[str]) -> None:
-    """Write the patches whose place in the series is another one now; nothing when one of them does not fit."""
+def _rewrite(work: Work, placed: Sequence[Placed], known: set[str], touched: set[str]) -> None:
+    """Write the patches of a series as they stand on the release now, all of them: each is read as made on those
+    before it. Nothing when one of them does not fit.
+    """
     _check(work, placed, known)
-    texts = {
-        one.patch.path: export(work.sources.git, one.patch.path, work.before(placed, at), one.tree, work.release)
-        for at, one in enumerate(placed)
-        if one.patch.name in known
-    }
-    for path, text in texts.items():
-        write_atomic(path, text)
+    for path, text in _texts(work, placed, touched).items():
+        if path.name in known:
+            write_atomic(path, text)
 
 
 def export_to(work: Work, folder: Path) -> list[str]:
@@ -265,25 +325,37 @@ def of_work_tree(folder: Path) -> str:
 
     Raises BadInput when nothing is changed.
     """
-    staged = _git(folder, "diff", "--cached", "--binary", "-M", "HEAD")
-    text = staged or _git(folder, "diff", "--binary", "-M", "HEAD")
+    staged = _git(folder, "diff", *AS_GIT_WRITES, "--cached", "HEAD")
+    text = staged or _git(folder, "diff", *AS_GIT_WRITES, "HEAD")
     if not text:
         raise BadInput(f"nothing is changed in {folder}", todo="change something there, and `git add` what is new")
     return text
 
 
 def of_commits(repository: Path, what: str) -> list[str]:
-    """A commit as a mail, or each commit of a range or of a branch since upstream's, oldest first."""
-    span = (what,) if ".." in what else ("-1", what)
-    said = _git(repository, "format-patch", "--stdout", "--zero-commit", "--full-index", "--binary", "-M", *span)
-    parts = re.split(r"^(?=From 0{40} Mon Sep 17)", said, flags=re.MULTILINE)
-    return [part for part in parts if part.strip()]
+    """A commit as a mail, or each commit of a range, oldest first; merges have none.
+
+    Raises BadInput when that leaves nothing.
+    """
+    span = (what,) if ".." in what else ("-1", f"{what}^!")  # without ^! a merge is skipped for the commit before it
+    said = _git(repository, "format-patch", *MAIL, *AS_GIT_WRITES, *span)
+    parts = [part for part in re.split(r"^(?=From 0{40} Mon Sep 17)", said, flags=re.MULTILINE) if part.strip()]
+    if not parts:
+        raise BadInput(
+            f"{what} of {repository} has no commit that changes something",
+            todo="name a commit or a range; of a merge, take the branch that it brought: MERGE^1..MERGE^2",
+        )
+    return parts
 
 
-def of_branch(repository: Path, since: str) -> list[str]:
-    """Each commit of the branch that is checked out since it left `since`, as a mail, oldest first."""
-    start = _git(repository, "merge-base", since, "HEAD").strip()
-    return of_commits(repository, f"{start}..HEAD")
+def merges_of(repository: Path, span: str) -> int:
+    """How many commits of a range are merges, which no mail tells of."""
+    return int(_git(repository, "rev-list", "--count", "--merges", span))
+
+
+def since(repository: Path, start: str) -> str:
+    """The range of commits of the branch that is checked out since it left `start`."""
+    return f"{_git(repository, 'merge-base', start, 'HEAD').strip()}..HEAD"
 
 
 def of_folder(folder: Path) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from tasks.patches.series import Broken, Patch, read_diff
 from tasks.patches.trees import Merge, apply_strictly, diff, merge, merge_texts, with_texts
 from tasks.process import TimedOut
 from tasks.release import PatchResult, PatchStatus, Problem, ReleaseNotes, UpstreamRelease
-from tasks.sources import Sources
+from tasks.sources import WHOLE, Sources
 
 SERIES_S = 45.0
 """How long a series is judged: what is left of it then is `undecided`. 30 patches on a full pair of trees take 9 s."""
@@ -31,10 +31,13 @@ UNITS = 60
 """The most changes of a patch that are merged one by one to see which of them upstream has."""
 SAME = 0.6
 """What part of its telling lines a function keeps when it is only renamed, split or given another head."""
-LEAN = 0.6
-"""An archive with fewer files than this part of another release's is not whole (b9611: 1,006 of about 2,500)."""
 AROUND = 12
 """Lines above and below a change that are looked for elsewhere when its function is gone."""
+
+
+class NotWhole(Exception):
+    """The target's archive holds only a part of upstream's files, and may lack just the one that would decide."""
+
 
 Notes = Callable[[int, int], ReleaseNotes]
 """What upstream changed after one build, up to and with another. Raises Problem when it can't be had."""
@@ -118,6 +121,8 @@ class _Case:
             return self.weigh(self.base) if self.base else self.by_apply()
         except Broken as error:
             return self.close(PatchStatus.BROKEN, str(error))
+        except NotWhole as error:
+            return self.close(PatchStatus.UNDECIDED, str(error))
         except Unreadable as error:
             return self.close(PatchStatus.UNDECIDED, f"a file that it changes can't be read for functions: {error}")
         except TimedOut as error:
@@ -324,6 +329,9 @@ class _Case:
             path: "\n".join(changed(self.reader.lines(base.tree, path), [u.change for u in rest if u.path == path]))
             for path in {unit.path for unit in units}
         }
+        if odd := sorted(path for path, text in texts.items() if "\ufffd" in text):
+            fact = f"upstream has a part of it, and {', '.join(odd)} is not UTF-8: what is left can't be made alone"
+            return self.stopped(base, fact)
         alone = replace(base, patched=with_texts(self.sources, base.patched, texts))
         merged = self.merged(alone)
         has = [
@@ -399,6 +407,7 @@ class _Case:
                 and self.has(base.tree, folder)
                 and not self.has(self.target.upstream, folder)
             ):
+                self.refuse_lean(base, [folder])
                 return f"it puts {file.path} into a folder that {self.target.release.tag} does not have"
         for unit in self.reader.units(base.tree, base.patched):
             if fact := self.doubt(base, unit):
@@ -472,13 +481,7 @@ class _Case:
 
     def gone(self, base: Base, missing: list[str]) -> Placed:
         """What can be said where a file of the patch is not on the target at all."""
-        if self.is_lean(base):
-            here, there = (len(self.reader.files(tree)) for tree in (self.target.upstream, base.tree))
-            fact = (
-                f"the archive of {self.target.release.tag} is not whole: {here:,} files where b{base.build} has "
-                f"{there:,}. That {', '.join(missing)} is not in it says nothing of upstream"
-            )
-            return self.close(PatchStatus.UNDECIDED, fact)
+        self.refuse_lean(base, missing)
         wanted = self.reader.functions(base.tree, base.patched)
         self.places = self.reader.locate(self.target.upstream, wanted)
         if line := self.evidence(wanted):
@@ -505,7 +508,7 @@ class _Case:
             words = "; ".join(f"lines of {name} are in {line.path}:{line.number} now" for name, line in alikes.items())
             return self.blocked(PatchStatus.SOURCE_MOVED, "; ".join([words, *self.facts_of(fact, lost)]), {}, merged)
         all_of_it = bool(lost or missing) and len(lost) == len(self.places) and self.nothing_else(base, lost, missing)
-        if all_of_it and self.target.release.build < base.build and not self.is_lean(base):
+        if all_of_it and self.target.release.build < base.build and not self.is_lean():
             what = [f"{f.name} of {f.path}" for f in lost] or [f"file {path}" for path in missing]
             older = f"{self.target.release.tag} is older than b{base.build} and has no {', no '.join(what)}"
             return self.close(
@@ -513,9 +516,17 @@ class _Case:
             )
         return self.blocked(PatchStatus.CONFLICT, "; ".join(self.facts_of(fact, lost) or [fact]), {}, merged)
 
-    def is_lean(self, base: Base) -> bool:
-        here, there = (len(self.reader.files(tree)) for tree in (self.target.upstream, base.tree))
-        return here < LEAN * there
+    def is_lean(self) -> bool:
+        return WHOLE not in self.reader.files(self.target.upstream)
+
+    def refuse_lean(self, base: Base, absent: Sequence[str]) -> None:
+        """Raises NotWhole where the target's archive may have left out what it does not have."""
+        if self.is_lean():
+            here, there = (len(self.reader.files(tree)) for tree in (self.target.upstream, base.tree))
+            raise NotWhole(
+                f"the archive of {self.target.release.tag} is not whole: {here:,} files and no {WHOLE}, where "
+                f"b{base.build} has {there:,} files. That {', '.join(absent)} is not in it says nothing of upstream"
+            )
 
     def facts_of(self, fact: str, lost: Sequence[Function]) -> list[str]:
         if not lost:

@@ -10,6 +10,7 @@ from tasks.patches.evidence import Place, Reader, occurrences
 from tasks.patches.series import Patch
 from tasks.patches.trees import Merge
 from tasks.release import Change, ReleaseNotes, UpstreamRelease
+from tasks.report import fenced
 
 LINES_SHOWN = 60
 CHANGES_SHOWN = 8
@@ -125,8 +126,3 @@ def shortened(text: str) -> str:
     lines = text.split("\n")
     more = [f"... {len(lines) - LINES_SHOWN} more lines"] if len(lines) > LINES_SHOWN else []
     return "\n".join(lines[:LINES_SHOWN] + more)
-
-
-def fenced(text: str, language: str) -> str:
-    """A text as a block of code in Markdown."""
-    return f"````{language}\n{text}\n````"

@@ -7,19 +7,23 @@ another file is not seen in a part of a tree.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from modal_app.archives import Wanted
 from tasks.patches.classify import Placed
-from tasks.patches.conflict import fenced, ranked, shortened
+from tasks.patches.conflict import ranked, shortened
 from tasks.patches.series import Hunk, Patch, read_diff
-from tasks.patches.trees import diff, files_of
+from tasks.patches.trees import diff
 from tasks.release import Change, Problem, ReleaseNotes, ToolingError, UpstreamRelease
+from tasks.report import fenced
 from tasks.sources import WHOLE, Sources
 from tasks.upstream import Upstream
 
+BUILDS_LOST = 5
+"""So many builds that can't be had mean a network that is down, or a limit that is reached: the rest can't either."""
 HUNKS_SHOWN = 4
 SUSPECTS_SHOWN = 3
 
@@ -27,6 +31,25 @@ Fits = Callable[[str, UpstreamRelease], bool]
 """Whether a patch is not blocked on a tree (git hash) of a release, or on the part of it that the series touches."""
 Tell = Callable[[str], object]
 """Says what goes on."""
+
+
+class Patience:
+    """How long a search goes on, and past how many builds that can't be had."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s, self._end = limit_s, time.monotonic() + limit_s
+        self.lost: set[int] = set()
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self._end - time.monotonic())
+
+    def check(self) -> None:
+        """Raises ToolingError when there is none left."""
+        if len(self.lost) >= BUILDS_LOST:
+            raise ToolingError(f"{', '.join(f'b{build}' for build in sorted(self.lost))} can't be had")
+        if not self.left_s:
+            raise ToolingError(f"it takes more than {self._limit_s:.0f} s")
 
 
 @dataclass(frozen=True)
@@ -77,13 +100,14 @@ def find(
     patches: Sequence[Patch],
     placed: Placed,
     bad: UpstreamRelease,
+    patience: Patience,
     good: int | None = None,
     tell: Tell = lambda _: None,
 ) -> Culprit | None:
-    """What broke a patch that is blocked on `bad`, of the builds after `good` (the one it was made on); `patches` are
+    """What broke a patch that does not fit `bad`, of the builds after `good` (the one it was made on); `patches` are
     the series up to it. None where that is no earlier build, or one that the patch does not fit either.
 
-    Raises Problem when upstream or git fails.
+    Raises Problem when upstream or git fails, or there is no patience left.
     """
     good = good if good is not None else placed.base.build if placed.base else placed.patch.exported_on
     if good is None or good >= bad.build:
@@ -92,39 +116,45 @@ def find(
     files = {path for patch in patches for file in patch.files for path in (file.old, file.new) if path}
     wanted = _wanted(files, {file.new for patch in patches for file in patch.files if file.old is None and file.new})
 
+    def fetched(release: UpstreamRelease) -> Path:
+        try:
+            return upstream.fetch(release)
+        except Problem:
+            patience.lost.add(release.build)
+            raise
+
     def fits_part(release: UpstreamRelease) -> bool:
-        tree = sources.tree_of(upstream.fetch(release), wanted)
-        there = files_of(sources, tree)
-        if WHOLE not in there and files - there:
-            raise ToolingError(f"the archive of {release.tag} is not whole")
-        return fits(tree, release)
+        return fits(sources.tree_of(fetched(release), wanted), release)
 
     def whole(release: UpstreamRelease) -> str:
-        return sources.upstream_tree(release.build) or sources.add(release, upstream.fetch(release))[1]
+        return sources.upstream_tree(release.build) or sources.add(release, fetched(release))[1]
 
     def fits_whole(release: UpstreamRelease) -> bool:
+        patience.check()
         return fits(whole(release), release)
 
     if not fits_whole(steps[0]):
         return None
     for does_fit in (fits_part, fits_whole):
-        low, high = _bisected(steps, does_fit, tell)
+        low, high = _bisected(steps, does_fit, patience, tell)
         if fits_whole(low) and not fits_whole(high):
             theirs = _theirs(sources, whole(low), whole(high), placed.patch)
-            return Culprit(placed.patch, low, high, theirs, _notes(upstream, low, high))
+            return Culprit(placed.patch, low, high, theirs, _notes(upstream, low, high, patience))
     return None
 
 
 def _bisected(
-    steps: Sequence[UpstreamRelease], fits: Callable[[UpstreamRelease], bool], tell: Tell
+    steps: Sequence[UpstreamRelease], fits: Callable[[UpstreamRelease], bool], patience: Patience, tell: Tell
 ) -> tuple[UpstreamRelease, UpstreamRelease]:
     """The last of the steps that fits and the next one, between the first, which does, and the last, which does not.
 
-    A build that can't be had is passed over.
+    A build that can't be had, or that nothing can be said of, is passed over. Raises ToolingError when there is no
+    patience left.
     """
     left = list(steps)
     low, high = 0, len(left) - 1
     while high - low > 1:
+        patience.check()
         at = (low + high) // 2
         tell(f"looking at {left[at].tag}: {high - low - 1} builds between {left[low].tag} and {left[high].tag}")
         try:
@@ -158,8 +188,9 @@ def _theirs(sources: Sources, old: str, new: str, patch: Patch) -> str:
     return shortened("\n".join(f"{path}\n{hunk.text}" for path, hunk in shown)) or "none in the files of the patch"
 
 
-def _notes(upstream: Upstream, low: UpstreamRelease, high: UpstreamRelease) -> ReleaseNotes | str:
+def _notes(upstream: Upstream, low: UpstreamRelease, high: UpstreamRelease, patience: Patience) -> ReleaseNotes | str:
     try:
+        patience.check()
         return upstream.changes(low.build, high.build)
     except Problem as problem:
         return problem.what

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Protocol
 from tasks.patches.classify import Placed
 from tasks.patches.series import header_of, read_patch
 from tasks.process import Output
-from tasks.release import ToolingError, UpstreamRelease
+from tasks.release import PatchStatus, ToolingError, UpstreamRelease
 from tasks.sources import Sources
 from tasks.store import write_atomic
 
@@ -55,13 +56,27 @@ def commit_like(git: Git, patch: Path, parent: str, tree: str, release: Upstream
     if "Subject" not in mail:
         mail["Subject"] = read_patch(patch).title
         message = header_of(text).strip().removeprefix(mail["Subject"]).strip()
-    at = parsedate_to_datetime(mail["Date"]) if "Date" in mail else datetime.fromtimestamp(0, UTC)
     name, address = mail.get("Author", NOBODY), mail.get("Email", NOBODY)
-    who = f"{name} <{address}> {int(at.timestamp())} {at.strftime('%z') or '+0000'}"
+    who = f"{name} <{address}> {_moment(mail.get('Date', ''))}"
     if release:
         message = _exported_on(message, release.tag)
     text = f"tree {tree}\nparent {parent}\nauthor {who}\ncommitter {who}\n\n{mail['Subject']}\n\n{message}\n"
     return git("hash-object", "-t", "commit", "-w", "--stdin", stdin=text).stdout.strip()
+
+
+def _iso(date: str) -> datetime:
+    return datetime.fromisoformat(re.sub(r" (?=[-+]\d+$)", "", date))
+
+
+def _moment(date: str) -> str:
+    """A date as git keeps it, of a mail or (as quilt and people write it) of ISO 8601; 1970 for what is neither."""
+    for read in (parsedate_to_datetime, _iso):
+        with suppress(TypeError, ValueError, OverflowError):
+            at = read(date)
+            at = at if at.tzinfo else at.replace(tzinfo=UTC)  # the same bytes wherever it is exported
+            if (seconds := int(at.timestamp())) >= 0:
+                return f"{seconds} {at.strftime('%z')[:5] or '+0000'}"
+    return "0 +0000"
 
 
 def keep_commits(sources: Sources, release: UpstreamRelease, upstream_tree: str, placed: Sequence[Placed]) -> str:
@@ -89,28 +104,50 @@ def _exported_on(message: str, tag: str) -> str:
     return f"{message}\n{line}" if trailers else f"{message}\n\n{line}".lstrip("\n")
 
 
+def rewritten(
+    sources: Sources, placed: Sequence[Placed], upstream_tree: str, release: UpstreamRelease
+) -> tuple[dict[Path, str], dict[Path, str]]:
+    """(file -> its text as it stands on a release, file -> why it stays as it is) of a series.
+
+    A patch that upstream has a part of stays whole: what it would lose is upstream's by our reading alone. So do those
+    after it in the same files, which are made on the whole one.
+    """
+    texts: dict[Path, str] = {}
+    kept: dict[Path, str] = {}
+    whole: set[str] = set()
+    tree = upstream_tree
+    for one in placed:
+        status, path, paths = one.result.status, one.patch.path, one.patch.paths
+        if status is PatchStatus.PARTLY_UPSTREAMED:
+            kept[path] = f"{status}, and what goes is yours to say (`patches edit`)"
+            whole |= paths
+        elif not status.built_with:
+            kept[path] = str(status)
+        elif paths & whole:
+            kept[path] = f"{status}, on top of one that is {PatchStatus.PARTLY_UPSTREAMED}"
+            whole |= paths
+        else:
+            texts[path] = export(sources.git, path, tree, one.tree, release)
+        tree = one.tree
+    return texts, kept
+
+
 def refresh(
     sources: Sources, placed: list[Placed], upstream_tree: str, release: UpstreamRelease
 ) -> list[tuple[Path, str]]:
     """Write the patches that are built with as they stand on a release; (file, what happened to it) for each.
 
-    Patches that are not built with stay as they are. The same trees give the same bytes, whoever writes them.
+    Patches that are not built with, or only in part, stay as they are. The same trees give the same bytes, whoever
+    writes them.
     """
     told = []
-    tree = upstream_tree
-    texts: dict[Path, str] = {}
-    for one in placed:
-        if one.result.status.built_with:
-            texts[one.patch.path] = export(sources.git, one.patch.path, tree, one.tree, release)
-        tree = one.tree
-    for one in placed:
-        path = one.patch.path
-        new = texts.get(path)
-        if new is None:
-            told.append((path, f"left as it is: {one.result.status}"))
-        elif new.encode() == path.read_bytes():
+    texts, kept = rewritten(sources, placed, upstream_tree, release)
+    for path in (one.patch.path for one in placed):
+        if path in kept:
+            told.append((path, f"left as it is: {kept[path]}"))
+        elif texts[path].encode() == path.read_bytes():
             told.append((path, "the same already"))
         else:
-            write_atomic(path, new)
+            write_atomic(path, texts[path])
             told.append((path, f"exported on {release.tag}"))
     return told

@@ -104,6 +104,11 @@ class Patch:
         return self.path.name
 
     @property
+    def paths(self) -> set[str]:
+        """The files that it changes, by their names before and after."""
+        return {path for file in self.files for path in (file.old, file.new) if path}
+
+    @property
     def exported_on(self) -> int | None:
         """The upstream build it was last exported on."""
         match = re.fullmatch(r"b?(\d+)", self.trailers.get("Exported-on", ""))
@@ -175,8 +180,14 @@ def read_patch(path: Path) -> Patch:
 
 def header_of(text: str) -> str:
     """What stands above the first diff of a patch file: the mail's header and message, or a person's prose."""
-    start = r"^(?:---|diff --git .*|diff -.*|Index: .*|--- .*)$"
-    return re.split(start, text.replace("\r\n", "\n"), maxsplit=1, flags=re.MULTILINE)[0]
+    return in_two(text)[0]
+
+
+def in_two(text: str) -> tuple[str, str]:
+    """(what stands above the first diff of a patch file, the rest of it with its line ends as they are)."""
+    start = re.search(r"^(?:---|diff --git .*|diff -.*|Index: .*|--- .*)\r?$", text, re.MULTILINE)
+    at = start.start() if start else len(text)
+    return text[:at].replace("\r\n", "\n"), text[at:]
 
 
 def _check_expression(evidence: str) -> None:
@@ -193,7 +204,7 @@ def _trusted(text: str) -> tuple[_Record, ...]:
     """The diffs of a patch file. Raises Broken for what git would take wrongly, in part, or not at all."""
     if "\ufffd" in text:
         raise Broken("it is not UTF-8 text")
-    found = _named(_records(_line_ends(text).split("\n")))
+    found = _named(_records(line_ends(text).split("\n")))
     if not found:
         raise Broken("there is no diff in it")
     for record in found:
@@ -211,7 +222,7 @@ def _trusted(text: str) -> tuple[_Record, ...]:
 _LINE_OF_GITS = re.compile(r"^(?:diff --git|---|\+\+\+|@@|index) .*$", re.MULTILINE)
 
 
-def _line_ends(text: str) -> str:
+def line_ends(text: str) -> str:
     """The text with git's line ends: a mail or an editor may have written the whole file with CRLF.
 
     Where only lines of the sources end so, they are the sources' own. Raises Broken for a mixture.

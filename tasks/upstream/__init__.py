@@ -27,8 +27,10 @@ class Upstream(Protocol):
     def fetch(self, release: UpstreamRelease) -> Path:
         """The archive with this release's whole source, checked, on this machine."""
 
-    def changes(self, low: int, high: int) -> ReleaseNotes:
-        """What changed after build `low`, up to and with build `high`."""
+    def changes(self, low: int, high: int, files: bool = True) -> ReleaseNotes:
+        """What changed after build `low`, up to and with build `high`; `files`: and in which files, where that is known
+        and costs a request a change.
+        """
 
 
 def open_upstream(settings: Settings) -> Upstream:

@@ -130,8 +130,9 @@ class Github:
                 todo="look at upstream's release page, and name the build that you want with --to",
             )
 
-    def changes(self, low: int, high: int) -> ReleaseNotes:
-        """Every commit between two builds: title and body of its message, and (with a token) the files it touches."""
+    def changes(self, low: int, high: int, files: bool = True) -> ReleaseNotes:
+        """Every commit between two builds: title and body of its message, and (with a token) the `files` it touches."""
+        files = files and self._api.has_token  # one request a commit: too many for the limit without a token
         tagged = {release.commit: release.build for release in self.releases()}
         found: list[Change] = []
         waiting: list[dict[str, Any]] = []
@@ -139,22 +140,22 @@ class Github:
             for commit in page["commits"]:
                 waiting.append(commit)
                 if build := tagged.get(commit["sha"]):  # untagged commits went into the next tagged build
-                    found += [self._change(build, one) for one in waiting]
+                    found += [self._change(build, one, files) for one in waiting]
                     waiting = []
-        found += [self._change(high, one) for one in waiting]
+        found += [self._change(high, one, files) for one in waiting]
         return ReleaseNotes(low=low, high=high, until=high, changes=tuple(found))
 
     def pull(self, number: int) -> str:
         """The commits of a pull request, one mail after the other. Raises BadInput when there is none such."""
         return self._api.text(f"{self._settings.api_url}{self._repo}/pulls/{number}", "application/vnd.github.patch")
 
-    def _change(self, build: int, commit: dict[str, Any]) -> Change:
+    def _change(self, build: int, commit: dict[str, Any], asked: bool) -> Change:
         title, _, body = commit["commit"]["message"].partition("\n")
         title = title.strip()
         match = _PULL.search(title)
         pull = int(match[1]) if match else None
         files: tuple[str, ...] = ()
-        if self._api.has_token:  # one request a commit: too many for the limit without a token
+        if asked:
             whole = self._api.get(f"{self._repo}/commits/{commit['sha']}", immutable=True)
             files = tuple(file["filename"] for file in whole.get("files", ()))
         said = title[: match.start()].rstrip() if match else title

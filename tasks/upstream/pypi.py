@@ -45,7 +45,7 @@ class Pypi:
             return download(history.PACKAGE, version, self._folder, binary=True)
         return download(self._settings.package, f"{release.build}.0.0", self._folder, binary=False)
 
-    def changes(self, low: int, high: int) -> ReleaseNotes:
+    def changes(self, low: int, high: int, files: bool = True) -> ReleaseNotes:  # noqa: ARG002 - none are known
         """The pull requests that the changelog of another package names: their titles, up to the build it ends with."""
         wheel = download(history.PACKAGE, history.CHANGELOG_VERSION, self._folder, binary=True)
         return history.between(history.read_changes(wheel), low, high)

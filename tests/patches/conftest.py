@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+import tasks.patches
 from tasks.patches import Placed, read_series
 from tasks.patches.classify import classify
 from tasks.patches.export import FORMAT
@@ -15,13 +17,17 @@ from tasks.release import BadInput, Change, UpstreamRelease
 from tasks.sources import Sources
 from tasks.upstream import history
 
+Files = Mapping[str, str] | Mapping[str, bytes]
 
-def tree_of(sources: Sources, files: dict[str, str]) -> str:
+
+def tree_of(sources: Sources, files: Files) -> str:
     """A git tree with these files."""
     with scratch_index(sources) as index:
         rows = []
         for path, text in files.items():
-            blob = sources.git("hash-object", "-w", "--stdin", stdin=text).stdout.strip()
+            raw = index.with_name("raw")
+            raw.write_bytes(text if isinstance(text, bytes) else text.encode())
+            blob = sources.git("hash-object", "-w", "--no-filters", raw).stdout.strip()
             rows.append(f"100644 {blob}\t{path}\n")
         sources.git("update-index", "--index-info", index=index, stdin="".join(rows))
         return sources.git("write-tree", index=index).stdout.strip()
@@ -41,11 +47,11 @@ class World:
     def folder(self) -> Path:
         return self.root / "patches"
 
-    def upstream(self, build: int, files: dict[str, str]) -> str:
+    def upstream(self, build: int, files: Files) -> str:
         self.trees[build] = tree_of(self.sources, files)
         return self.trees[build]
 
-    def patch(self, old: int | str, new: dict[str, str], name: str = "0001-x.patch", *trailers: str) -> Path:
+    def patch(self, old: int | str, new: Files, name: str = "0001-x.patch", *trailers: str) -> Path:
         """Export what makes `new` of an upstream release (or of a tree), and put it at the end of the series."""
         base = self.trees[old] if isinstance(old, int) else old
         made = commit(self.sources, tree_of(self.sources, new), commit(self.sources, base))
@@ -80,6 +86,12 @@ class World:
     def one(self, build: int) -> Placed:
         (placed,) = self.place(build)
         return placed
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy with other tests finds a culprit late."""
+    monkeypatch.setattr(tasks.patches, "BLAME_S", 600.0)
 
 
 @pytest.fixture

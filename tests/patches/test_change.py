@@ -12,6 +12,7 @@ import tasks.upstream
 from flows.__main__ import app
 from tasks.patches import apply_series, edit, read_series
 from tasks.patches.series import read_patch
+from tasks.patches.trees import text_of
 from tasks.release import BadInput, PatchStatus, Problem, ReleaseFailed
 from tasks.sources import Sources
 from tasks.store import Store
@@ -187,6 +188,85 @@ def test_of_a_folder_all_patches_come_in_or_none(tagged: World) -> None:
     assert [patch.name for patch in read_series(tagged.folder)] == ["a.patch", "b.patch"]
 
 
+def test_line_ends_of_the_sources_come_in_as_they_are(tagged: World) -> None:
+    tagged.upstream(100, SIBLINGS | {"run.bat": "one\r\ntwo\r\n"})
+    new = SIBLINGS | {"run.bat": "one\r\nzwei\r\n", "more.bat": "x\r\n"}
+    text = "A title\r\n\r\n" + diff_of(tagged, 100, new)
+    done("add", "-", "--to", "b100", "--title", "bat", *REASONS, stdin=text)
+    placed = tagged.one(100)
+    assert text_of(tagged.sources, placed.tree, "run.bat") == new["run.bat"]
+    assert text_of(tagged.sources, placed.tree, "more.bat") == new["more.bat"]
+
+
+def test_what_comes_in_that_is_not_utf_8_is_no_patch_and_a_title_is_taken_as_it_is(tagged: World) -> None:
+    text = diff_of(tagged, 100, PATCHED)
+    said = CliRunner().invoke(
+        app, ["patches", "add", "-", "--to", "b100", "--title", "t", *REASONS], input=b"caf\xe9\n\n" + text.encode()
+    )
+    assert isinstance(said.exception, BadInput)
+    assert "is not UTF-8" in str(said.exception)
+    mail = f"From: a <a@example.invalid>\nSubject: [PATCH] theirs\n\nIts words.\n---\n\n{text}"
+    done("add", "-", "--to", "b100", "--title", r"a \d of ours", *REASONS, stdin=mail)
+    assert read_series(tagged.folder)[0].title == r"a \d of ours"
+
+
+def test_a_file_that_is_not_of_the_series_is_not_written_over(tagged: World) -> None:
+    two(tagged)
+    (tagged.folder / "series").write_text("0001-tags.patch  # keep\n# 0002-qwen.patch\n")
+    (tagged.folder / "README.md").write_text("ours\n")
+    files = {path.name: path.read_bytes() for path in tagged.folder.iterdir()}
+    quilt = tagged.root / "quilt"
+    quilt.mkdir()
+    for name in ("0002-qwen.patch", "README.md", "series"):
+        (quilt / name).write_text(f"Qwen\n\n{diff_of(tagged, 100, QWEN)}")
+        if name != "series":
+            (quilt / "series").write_text(f"{name}\n")
+        said = refused(BadInput, "import", str(quilt), "--to", "b100", *REASONS)
+        assert "would be written over" in said or name == "series"
+    assert {path.name: path.read_bytes() for path in tagged.folder.iterdir()} == files
+    (tagged.root / "x.diff").write_text(diff_of(tagged, 100, QWEN))
+    done("add", "x.diff", "--to", "b100", "--title", "qwen", *REASONS)
+    assert (tagged.folder / "series").read_text() == ("# 0002-qwen.patch\n0001-tags.patch  # keep\n0003-qwen.patch\n")
+
+
+def test_a_merge_and_an_empty_commit_are_no_patches_and_merges_of_a_range_are_told(tagged: World) -> None:
+    fork = checkout(tagged)
+    git(fork, "checkout", "--quiet", "-b", "ours")
+    (fork / CHAT).write_text(PATCHED[CHAT])
+    git(fork, "commit", "--quiet", "--all", "-m", "chat : first")
+    git(fork, "checkout", "--quiet", "master")
+    git(fork, "commit", "--quiet", "--allow-empty", "-m", "nothing")
+    said = refused(BadInput, "add", str(fork), "--commit", "HEAD", "--to", "b100", *REASONS)
+    assert "has no commit that changes something" in said
+    git(fork, "merge", "--quiet", "--no-edit", "ours")
+    said = refused(BadInput, "add", str(fork), "--commit", "HEAD", "--to", "b100", *REASONS)
+    assert "has no commit that changes something" in said
+    assert not tagged.folder.exists()
+    told = done("add", str(fork), "--commit", "HEAD~1..HEAD", "--to", "b100", *REASONS)
+    assert "1 of these commits are merges" in told
+    assert [patch.title for patch in read_series(tagged.folder)] == ["chat : first"]
+
+
+def test_a_persons_git_settings_change_nothing_of_what_comes_in(tagged: World) -> None:
+    fork = checkout(tagged)
+    for name, value in {
+        "color.ui": "always", "format.coverLetter": "true", "format.attach": "x", "format.signature": "one\ntwo",
+        "format.subjectPrefix": "RFC", "format.signOff": "true", "diff.context": "0", "diff.external": "true",
+        "diff.up.textconv": "tr a-z A-Z <",
+    }.items():  # fmt: skip
+        git(fork, "config", name, value)
+    (fork / ".git" / "info" / "attributes").write_text("*.cpp diff=up\n")
+    (fork / CHAT).write_text(PATCHED[CHAT])
+    done("add", str(fork), "--to", "b100", "--title", "tags", *REASONS)
+    git(fork, "commit", "--quiet", "--all", "-m", "chat : tags")
+    (tagged.folder / "series").write_text("")
+    done("add", str(fork), "--commit", "HEAD", "--to", "b100", *REASONS)
+    (patch,) = read_series(tagged.folder)
+    assert patch.title == "chat : tags"
+    assert "Signed-off-by" not in patch.path.read_text()
+    assert tagged.one(100).result.status is PatchStatus.CLEAN
+
+
 # -- around ------------------------------------------------------------------------------------------
 
 
@@ -198,6 +278,38 @@ def test_two_patches_become_one_under_the_name_and_reasons_of_the_first(tagged: 
     (patch,) = read_series(tagged.folder)
     assert patch.trailers["Why"] == "one."
     assert tagged.one(100).tree == before
+
+
+def test_a_fold_owes_the_proofs_of_both_and_a_waiver_covers_no_other_patch(tagged: World) -> None:
+    two(tagged)
+    first, second = (tagged.folder / name for name in ("0001-tags.patch", "0002-qwen.patch"))
+    texts = first.read_text(), second.read_text()
+
+    def says(*trailers: str) -> None:
+        for path, text, trailer in zip((first, second), texts, trailers, strict=True):
+            path.write_text(text.replace("Exported-on: b100\n", f"Exported-on: b100\n{trailer}", 1))
+
+    says("Waiver: Ada: no GPU\n", "Proved-by: thinking.budget_6\n")
+    said = refused(BadInput, "fold", "1", "2", "--to", "b100")
+    assert "0001-tags.patch is waived, and 0002-qwen.patch is proved" in said
+    says("Proved-by: thinking.budget_6\n", "Proved-by: argv :: --jinja\nProved-by: thinking.budget_6\n")
+    done("fold", "1", "2", "--to", "b100")
+    (patch,) = read_series(tagged.folder)
+    assert patch.trailers["Proved-by"] == "thinking.budget_6\nargv :: --jinja"
+    assert patch.trailers["Why"] == "one."
+
+
+def test_what_upstream_has_a_part_of_is_not_written_as_what_is_left(tagged: World) -> None:
+    both = {CHAT: HEAD + function("init_gpt_oss", TAG) + function("init_gemma4", TAG) + function("init_qwen")}
+    tagged.patch(100, both, "0001-both.patch")
+    third = {CHAT: both[CHAT].replace(function("init_qwen"), function("init_qwen", TAG))}
+    tagged.patch(tagged.one(100).tree, third, "0002-qwen.patch", "Exported-on: b100")
+    tagged.upstream(101, {CHAT: HEAD + function("init_gpt_oss", TAG) + function("init_gemma4") + function("init_qwen")})
+    files = {path.name: path.read_bytes() for path in tagged.folder.iterdir()}
+    for words in (("fold", "1", "2"), ("reorder", "2"), ("drop", "2", "--reason", "no")):
+        assert "0001-both.patch is partly_upstreamed" in refused(ReleaseFailed, *words, "--to", "b101")
+    assert {path.name: path.read_bytes() for path in tagged.folder.iterdir()} == files
+    done("drop", "2", "--reason", "no", "--to", "b100")
 
 
 def test_an_order_that_makes_another_tree_is_refused_and_a_good_one_is_written(tagged: World) -> None:

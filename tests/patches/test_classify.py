@@ -22,6 +22,7 @@ from tasks.release import (
     ReleaseNotes,
     UpstreamRelease,
 )
+from tasks.sources import WHOLE
 from tests.patches.conftest import World
 
 CHAT = "common/chat.cpp"
@@ -146,8 +147,23 @@ def test_what_upstream_has_half_of_is_not_upstreamed_and_the_other_half_is_built
     assert world.sources.read(placed.tree, CHAT) == both[CHAT]
 
 
+def test_what_is_left_of_a_patch_of_a_file_that_is_not_utf_8_is_a_persons_business(world: World) -> None:
+    top = b"// caf\xe9\n\n\n\n\n"
+
+    def files(*tags: str) -> dict[str, bytes]:
+        named = zip(("init_gpt_oss", "init_gemma4", "init_qwen"), tags, strict=True)
+        return {CHAT: top + "".join(function(name, tag) for name, tag in named).encode()}
+
+    world.upstream(100, files("", "", ""))
+    world.patch(100, files(TAG, TAG, ""))
+    world.upstream(101, files(TAG, "", ""))
+    found = world.one(101).result
+    assert found.status is PatchStatus.CONFLICT
+    assert f"{CHAT} is not UTF-8" in found.evidence
+
+
 def test_an_older_release_without_the_function_is_not_applicable(tagged: World) -> None:
-    tagged.upstream(99, {CHAT: HEAD + function("init_gpt_oss")})
+    tagged.upstream(99, {WHOLE: "", CHAT: HEAD + function("init_gpt_oss")})
     placed = tagged.one(99)
     assert placed.result.status is PatchStatus.NOT_APPLICABLE
     assert "b99 is older than b100 and has no init_gemma4" in placed.result.evidence

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import tasks.patches
 import tasks.upstream
 from flows.__main__ import app
 from tasks.patches import blame, place_series, read_series
@@ -92,6 +93,31 @@ def test_an_archive_that_is_not_whole_breaks_nothing(tagged: World) -> None:
     for build in (103, 104, 107, 113):
         tagged.upstream(build, {"common/arg.cpp": "int x;\n"})
     assert "b111 broke it" in blamed(tagged, 115, Counted(tagged)).evidence
+    tagged.upstream(116, {"common/arg.cpp": "int x;\n"})
+    found = blamed(tagged, 116, Counted(tagged))
+    assert found.status is PatchStatus.UNDECIDED
+    assert "broke it" not in found.evidence
+
+
+def test_a_build_that_nothing_can_be_said_of_breaks_nothing(tagged: World) -> None:
+    for build in range(104, 108):
+        tagged.upstream(build, {WHOLE: "", CHAT: f"// b{build}\n{SIBLINGS[CHAT]}void cut() {{\n"})
+    assert "b111 broke it" in blamed(tagged, 115, Counted(tagged)).evidence
+    tagged.upstream(116, {WHOLE: "", CHAT: f"{CONFLICTING[CHAT]}void cut() {{\n"})
+    found = blamed(tagged, 116, Counted(tagged))
+    assert found.status is PatchStatus.UNDECIDED
+    assert "broke it" not in found.evidence
+
+
+def test_a_search_that_takes_too_long_or_finds_too_few_builds_is_given_up_and_says_so(
+    tagged: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream = Counted(tagged, gone=range(101, 115))
+    said = "which build broke it is not known: "
+    assert f"{said}b105, b106, b107, b108, b109 can't be had" in blamed(tagged, 115, upstream).evidence
+    assert len([build for build in upstream.fetched if build in upstream.gone]) == 5
+    monkeypatch.setattr(tasks.patches, "BLAME_S", 0.0)
+    assert blamed(tagged, 115, Counted(tagged)).evidence.endswith(f"{said}it takes more than 0 s")
 
 
 def test_a_function_that_went_elsewhere_with_the_fix_is_asked_of_whole_trees(tagged: World) -> None:

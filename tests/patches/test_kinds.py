@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tasks.patches import read_series
-from tasks.patches.classify import LEAN, classify
+from tasks.patches.classify import classify
 from tasks.patches.series import read_patch
 from tasks.patches.trees import text_of
 from tasks.release import PatchStatus, ReleaseNotes, UpstreamRelease
+from tasks.sources import WHOLE
 from tests.patches.conftest import World, tree_of
 from tests.patches.test_classify import CHAT, HEAD, PATCHED, SIBLINGS, TAG, function
 
@@ -131,10 +132,14 @@ def test_a_file_that_upstream_changed_is_not_deleted_by_a_patch(world: World) ->
 def test_a_new_file_in_a_folder_that_is_gone_is_a_persons_business(world: World) -> None:
     world.upstream(100, BENCH)
     world.patch(100, BENCH | {"bench/b.yml": "mine\n"})
-    world.upstream(101, {CHAT: BENCH[CHAT], "tools/bench/a.yml": BENCH["bench/a.yml"]})
+    world.upstream(101, {WHOLE: "", CHAT: BENCH[CHAT], "tools/bench/a.yml": BENCH["bench/a.yml"]})
     found = world.one(101).result
     assert found.status is PatchStatus.CONFLICT
     assert "into a folder that b101 does not have" in found.evidence
+    world.upstream(102, {CHAT: BENCH[CHAT]})
+    found = world.one(102).result
+    assert found.status is PatchStatus.UNDECIDED
+    assert "That bench is not in it says nothing of upstream" in found.evidence
 
 
 # -- another function ---------------------------------------------------------------------------------
@@ -318,14 +323,24 @@ def test_white_space_around_a_change_is_no_conflict(world: World) -> None:
 
 
 def test_a_file_that_a_lean_archive_lacks_was_not_removed(world: World) -> None:
-    whole = SIBLINGS | {f"ggml/{n}.cu": f"int a{n};\n" for n in range(20)}
+    whole = {WHOLE: "llama.cpp\n"} | SIBLINGS | {f"ggml/{n}.cu": f"int a{n};\n" for n in range(20)}
     world.upstream(100, whole)
     world.patch(100, whole | {"ggml/3.cu": "int mine;\n"})
-    world.upstream(101, dict(list(whole.items())[:2]))
+    world.upstream(101, {path: text for path, text in whole.items() if path not in (WHOLE, "ggml/3.cu")})
     found = world.one(101).result
-    assert len(whole) * LEAN > 2
     assert found.status is PatchStatus.UNDECIDED
-    assert "the archive of b101 is not whole: 2 files where b100 has 21" in found.evidence
+    assert "the archive of b101 is not whole: 20 files and no README.md, where b100 has 22 files" in found.evidence
+
+
+def test_a_small_old_tree_is_whole_and_lacks_what_is_not_there_yet(world: World) -> None:
+    small = {WHOLE: "llama.cpp\n"} | SIBLINGS
+    grown = small | {f"ggml/{n}.cu": f"int a{n};\n" for n in range(20)}
+    world.upstream(99, small)
+    world.upstream(100, grown)
+    world.patch(100, grown | {"ggml/3.cu": "int mine;\n"})
+    found = world.one(99).result
+    assert found.status is PatchStatus.NOT_APPLICABLE
+    assert "b99 is older than b100 and has no file ggml/3.cu" in found.evidence
 
 
 def test_an_older_release_that_has_it_under_another_name_is_not_without_it(world: World) -> None:
@@ -333,7 +348,7 @@ def test_an_older_release_that_has_it_under_another_name_is_not_without_it(world
     head = "json server_convert(const json & body) {\n"
     world.upstream(100, {"tools/a.cpp": f"{head}{lines}    return 1;\n}}\n"})
     world.patch(100, {"tools/a.cpp": f"{head}{lines}    mine(body);\n    return 1;\n}}\n"})
-    world.upstream(99, {"tools/b.cpp": f"json convert(const json & body) {{\n{lines}    return 1;\n}}\n"})
+    world.upstream(99, {WHOLE: "", "tools/b.cpp": f"json convert(const json & body) {{\n{lines}    return 1;\n}}\n"})
     found = world.one(99).result
     assert found.status is PatchStatus.SOURCE_MOVED
     assert "tools/b.cpp:2" in found.evidence

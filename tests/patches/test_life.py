@@ -62,6 +62,42 @@ def test_refresh_leaves_what_upstream_has_as_it_is(tagged: World) -> None:
     assert (tagged.folder / "0001-tags.patch").read_bytes() == before
 
 
+def test_refresh_leaves_a_patch_whole_that_upstream_has_a_part_of_and_what_is_made_on_it(world: World) -> None:
+    world.upstream(100, SIBLINGS)
+    both = {CHAT: HEAD + function("init_gpt_oss", TAG) + function("init_gemma4", TAG) + function("init_qwen")}
+    world.patch(100, both, "0001-both.patch")
+    third = {CHAT: both[CHAT].replace(function("init_qwen"), function("init_qwen", TAG))}
+    world.patch(world.one(100).tree, third, "0002-qwen.patch", "Exported-on: b100")
+    files = {path.name: path.read_bytes() for path in world.folder.iterdir()}
+    theirs = HEAD + function("init_gpt_oss", TAG) + function("init_gemma4") + function("init_qwen")
+    world.upstream(101, {CHAT: "// a line\n" + theirs})
+    told = [what for _, what in refreshed(world)]
+    assert told == [
+        "left as it is: partly_upstreamed, and what goes is yours to say (`patches edit`)",
+        "left as it is: rebased, on top of one that is partly_upstreamed",
+    ]
+    assert {path.name: path.read_bytes() for path in world.folder.iterdir()} == files
+
+
+DATES = {
+    "Sun, 22 Nov 2026 10:00:00 +0200": "Sun, 22 Nov 2026 10:00:00 +0200",
+    "2026-01-05 12:00:00 +0100": "Mon, 5 Jan 2026 12:00:00 +0100",
+    "2026-01-05T12:00:00Z": "Mon, 5 Jan 2026 12:00:00 +0000",
+    "2026-01-05": "Mon, 5 Jan 2026 00:00:00 +0000",
+    "yesterday": "Thu, 1 Jan 1970 00:00:00 +0000",
+    "Sun, 22 Nov 1926 10:00:00 +0200": "Thu, 1 Jan 1970 00:00:00 +0000",
+}
+
+
+@pytest.mark.parametrize("date", DATES)
+def test_a_date_however_it_was_written_does_not_end_an_export(tagged: World, date: str) -> None:
+    path = tagged.folder / "0001-tags.patch"
+    path.write_text(path.read_text().replace("Date: Sat, 1 Jan 2000 00:00:00 +0000", f"Date: {date}"))
+    tagged.upstream(101, MOVED)
+    assert refreshed(tagged) == [(path, "exported on b101")]
+    assert f"Date: {DATES[date]}\n" in path.read_text()
+
+
 def test_an_exported_message_keeps_its_author_date_folds_and_letters(world: World) -> None:
     world.upstream(100, SIBLINGS)
     path = world.patch(100, PATCHED, "0001-tags.patch")
@@ -276,7 +312,7 @@ class Here:
             tar.add(pack, "pkg")
         return archive
 
-    def changes(self, low: int, high: int) -> ReleaseNotes:
+    def changes(self, low: int, high: int, files: bool = True) -> ReleaseNotes:  # noqa: ARG002
         return history.between(self.world.changes, low, high)
 
 

@@ -16,11 +16,12 @@ import pytest
 from grpclib import Status
 from modal.client import _Client
 from modal.exception import AsyncUsageWarning, ConflictError, FunctionTimeoutError, PermissionDeniedError, ServiceError
+from modal_proto import api_pb2
 
 from modal_app.settings import BAKED
 from tasks.platforms.modal import ModalPlatform
 from tasks.platforms.modal.account import COMMAND_LIMIT_S, command, problem
-from tasks.platforms.modal.apps import classified, url, version
+from tasks.platforms.modal.apps import LOG_LINES, classified, said, url, version
 from tasks.release import BadInput, ToolingError
 from tests.fakes.modal import FakeModal, Fault
 from tests.modal_app.test_deployed import deployment
@@ -58,6 +59,20 @@ def test_an_unreachable_control_plane_fails_in_seconds_and_says_where(
         with pytest.raises(ToolingError, match=f"Modal cannot be reached at {address}"):
             ask()
     assert time.monotonic() - start < 30
+
+
+@wire
+def test_what_a_server_says_is_its_own_lines_as_it_wrote_them_from_the_first_on(
+    fake: FakeModal, platform: ModalPlatform
+) -> None:
+    modal.App("quiet").deploy(name="a-trial")
+    app_id = str(modal.App.lookup("a-trial").app_id)
+    own = ["budget: 6", *(f"line {n}" for n in range(LOG_LINES + 100)), '{"error": "of upstream"}']
+    ours = ['{"argv": ["--log", "budget: 6"]}', '{"boot": {"kind": "created"}}']
+    for line in [ours[0], *own, ours[1]]:
+        fake.logs.write(line, api_pb2.FILE_DESCRIPTOR_STDOUT, app_id, "", "ta-1")
+    assert said(platform.settings.modal, "a-trial").splitlines() == own
+    assert said(platform.settings.modal, "another") == ""
 
 
 @wire

@@ -186,6 +186,8 @@ def test_with_a_token_changes_have_their_files_and_a_commit_is_asked_for_once(
     fake.token = "secret-token"
     monkeypatch.setenv("GITHUB_TOKEN", "secret-token")
     upstream = client(fake, tmp_path, [])
+    assert [c.files for c in upstream.changes(10603, 10605, files=False).changes] == [(), ()]
+    assert not any("/commits/" in s.path for s in fake.seen)
     assert [c.files for c in upstream.changes(10603, 10605).changes] == [("tools/4.cpp",), ("tools/5.cpp",)]
     asked = sum("/commits/" in s.path for s in fake.seen)
     upstream.changes(10603, 10605)

@@ -233,7 +233,7 @@ def test_notes_that_end_before_production_tell_nothing_and_say_so() -> None:
 class Dead(Pypi):
     """An upstream whose notes cannot be read."""
 
-    def changes(self, low: int, high: int) -> ReleaseNotes:
+    def changes(self, low: int, high: int, files: bool = True) -> ReleaseNotes:  # noqa: ARG002
         return dead(low, high)
 
 

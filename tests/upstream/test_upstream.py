@@ -26,7 +26,7 @@ class Fixed:
     def fetch(self, release: UpstreamRelease) -> Path:
         raise NotImplementedError
 
-    def changes(self, low: int, high: int) -> ReleaseNotes:
+    def changes(self, low: int, high: int, files: bool = True) -> ReleaseNotes:
         raise NotImplementedError
 
 

@@ -109,8 +109,8 @@ class ModalPlatform:
                 modal.Dict.objects.delete(f"{name}-boots", environment_name=self._modal.environment)
 
     def said(self, trial: Endpoint) -> str:
-        """The last lines of a trial's log, as far as Modal has them yet."""
-        return apps.logs(self._modal, self._trials[trial.base_url])
+        """What the server of a trial has written to its log, as far as Modal has it yet."""
+        return apps.said(self._modal, self._trials[trial.base_url])
 
     def inherits(self) -> tuple[str, ...]:
         """None of this process's environment variables reaches a container."""

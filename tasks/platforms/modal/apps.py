@@ -22,6 +22,10 @@ SERVER = "Llama"
 """The class in modal_app/app.py."""
 POLL_S = 0.5
 LOG_LINES = 400
+SAID_LINES = 5000
+"""How many of a trial's lines are read: a server that comes up and answers once writes some hundreds."""
+OURS = re.compile(r'\{"(?:argv|boot|gpu_memory_mb|not_recorded)": ')
+"""The lines that modal_app.server writes into the log of the server."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,20 @@ def boots_of(settings: ModalSettings, name: str) -> dict[str, str]:
         return dict(kept.items())
 
 
-def logs(settings: ModalSettings, name: str, lines: int = LOG_LINES) -> str:
-    """The last lines of an app's log; '' when there is no app."""
+def said(settings: ModalSettings, name: str) -> str:
+    """What an app's server has written to its log, line by line as it wrote it; '' when there is no app."""
+    lines = logs(settings, name, "--tail", str(SAID_LINES)).splitlines(keepends=True)
+    return "".join(line for line in lines if not OURS.match(line))
+
+
+def logs(settings: ModalSettings, name: str, *options: str) -> str:
+    """The last lines of an app's log, each with its time; '' when there is no app. `options` are the command's own,
+    instead of these.
+    """
     if version(settings, name) is None:
         return ""
     return command(
-        "app", "logs", name, "--tail", str(lines), "--timestamps",
+        "app", "logs", name, *(options or ("--tail", str(LOG_LINES), "--timestamps")),
         environment=settings.environment, limit_s=COMMAND_LIMIT_S,
     ).stdout  # fmt: skip
 
