@@ -136,7 +136,7 @@ def fill(store: Store) -> None:
 def said_by(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> str:
     """All that a command says, on both streams. It ends as a command ends, with no traceback."""
     monkeypatch.setattr(sys, "argv", ["llama-release", *words])
-    monkeypatch.setattr(sys, "stdin", io.StringIO(TEXT))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode(errors="replace")), "utf-8"))
     monkeypatch.setattr(terminal.console, "_width", 100_000)
     with pytest.raises(SystemExit) as end:
         main()
