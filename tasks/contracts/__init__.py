@@ -4,10 +4,13 @@
     trials.py       the servers that promises are checked on, most of them with a model whose weights are a script:
     scripted.py     that model, and projector.py what makes it see
     toolbox.py      what the promises about tools ask with
+    conversations.py, sayings.py   one conversation as each API wants it, and what each says, in one shape
+    wire.py         an exchange over HTTP as it is spelled
     judge.py        no new failure: what a promise that is not kept means, by what production does
     probes.py       promises as the proofs of patches
 
-Every other module is one subject, and each of its promises one function.
+Every other module is one subject, and each of its promises one function. From twins on they are relations: two ways of
+asking that must agree, whatever is asked, so that they see faults which nobody listed.
 """
 
 from __future__ import annotations
@@ -20,19 +23,27 @@ from pathlib import Path
 from tasks.behaviour import digest_of_code
 from tasks.contracts import (
     auth,
+    chance,
     chat,
+    edges,
     errors,
     health,
     messages,
     metrics,
     models,
+    reading,
     responses,
     sampling,
+    schemas,
     settings,
     slots,
+    state,
+    stops,
     template,
     thinking,
+    tokens,
     tools,
+    twins,
     vision,
 )
 from tasks.contracts.judge import judge, kept, named, promised, told
@@ -65,7 +76,7 @@ from tasks.stage import Row, stage
 
 SUBJECTS = (
     health, models, chat, sampling, auth, metrics, responses, messages, errors, settings, slots, template, thinking,
-    tools, vision,
+    tools, vision, twins, stops, reading, state, chance, schemas, tokens, edges,
 )  # fmt: skip
 
 

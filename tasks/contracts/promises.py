@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from modal_app.redaction import redact
+from tasks.contracts.wire import Wire
 from tasks.endpoint import Answer, Client, Stream, chat_body
 from tasks.endpoint.listening import nobody_listens
 from tasks.release import (
     NOT_ASKED,
     SERVER_SAID,
+    UNMET,
     Endpoint,
     Problem,
     Release,
@@ -31,6 +34,7 @@ model (trials.SCRIPTS): it thinks, calls tools, counts by chance, or thinks and 
 TIMEOUT_S = 60.0
 _CLIP = 2000  # characters of one string kept as evidence
 _REVIVE_S = 2.0
+_WORDS = 200  # characters of what a server says of its error
 DIED = "died"
 """In the evidence of a verification: the server is gone since it was asked this, and how it ended."""
 REFUSED = "nobody listened when it was to be asked"
@@ -63,6 +67,10 @@ class Recorder(Client):
     def __init__(self, endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> None:
         super().__init__(endpoint, timeout_s=timeout_s)
         self.exchanges: list[dict[str, Any]] = []
+
+    def wire(self) -> Wire:
+        """A connection for requests that are to be spelled just so; its exchanges are this client's."""
+        return Wire(self.endpoint, timeout_s=self.timeout_s, exchanges=self.exchanges)
 
     def request(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
         try:
@@ -138,25 +146,34 @@ class Contract:
     """Whether it must be kept whatever production does. Else it must be kept if production keeps it."""
     known: str = ""
     """What is known of upstream not keeping it: the upstream issue, or a description where there is none."""
+    anywhere: bool = False
+    """Whether it may be asked of anybody's server: it holds whatever the model says, and changes nothing there."""
 
 
 CONTRACTS: dict[str, Contract] = {}
 
 
 def promise(
-    name: str, text: str, source: str, *, server: Server = "model", must: bool = False, known: str = ""
+    name: str,
+    text: str,
+    source: str,
+    *,
+    server: Server = "model",
+    must: bool = False,
+    known: str = "",
+    anywhere: bool = False,
 ) -> Callable[[Callable[[Context], str]], Callable[[Context], str]]:
     """Register a function as the contract `contracts.<name>`.
 
-    It returns a one-line summary when the promise is kept, and raises Unmet (see `expect`) when it is not. For `must`
-    and `known` see Contract.
+    It returns a one-line summary when the promise is kept, and raises Unmet (see `expect`) when it is not. For `must`,
+    `known` and `anywhere` see Contract.
     """
 
     def register(check: Callable[[Context], str]) -> Callable[[Context], str]:
         full = f"contracts.{name}"
         if full in CONTRACTS:
             raise ValueError(f"two promises are called {full}")
-        CONTRACTS[full] = Contract(full, text, source, server, check, must, known)
+        CONTRACTS[full] = Contract(full, text, source, server, check, must, known, anywhere)
         return check
 
     return register
@@ -167,9 +184,10 @@ def verify(contract: Contract, client: Recorder, release: Release, *, subject: R
 
     `release` is what the server runs (perhaps with the scripted model), `subject` is the release that the
     verification is of. An exception of our own, or no HTTP answer two times over, is `errored` while the server lives
-    and `failed` when it does no more; the evidence has DIED then. That there was no answer at first is told.
+    and `failed` when it does no more; the evidence has DIED then. That there was no answer at first is told. A 5xx that
+    our own code fails on is `failed` when it comes again.
     """
-    start, key = time.monotonic(), client.endpoint.api_key
+    start = time.monotonic()
     client.exchanges = []
     context = Context(client, release)
     try:
@@ -181,24 +199,80 @@ def verify(contract: Contract, client: Recorder, release: Release, *, subject: R
             context.notes["first_try"] = str(error)
             verdict, summary = Verdict.PASSED, f"{contract.check(context)}; only when asked again: {error.what}"
     except Unmet as unmet:
-        verdict, summary = Verdict.FAILED, str(unmet)
-        context.notes["unmet"] = summary
+        verdict, summary = Verdict.FAILED, _with_its_words(str(unmet), client)
+        context.notes.update({UNMET: summary, "ask_it": curl_of(client)})
     except Exception as error:  # whatever broke, it is the verdict of this promise alone
         alive = _alive(client)
+        if alive and (said := _repeated_error(contract, context)):
+            verdict, summary = Verdict.FAILED, said
+            context.notes.update({UNMET: said, "ask_it": curl_of(client)})
+            return _verified(contract, context, subject, verdict, summary, basis=basis, start=start)
         verdict = Verdict.ERRORED if alive else Verdict.FAILED
         summary = f"{type(error).__name__}: {error}".splitlines()[0] if alive else "the server died"
         if not alive:
             context.notes[DIED] = REFUSED if _never_reached(client) else summary
         context.notes["exception"] = f"{type(error).__name__}: {error}"
+    return _verified(contract, context, subject, verdict, summary, basis=basis, start=start)
+
+
+def _verified(
+    contract: Contract, context: Context, subject: Release, verdict: Verdict, summary: str, *, basis: str, start: float
+) -> Verification:
+    key = context.client.endpoint.api_key
     return verification(
         contract,
         subject,
         verdict,
         clipped(summary, key),
-        evidence=clipped({**context.notes, "exchanges": client.exchanges}, key),
+        evidence=clipped({**context.notes, "exchanges": context.client.exchanges}, key),
         basis=basis,
         seconds=time.monotonic() - start,
     )
+
+
+def _server_error(client: Recorder) -> str:
+    """What the server said with a 5xx to what it was asked last; '' when it said something else."""
+    last = client.exchanges[-1] if client.exchanges else {}
+    if (last.get("status") or 0) < 500:
+        return ""
+    body = last.get("response")
+    said = body.get("error") if isinstance(body, dict) else body
+    words = said.get("message") if isinstance(said, dict) else said
+    return f"{last['path']} answered {last['status']}" + (f": {str(words)[:_WORDS]}" if words else "")
+
+
+def _with_its_words(unmet: str, client: Recorder) -> str:
+    said = _server_error(client)
+    return f"{unmet} ({said})" if said and said not in unmet else unmet
+
+
+def _repeated_error(contract: Contract, context: Context) -> str:
+    """What the server says with a 5xx each time that it is asked, where our own code fails on it; '' when it does not.
+
+    A server that lives and answers so is wrong; it is nothing that another try of ours would mend.
+    """
+    first = _server_error(context.client)
+    if not first:
+        return ""
+    try:
+        contract.check(context)
+    except Exception:
+        return _server_error(context.client) and first
+    return ""
+
+
+def curl_of(client: Recorder) -> str:
+    """The last exchange as a command that anybody can give; '' when there was none."""
+    last = client.exchanges[-1] if client.exchanges else None
+    if last is None:
+        return ""
+    body, path = last.get("request"), last["path"]
+    if isinstance(body, list):  # a stream's messages and parameters
+        body = chat_body(body[0], stream=True, **body[1])
+    sent = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+    data = [] if body is None else ["-H", "Content-Type: application/json", "-d", sent]
+    words = ["curl", "-sS", "-X", last["method"], *data]
+    return f'{shlex.join(words)} -H "Authorization: Bearer $KEY" "$URL{path}"'
 
 
 def ended_by(
@@ -214,7 +288,7 @@ def ended_by(
     evidence = {SERVER_SAID: clipped(error.evidence, None), "at_fault": verdict}
     if died is None:
         return verification(contract, subject, verdict, what, evidence=evidence | {NOT_ASKED: what}, basis=basis)
-    kept = {name: value for name, value in died.evidence.items() if name != "unmet"}
+    kept = {name: value for name, value in died.evidence.items() if name != UNMET}
     return died.model_copy(update={"verdict": verdict, "summary": what, "evidence": kept | evidence | {DIED: what}})
 
 

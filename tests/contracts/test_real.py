@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tasks import contracts
+from tasks.contracts import schemas
 from tasks.contracts.auth import private_routes
-from tasks.contracts.promises import CONTRACTS, Recorder, Server, verify
+from tasks.contracts.promises import CONTRACTS, Context, Recorder, Server, verify
 from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_forever
 from tasks.contracts.trials import with_model
@@ -21,11 +22,21 @@ from tasks.settings import Settings
 from tasks.sources import Sources
 from tests.contracts.breakages import BROKEN, LIVE, BuffersStreams, FailsWhileLoading, HealthyTooEarly, title
 from tests.contracts.breaking_proxy import Breakage, broken
+from tests.contracts.broken_kinds import KINDS, Broken
 from tests.contracts.conftest import Serving
 
 pytestmark = pytest.mark.real
-SHORTCOMINGS = {"errors.unknown_model", "errors.wrong_tools", "messages.thinking_disabled", "tools.none_clean"}
+SHORTCOMINGS = {
+    "errors.unknown_model", "errors.wrong_tools", "messages.thinking_disabled", "schemas.bad", "schemas.of_tools",
+    "schemas.refused", "stops.held_back", "stops.limit_of_response", "stops.nothing_asked", "stops.reason_of_message",
+    "tools.none_clean",
+}  # fmt: skip
 """What b11434 does not keep."""
+NOT_TEMPTED = {"type_object", "additional_properties"}
+SHORT = {min(group, key=lambda b: b.what).what for group in (
+    [b for b in KINDS if b.kind == kind] for kind in {b.kind for b in KINDS}
+)}  # fmt: skip
+"""One of each kind."""
 
 
 def names_of(*servers: Server) -> list[str]:
@@ -58,6 +69,28 @@ def test_a_broken_server_breaks_its_promise_and_no_other_of_the_subject(
     names = watched(server, changed)
     with broken(endpoint, breakage) as proxied:
         assert set(check(proxied, runs, names)) == set(changed) ^ (SHORTCOMINGS & names)
+
+
+@pytest.mark.parametrize(
+    "each", [pytest.param(b, marks=() if b.what in SHORT else pytest.mark.long, id=b.what) for b in KINDS]
+)
+def test_a_server_that_is_wrong_in_a_way_of_its_kind_is_caught(each: Broken, serving: Serving) -> None:
+    endpoint, runs = serving(each.server)
+    servers = ("model", "scripted") if each.server == "scripted" else (each.server,)
+    names = [n for n in names_of(*servers) if n.split(".")[0] in each.caught_by and n != LIVE]
+    with broken(endpoint, each.breakage) as proxied:
+        assert set(check(proxied, runs, names)) - SHORTCOMINGS
+
+
+@pytest.mark.parametrize("keyword", schemas.KEYWORDS, ids=[keyword.name for keyword in schemas.KEYWORDS])
+def test_what_a_model_wants_breaks_the_keyword_that_is_to_keep_it_from_it(
+    keyword: schemas.Keyword, serving: Serving
+) -> None:
+    if keyword.name in NOT_TEMPTED:
+        pytest.skip("without the keyword llama-server takes it for granted")
+    endpoint, runs = serving("counting")
+    with Recorder(endpoint) as client:
+        assert schemas.control(Context(client, runs), keyword)
 
 
 def test_a_server_that_holds_its_streams_back_is_caught(platform: LocalPlatform, release: Release) -> None:
