@@ -1099,7 +1099,7 @@ EDGES = _kind(
     ("an empty prompt is an error", "counting", Changes(reply=fails_on(b'"prompt":""')), "edges"),
     (
         "of very many messages the last hundred are read",
-        "seeing",
+        "counting",
         Asks(messages(lambda m: m[-100:]), CHAT, "/apply-template"),
         "edges",
     ),
