@@ -21,7 +21,8 @@ from flows.doctor import ONLY_WARNINGS
 from flows.outcome import EXIT_CODES
 from tasks.contracts.promises import CONTRACTS
 from tasks.release import BadInput, ReleaseFailed, ToolingError
-from tasks.runbook import COLLECT, RUNBOOK, Row
+from tasks.runbook import NAME, Row, known
+from tasks.runbook import load as load_runbook
 from tasks.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent
@@ -141,26 +142,28 @@ def promises() -> str:
 def runbook() -> str:
     """Every symptom of the runbook, by area."""
     parts = []
-    for area in dict.fromkeys(row.area for row in RUNBOOK):
-        parts += [f"## {area.capitalize()}", *(_symptom(row) for row in RUNBOOK if row.area == area)]
+    for area in dict.fromkeys(row.area for row in known()):
+        parts += [f"## {area[0].upper()}{area[1:]}", *(_symptom(row) for row in known() if row.area == area)]
     return "\n\n".join(parts)
 
 
 def _symptom(row: Row) -> str:
     caught = ", ".join(f"`{check.replace('contracts ', 'contracts.')}`" for check in row.checks)
-    told = (("Cause", row.cause), ("Fix", row.fix), ("Caught by", caught), ("Source", row.source))
+    told = (("Cause", row.cause), ("Fix", row.fix), ("Whose", row.owner), ("Caught by", caught), ("Source", row.source))
     lines = [f"- {name}: {_plain(text)}" for name, text in told if text]
-    return "\n".join([f"### {row.id}", "", f"**{_plain(row.symptom)}**", "", *lines])
+    said = [f"    {line}" for example in row.examples for line in example.splitlines()]
+    return "\n".join([f"### {row.id}", "", f"**{_plain(row.symptom)}**", "", *said, "", *lines])
 
 
 def _plain(text: str) -> str:
-    """Text with no HTML in it; what stands in backquotes is none anyway."""
+    """Text with no HTML in it; what stands in backquotes is none anyway. The names of words in it as capitals."""
+    text = NAME.sub(lambda name: name[1].upper(), text)
     return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in re.split(r"(`[^`]*`)", text))
 
 
 def collect() -> str:
     """What to collect when the runbook does not know a message."""
-    return "\n".join(f"- {item}" for item in COLLECT)
+    return "\n".join(f"- {item}" for item in load_runbook().collect)
 
 
 MADE: dict[str, Callable[[str | None], str]] = {

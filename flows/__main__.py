@@ -38,6 +38,7 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 INTERRUPTED = 130
 SEEN = 200  # characters of a line that `explain` quotes
+TOLD = ("cause", "fix", "owner", "source")  # of a row, by `explain`
 OPENED = (
     "Open: no password, any Host name. Every user of this machine, whoever reaches the port and a web page that points "
     "its own name here may start runs, approve, roll back and read everything. Let nobody but your proxy reach it"
@@ -54,6 +55,8 @@ patches_app = typer.Typer(
 )
 app.add_typer(hold_app, name="hold")
 app.add_typer(patches_app, name="patches")
+upstream_app = typer.Typer(no_args_is_help=True, help="What changed upstream, read from its own source trees.")
+app.add_typer(upstream_app, name="upstream")
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON; the rows then go to standard error")]
 To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]
@@ -198,6 +201,9 @@ def hold_lift(by: By) -> None:
 def patches(
     context: typer.Context,
     to: To = None,
+    culprit: Annotated[
+        bool, typer.Option("--culprit", help="look for the upstream build that broke a blocked one: some are fetched")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one record a patch: file, title, status, evidence")] = False,
 ) -> None:
     """Show what becomes of each patch on a release. Exits 1 when one is blocked."""
@@ -205,7 +211,83 @@ def patches(
         return
     from flows import patches
 
-    patches.show(to, as_json)
+    patches.show(to, culprit, as_json)
+
+
+Why = Annotated[str, typer.Option(help="why the patch is there, in one sentence; its own trailer comes first")]
+ProvedBy = Annotated[str, typer.Option(help="what fails without the patch and passes with it")]
+Waive = Annotated[str, typer.Option(metavar="REASON", help="why it can't be proved: the approver sees that, and you")]
+Which = Annotated[str, typer.Argument(metavar="N|FILE")]
+
+
+@patches_app.command("add")
+def patches_add(
+    source: Annotated[
+        str, typer.Argument(help="a diff, a git work tree, the number of a pull request, or - for a pipe")
+    ],
+    by: By,
+    commit: Annotated[str | None, typer.Option(help="a commit of the git repository SOURCE")] = None,
+    to: To = None,
+    title: Annotated[str, typer.Option(help="its title, where it has none")] = "",
+    why: Why = "",
+    proved_by: ProvedBy = "",
+    waive: Waive = "",
+) -> None:
+    """Put a patch at the end of the series, as it stands on a release. Refused where it does not fit."""
+    from flows import patches
+
+    waiver = f"{by}: {waive}" if waive else ""
+    patches.add(source, commit, to, patches.Reasons(title, why, proved_by, waiver))
+
+
+@patches_app.command("import")
+def patches_import(
+    folder: Annotated[Path, typer.Argument(help="a folder of patches, a quilt series, or a fork with --since")],
+    by: By,
+    since: Annotated[str | None, typer.Option(help="upstream's branch or tag that the fork's branch left")] = None,
+    to: To = None,
+    why: Why = "",
+    proved_by: ProvedBy = "",
+    waive: Waive = "",
+) -> None:
+    """Put the patches of a folder, or the commits of a fork's branch, at the end of the series."""
+    from flows import patches
+
+    patches.import_series(folder, since, to, patches.Reasons("", why, proved_by, f"{by}: {waive}" if waive else ""))
+
+
+@patches_app.command("drop")
+def patches_drop(
+    which: Which, reason: Annotated[str, typer.Option(help="why nobody needs it any more")], to: To = None
+) -> None:
+    """Take a patch out of the series, without a proof that upstream has it. Refused where a later one needs it."""
+    from flows import patches
+
+    patches.drop(which, reason, to)
+
+
+@patches_app.command("reorder")
+def patches_reorder(which: Annotated[list[str], typer.Argument(metavar="N|FILE...")], to: To = None) -> None:
+    """Put these patches first, in this order. Refused where the source tree would be another one."""
+    from flows import patches
+
+    patches.reorder(which, to)
+
+
+@patches_app.command("fold")
+def patches_fold(into: Which, which: Which, to: To = None) -> None:
+    """Make a patch part of the one before it, which keeps its name and its reasons."""
+    from flows import patches
+
+    patches.fold(into, which, to)
+
+
+@patches_app.command("export")
+def patches_export(folder: Path, to: To = None) -> None:
+    """Write the series as it stands on a release into an empty folder, as quilt and packagers read it."""
+    from flows import patches
+
+    patches.export(folder, to)
 
 
 @patches_app.command("refresh")
@@ -214,6 +296,16 @@ def patches_refresh(to: To = None) -> None:
     from flows import patches
 
     patches.refresh(to)
+
+
+@patches_app.command("watch")
+def patches_watch(as_json: Json = False) -> None:
+    """Bring the series to the newest upstream release as the scheduled patches watch does, and tell what breaks."""
+    from flows.patches_watch import patches_watch as flow
+
+    with prefect_page(as_json) as page:
+        outcome = run_flow(flow, page, None)
+    _end(outcome, as_json)
 
 
 @patches_app.command("retire")
@@ -235,6 +327,40 @@ def patches_edit(
     from flows import patches
 
     patches.edit_one(which, to, go_on, abort)
+
+
+Markdown = Annotated[bool, typer.Option("--markdown", help="print a page in Markdown, to send to others")]
+Everything = Annotated[bool, typer.Option("--all", help="each difference a line, those that break nobody too")]
+
+
+@upstream_app.command("between")
+def upstream_between(
+    low: Annotated[str, typer.Argument(help="the older build, such as b11401")],
+    high: Annotated[str, typer.Argument(help="the newer build")],
+    as_json: Json = False,
+    as_markdown: Markdown = False,
+    everything: Everything = False,
+) -> None:
+    """Say what changed between two upstream builds: what could break us, defaults, what is new, and the rest counted.
+
+    Both source trees are read as they are, so it needs no build, no model and no notes. Nothing is changed.
+    """
+    from flows import upstream
+
+    upstream.show(low, high, as_json, as_markdown, everything)
+
+
+@upstream_app.command("since")
+def upstream_since(
+    low: Annotated[str, typer.Argument(help="the older build, such as b11401")],
+    as_json: Json = False,
+    as_markdown: Markdown = False,
+    everything: Everything = False,
+) -> None:
+    """Say what changed since an upstream build, up to the newest eligible one: see `between`."""
+    from flows import upstream
+
+    upstream.show(low, None, as_json, as_markdown, everything)
 
 
 @app.command()
@@ -442,32 +568,44 @@ def _show(finding: Finding, new: bool) -> None:
         console.print(f"       {'':<12} -> {one_line(finding.todo)}", soft_wrap=True)
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 def explain(
-    text: Annotated[str | None, typer.Argument(help="an error message; without it a log is read from stdin")] = None,
+    text: Annotated[
+        list[str] | None, typer.Argument(help="an error message; without it a log is read from stdin")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a message or a log means: each known symptom in it, its cause and its fix.
+    """Say what a message or a log means: each known symptom in it, its cause and its fix, what matters most first.
 
-    Exits 0 when something was known, 1 when not.
+    A message may begin with a dash. Exits 0 when something was known, 1 when not.
     """
-    from tasks.runbook import COLLECT
-    from tasks.runbook import explain as explain_lines
+    from tasks import runbook
 
-    matches = explain_lines(text.splitlines() if text is not None else sys.stdin)
+    said = " ".join(text) if text else sys.stdin.read()
+    matches = runbook.explain(said.split("\n"))  # as grep counts lines
     if as_json:
         print_json([match.model_dump(mode="json") for match in matches])
     for match in () if as_json else matches:
         times = f", {match.count} lines like it" if match.count > 1 else ""
         console.print(styled(match.row.symptom, "bold"))
         seen = f"line {match.at}{times}: {match.line[:SEEN]}"
-        for name, said in (("seen", seen), *((name, getattr(match.row, name)) for name in ("cause", "fix", "source"))):
-            console.print(f"  {name:<7} {one_line(said)}", soft_wrap=True)
+        for name, words in (("seen", seen), *((name, getattr(match.row, name)) for name in TOLD)):
+            if words:
+                console.print(f"  {name:<7} {one_line(words)}", soft_wrap=True)
     if not matches and not as_json:
-        console.print("No known symptom. Collect this, so that somebody can tell:")
-        for what in COLLECT:
-            console.print(f"  - {what}", soft_wrap=True)
+        _not_known(runbook.where_to_look(said))
     raise typer.Exit(0 if matches else 1)
+
+
+def _not_known(places: list[str]) -> None:
+    from tasks import runbook
+
+    console.print("Not known." + (" Look next at:" if places else ""))
+    for where in places:
+        console.print(f"  - {where}", soft_wrap=True)
+    console.print("Collect this, so that somebody can tell:")
+    for what in runbook.load().collect:
+        console.print(f"  - {what}", soft_wrap=True)
 
 
 @app.command()

@@ -27,8 +27,6 @@ EXIT_CODES: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0) | {"rejected": 4}
 
 ALONE = ("upgrade", "redeploy", "rollback")
 """The flows that hold the release lock from their first line to their last."""
-
-
 LOOK_IN_S = 10 * 60
 """How long anybody waits for the watch, which holds the release lock while it probes staging or starts production
 again; it runs on the minutes on which upgrades are scheduled."""

@@ -64,8 +64,8 @@ class Plan(Model):
         if self.target is None:
             return found
         if self.notes:
-            found.append(("notes", self.notes.summary))
-            found += [(c.risk, "; ".join((c.name, *c.why, *c.touches))) for c in self.notes.shown]
+            found.append(("changes", self.notes.summary))
+            found += self.notes.rows
         found += [("patches", f"{p.file}: {p.status}; {p.evidence}") for p in self.patches]
         if self.problem:
             return [*found, ("stops", self.problem)]

@@ -12,7 +12,7 @@ from tasks import contracts, notify, promote, restore
 from tasks import redeploy as redeploying
 from tasks.doctor import needs
 from tasks.platforms import open_platform
-from tasks.release import ReleaseFailed
+from tasks.release import BadInput, ReleaseFailed
 from tasks.report import show_dossier
 
 
@@ -48,7 +48,7 @@ def redeploy(by: Words, reason: Words, release: ReleaseName | None = None) -> St
             show_dossier(dossier)
             approval = redeploying.approval(begun, dossier, production)
             promote.promote(platform, dossier, approval, settings.retain, "redeploy")
-        except ReleaseFailed:
+        except (ReleaseFailed, BadInput):
             store.close_redeploy()  # another try is another generation, and verified anew
             raise
         return ended("redeployed", chosen)

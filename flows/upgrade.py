@@ -52,7 +52,7 @@ def upgrade(to: Tag | None = None, again: bool = False) -> State[Outcome]:
             return ended(NOTHING_NEWER.kind, note=NOTHING_NEWER.note)
         source = patches.apply(platform, settings, target)
         built = build.make(platform, source, settings.recipe)
-        source, built = proof.check(platform, settings, source, built)
+        source, built = proof.check(platform, settings, source, built, again)
         release = preflight.check(platform, settings, built, production.release, again)
         proof.record(platform, release, source)
         if there := settled(store, release, again):

@@ -8,7 +8,6 @@ import os
 import shlex
 import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ ENTRYPOINTS = {
     "redeploy": "flows.redeploy.redeploy",
     "rollback": "flows.rollback.rollback",
     "restore-watch": "flows.restore_watch.restore_watch",
+    "patches-watch": "flows.patches_watch.patches_watch",
 }
 TEMPLATE: dict[str, Any] = {
     "job_configuration": {"working_dir": "."},
@@ -96,9 +96,13 @@ class Worker(ProcessWorker, abc.ABC):
 
 def main() -> None:
     """Run what is due, until a signal."""
-    setup_signal_handlers_worker(os.getpid(), "the worker", print)
-    with suppress(KeyboardInterrupt):  # what it makes of a SIGTERM
+    told: list[str] = []
+    setup_signal_handlers_worker(os.getpid(), "the worker", told.append)
+    try:
         asyncio.run(Worker(work_pool_name=POOL, name=socket.gethostname()).start())
+    except BaseException:  # a KeyboardInterrupt, or what Prefect 3.9 makes of it while it starts a run: anyio's errors
+        if not told:
+            raise
 
 
 if __name__ == "__main__":

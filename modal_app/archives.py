@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 if not hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3, such as Debian 12's
@@ -12,19 +13,25 @@ if not hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3, such as Debi
 UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError)
 """What `unpack` raises."""
 
+Wanted = Callable[[str], bool]
+"""Whether a file of an archive is unpacked, by the name that it has in there."""
+
 
 class Outside(tarfile.FilterError):
     """A member of an archive would be written, or points, outside its folder."""
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a wheel or a tarball. Raises one of UNREADABLE; what was unpacked until then is in `folder` only."""
+def unpack(archive: Path, folder: Path, wanted: Wanted = lambda _: True) -> None:
+    """Unpack a wheel or a tarball, or the `wanted` files of it. Raises one of UNREADABLE; what was unpacked until then
+    is in `folder` only.
+    """
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
-            wheel.extractall(folder)  # drops what would leave the folder from its names, and makes no links
+            # drops what would leave the folder from its names, and makes no links
+            wheel.extractall(folder, [name for name in wheel.namelist() if wanted(name)])
     else:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter=_Inside())
+            tar.extractall(folder, (member for member in tar if wanted(member.name)), filter=_Inside())
 
 
 class _Inside:

@@ -14,12 +14,13 @@ _SAYS_NOTHING = frozenset({"kind", "type_comment"})
 
 
 @cache
-def digest_of_code(*folders: Path) -> str:
-    """12 hex characters over the Python modules and Jinja templates in these folders.
+def digest_of_code(*paths: Path) -> str:
+    """12 hex characters over these Python modules and Jinja templates, and those in these folders.
 
     Comments, docstrings and formatting are not in it: to tidy them makes nothing stale. The same on every Python.
     """
-    found = {f"{path.parent.name}/{path.name}": path for folder in folders for path in folder.iterdir()}
+    files = (path for each in paths for path in (each.iterdir() if each.is_dir() else (each,)))
+    found = {f"{path.parent.name}/{path.name}": path for path in files}
     return digest_of({name: _behaviour(path) for name, path in found.items() if path.suffix in _READ})[:12]
 
 

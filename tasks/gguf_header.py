@@ -69,6 +69,13 @@ def before_vocabulary(path: Path) -> dict[str, Any]:
     return {}
 
 
+def value_of(path: Path, name: str) -> Any:
+    """One value of a file's header; '' where it has none, or is no GGUF. What stands after it is not read."""
+    with suppress(OSError, struct.error, ValueError), open(path, "rb") as file:
+        return next((value for key, value in _pairs(file, _begin(file)[1]) if key == name), "")
+    return ""
+
+
 def _begin(file: BinaryIO) -> tuple[int, int]:
     """(tensors, pairs) that follow."""
     if (magic := file.read(4)) != b"GGUF":

@@ -279,6 +279,11 @@ def notice_of(event: Event, thread: str, before: Callable[[], Sequence[Event]]) 
         again = "llama-release redeploy --reason 'did not come back from an idle window'"
         command = again if event.kind == "rollback_proof" else f"llama-release upgrade --to {thread}"
         return Notice(thread=thread, title=title, text=event.summary, command=command)
+    if event.kind in ("patches_broke", "patches_mended"):
+        tag, broke = str(event.detail["upstream"]), event.kind == "patches_broke"
+        command = f"llama-release patches --to {tag} --culprit" if broke else ""
+        title = f"{tag}: {'a patch of ours is broken' if broke else 'our patches fit again'}"
+        return Notice(thread=tag, title=title, text=event.summary, command=command)
     if event.kind in (
         "approved", "rejected", "promoted", "redeployed", "move_undone", "hold_lifted", "watch_acts", "revived"
     ):  # fmt: skip

@@ -18,6 +18,10 @@ from tasks.release import ToolingError
 ASK_LIMIT_S = 60.0
 
 
+class TimedOut(ToolingError):
+    """A command was still running when its time was over, and was ended."""
+
+
 @dataclass(frozen=True)
 class Output:
     """What a finished command said."""
@@ -40,34 +44,41 @@ def run(
     stdin: str = "",
     check: bool = True,
     behind: wall.Walled | None = None,
+    exact: bool = False,
 ) -> Output:
     """Run a command to its end. `env` is its whole environment; without it, it has what any program needs.
-    `behind` makes the argv that runs it behind a wall.
+    `behind` makes the argv that runs it behind a wall. `exact` keeps the line ends of what it says as they are.
 
-    Raises ToolingError when it cannot be started, runs past `timeout_s`, or (with `check`) exits non-zero.
+    Raises TimedOut when it runs past `timeout_s`, ToolingError when it cannot be started or (with `check`) exits
+    non-zero.
     """
     words = [str(a) for a in argv]
     env = environment() if env is None else env
     try:
         done = subprocess.run(
-            behind(words, env) if behind else words, cwd=cwd, env=env, input=stdin,
-            capture_output=True, text=True, errors="replace", timeout=timeout_s, preexec_fn=die_with_parent,
+            behind(words, env) if behind else words, cwd=cwd, env=env,
+            input=stdin.encode(errors="replace"), capture_output=True, timeout=timeout_s, preexec_fn=die_with_parent,
         )  # fmt: skip
     except FileNotFoundError as error:
         raise ToolingError(f"{words[0]} is not on this machine", evidence=str(error), todo="install it") from error
     except OSError as error:  # a file that may not be run, or lies where nothing may (noexec)
         raise ToolingError(f"{words[0]} can't be started", evidence=str(error), todo="mend that") from error
     except subprocess.TimeoutExpired as error:
-        raise ToolingError(
+        raise TimedOut(
             f"{words[0]} ran past {timeout_s:.0f} s", evidence=" ".join(words)[:300], todo="try again"
         ) from error
-    output = Output(done.returncode, done.stdout, done.stderr)
+    output = Output(done.returncode, *(_text(said, exact) for said in (done.stdout, done.stderr)))
     if check and output.code:
         raise ToolingError(
             f"{Path(words[0]).name} exited with {output.code}",
             evidence=f"{' '.join(words)[:300]}\n{output.text[-1500:]}",
         )
     return output
+
+
+def _text(said: bytes, exact: bool) -> str:
+    text = said.decode(errors="replace")
+    return text if exact else text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def ask(binary: Path, *argv: str, hide: Iterable[Path]) -> Output:

@@ -139,7 +139,8 @@ def swap(
     that production has already may be redeployed during a hold, which stays; no other one may come then.
 
     Refuses with BadInput when production, the dossier or the hold is not what the approval was given for, with
-    ReleaseFailed when the dossier has a failed, errored or missing verification or the new server is not right.
+    ReleaseFailed when the dossier has a failed, errored or missing verification or the new server is not right; one
+    that does not come up is told as whose fault that is (`runbook.failure`).
     A failed verification after the move puts production back and sets a hold.
     """
     store, release = platform.store, dossier.release
@@ -382,7 +383,10 @@ def _serve(platform: Platform, release_id: str | None, generation: str) -> None:
         platform.stop("production")
         return
     release = platform.store.get_release(release_id)
-    _deploy(platform, "production", release, generation=generation)
+    try:
+        _deploy(platform, "production", release, generation=generation)
+    except BadInput as error:  # what production had can't be given otherwise
+        raise ToolingError(error.what, evidence=error.evidence, todo=error.todo) from error
 
 
 def serve_pointer(platform: Platform, stage_name: StageName) -> Endpoint | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from tasks import contracts, patches
-from tasks.contracts.probes import probes_of, run_probes, shows_fault
+from pydantic import Field
+
+from tasks import contracts, patches, probes
+from tasks.behaviour import digest_of_code
+from tasks.contracts.probes import probes_of
 from tasks.platforms import Platform, Progress
-from tasks.preflight import bundle
+from tasks.probes import Seen
 from tasks.release import (
-    NOT_ASKED,
     Build,
     Model,
     PatchResult,
@@ -29,35 +33,88 @@ from tasks.stage import Row, stage
 NAME = "patches"
 
 
+LOOKS = 3
+"""How often a probe is run at the most by itself: what two looks disagree about is decided by a third."""
+
+
+class Look(Model):
+    """What the probes of one patch said of two builds once; `without` is empty where the patch is not built with."""
+
+    present: dict[str, Seen]
+    without: dict[str, Seen] = Field(default_factory=dict)
+
+
 class Proof(Model):
-    """What the probes of one patch said of two builds; `without` is empty where the patch is not built with."""
+    """What the probes of one patch said, look by look: most of the looks decide, and the history is kept."""
 
     file: str
     probes: tuple[str, ...]
-    without: dict[str, Verdict]
-    present: dict[str, Verdict]
-    fault: dict[str, bool]
-    """Probe -> whether the server without the patch ran and broke the promise."""
-    evidence: dict[str, str]
-    unasked: tuple[str, ...] = ()
-    """The probes that no server was there for, as they are called in `evidence`."""
+    looks: tuple[Look, ...]
+    waiver: str = ""
+    """Who says that it can't be proved, and why; empty where there are probes."""
 
     @property
-    def errored(self) -> list[str]:
-        """The probes that our own tooling could not run, as they are called in `evidence`."""
-        found = [name for name, v in self.present.items() if v is Verdict.ERRORED]
-        return found + [f"{name} without" for name, v in self.without.items() if v is Verdict.ERRORED]
+    def present(self) -> dict[str, Seen]:
+        """What most looks said of each probe on the build with the patch, or on upstream's own code."""
+        return {name: _most([look.present[name] for look in self.looks]) for name in self.looks[0].present}
+
+    @property
+    def without(self) -> dict[str, Seen]:
+        """The same of the build without it; empty where the patch is not built with."""
+        return {name: _most([look.without[name] for look in self.looks]) for name in self.looks[0].without}
+
+    @property
+    def is_needed_to_come_up(self) -> bool:
+        """Whether the server without the patch could be asked nothing, where the one with it answers."""
+        return bool(self.without) and not any(seen.asked for seen in self.without.values())
+
+    @property
+    def wavering(self) -> list[str]:
+        """The probes of which two looks at the same build said different things, with how often they passed."""
+        found = []
+        for word, sides in (
+            ("with it", [look.present for look in self.looks]),
+            ("without it", [look.without for look in self.looks]),
+        ):
+            for name in sides[0]:
+                verdicts = [side[name].verdict for side in sides]
+                if len(set(verdicts)) > 1:
+                    passed = verdicts.count(Verdict.PASSED)
+                    found.append(f"{name} {word} passed in {passed} of {len(verdicts)} looks")
+        return found
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether another look is due: where two differ, and where one alone would refuse a release or drop a patch."""
+        if len(self.looks) > 1:
+            return len(self.looks) < LOOKS and bool(self.wavering)
+        idle = bool(self.without) and not any(seen.fault for seen in self.without.values())
+        failing = any(seen.verdict is Verdict.FAILED for seen in self.present.values())
+        return failing or (idle and not self.is_needed_to_come_up)
 
     @property
     def told(self) -> str:
         """One line for a person."""
+        if self.waiver:
+            return f"not proved, waived by {self.waiver}"
         if not self.probes:
             return "no proof is owed: what it mends is not there"
-        after = f"{list(self.present.values()).count(Verdict.PASSED)} of {len(self.probes)} probes pass"
+        passing = sum(seen.verdict is Verdict.PASSED for seen in self.present.values())
+        after = f"{passing} of {len(self.probes)} probes pass"
         if not self.without:
-            return f"{after} on upstream's own code"
-        failing = sum(self.fault.values())
-        return f"{failing} of {len(self.probes)} probes fail without it, {after} with it"
+            said = f"{after} on upstream's own code"
+        elif self.is_needed_to_come_up:
+            said = f"the server without it does not come up, {after} with it"
+        else:
+            failing = sum(seen.fault for seen in self.without.values())
+            said = f"{failing} of {len(self.probes)} probes fail without it, {after} with it"
+        return "; ".join([said, *(f"flaky: {each}" for each in self.wavering)])
+
+
+def _most(seen: Sequence[Seen]) -> Seen:
+    """What most looks said; the latest of those."""
+    count = Counter(each.verdict for each in seen)
+    return max(reversed(seen), key=lambda each: count[each.verdict])
 
 
 def judge(result: PatchResult, proof: Proof) -> PatchResult:
@@ -66,45 +123,59 @@ def judge(result: PatchResult, proof: Proof) -> PatchResult:
     Raises ReleaseFailed when a probe fails where the patch's effect should be, ToolingError when a probe could not
     be run: then nothing is known.
     """
-    if broken := proof.errored:
+    present = proof.present
+    without = {f"{name} without": seen for name, seen in proof.without.items()}
+    if broken := {name: seen for name, seen in (present | without).items() if seen.verdict is Verdict.ERRORED}:
         raise ToolingError(
             f"the probes of {result.file} could not be run",
-            evidence=_by_words(proof, broken),
+            evidence=_by_words(broken),
             todo="mend it and run the upgrade again",
         )
-    if lost := [name for name in proof.present if name in proof.unasked]:
-        alike = any(f"{name} without" in proof.unasked for name in proof.without)
+    if lost := {name: seen for name, seen in present.items() if not seen.asked}:
+        alike = any(not seen.asked for seen in without.values())
         raise (ToolingError if alike else ReleaseFailed)(
             f"the server with {result.file} could not be asked, nor the one without it"
             if alike
             else f"the server with {result.file} could not be asked",
-            evidence=_by_words(proof, lost),
+            evidence=_by_words(lost),
             todo="nothing is known of the patch: `llama-release explain` knows what its signal can mean",
         )
-    if failed := [name for name, v in proof.present.items() if v is not Verdict.PASSED]:
+    if failed := {name: seen for name, seen in present.items() if seen.verdict is not Verdict.PASSED}:
         raise ReleaseFailed(
             f"{result.file} is {result.status}, and its effect is not there",
-            evidence=_by_words(proof, failed),
+            evidence="\n".join([_by_words(failed), *proof.wavering]),
             todo=f"`llama-release patches edit {result.file}` and mend the patch, or its status's evidence",
         )
-    told = f"{result.evidence}\n{proof.told}"
-    if proof.without and not any(proof.fault.values()):
-        if any(v is not Verdict.PASSED for v in proof.without.values()):
+    status, passed_without = result.status, bool(present) and not without
+    if without and not any(seen.fault for seen in without.values()) and not proof.is_needed_to_come_up:
+        if any(seen.verdict is not Verdict.PASSED for seen in without.values()):
             raise ToolingError(f"the server without {result.file} did not come up", evidence=proof.told)
-        return result.model_copy(update={"status": PatchStatus.OBSOLETE, "evidence": told})
-    return result.model_copy(update={"evidence": told})
+        status, passed_without = PatchStatus.OBSOLETE, True
+    return result.model_copy(
+        update={
+            "status": status,
+            "evidence": f"{result.evidence}\n{proof.told}",
+            "passed_without": passed_without,
+            "waiver": proof.waiver,
+        }
+    )
 
 
-def _by_words(proof: Proof, names: Sequence[str]) -> str:
+def _by_words(seen: Mapping[str, Seen]) -> str:
     """What these probes came to, one line for all that came to the same."""
     said: dict[str, list[str]] = {}
-    for name in names:
-        said.setdefault(proof.evidence.get(name, ""), []).append(name)
+    for name, each in seen.items():
+        said.setdefault(each.said, []).append(name)
     return "\n".join(f"{', '.join(same)}: {words}" for words, same in said.items())
 
 
 def prove(
-    platform: Platform, settings: Settings, source: SourceTree, built: Build, progress: Progress
+    platform: Platform,
+    settings: Settings,
+    source: SourceTree,
+    built: Build,
+    progress: Progress,
+    again: bool = False,
 ) -> tuple[SourceTree, Build]:
     """The source tree with every patch of its series proved, without those that prove nothing here, and its build.
 
@@ -115,12 +186,14 @@ def prove(
     results: list[PatchResult] = []
     for result in source.patches:
         progress(len(results), len(source.patches), f"probing {result.file}")
-        names = _probes(result, by_name[result.file].trailers)
+        trailers = by_name[result.file].trailers
+        names = owed(result, trailers)
         others: Build | None = None
-        if result.status.built_with:
+        if result.status.built_with and names:
             without = patches.tree_without(settings, source, result.file)
             others = platform.build(without, settings.recipe, progress)
-        results.append(judge(result, _proof(platform, settings, result, names, built, others)))
+        waiver = "" if names or result.status is PatchStatus.NOT_APPLICABLE else trailers["Waiver"]
+        results.append(judge(result, _proof(platform, settings, result, names, built, others, waiver, again)))
     proved = source.model_copy(update={"patches": tuple(results)})
     if dropped := [r.file for r in results if r.status is PatchStatus.OBSOLETE]:
         proved = proved.model_copy(update={"tree": patches.tree_without(settings, source, *dropped).tree})
@@ -128,8 +201,11 @@ def prove(
     return proved, built
 
 
-def _probes(result: PatchResult, trailers: dict[str, str]) -> tuple[str, ...]:
-    return () if result.status is PatchStatus.NOT_APPLICABLE else probes_of(trailers.get("Proved-by", ""))
+def owed(result: PatchResult, trailers: dict[str, str]) -> tuple[str, ...]:
+    """The probes that a patch owes: none where it is not applicable, or where a person waived them."""
+    if result.status is PatchStatus.NOT_APPLICABLE or ("Waiver" in trailers and "Proved-by" not in trailers):
+        return ()
+    return probes_of(trailers.get("Proved-by", ""))
 
 
 def _proof(
@@ -139,45 +215,43 @@ def _proof(
     names: Sequence[str],
     built: Build,
     others: Build | None,
+    waiver: str,
+    again: bool,
 ) -> Proof:
-    """The proof of one patch, from the store when these builds were probed with these contracts before."""
-    key = digest_of([result.file, list(names), built.digest, others.digest if others else None, contracts.basis()])[:16]
-    if known := platform.store.proof(key, Proof):
-        return known
-    with_patch = _run(platform, settings, built, names)
-    without = _run(platform, settings, others, names) if others else {}
-    proof = Proof(
-        file=result.file,
-        probes=tuple(names),
-        present={name: v.verdict for name, v in with_patch.items()},
-        without={name: v.verdict for name, v in without.items()},
-        fault={name: shows_fault(v) for name, v in without.items()},
-        evidence={name: v.summary for name, v in with_patch.items()}
-        | {f"{name} without": v.summary for name, v in without.items()},
-        unasked=tuple(name for name, v in with_patch.items() if NOT_ASKED in v.evidence)
-        + tuple(f"{name} without" for name, v in without.items() if NOT_ASKED in v.evidence),
-    )
-    if not proof.errored:
+    """The proof of one patch, from the store when these builds were probed with these contracts before.
+
+    `again` adds a look to what is known; so does a proof that is in doubt.
+    """
+    key = digest_of([result.file, list(names), built.digest, others.digest if others else None, waiver, _basis()])[:16]
+    proof = platform.store.proof(key, Proof)
+    while proof is None or again or proof.in_doubt:
+        look = Look(
+            present=probes.run(platform, settings, built, names),
+            without=probes.run(platform, settings, others, names) if others else {},
+        )
+        one = Proof(file=result.file, probes=tuple(names), waiver=waiver, looks=(look,))
+        if any(seen.verdict is Verdict.ERRORED for side in (look.present, look.without) for seen in side.values()):
+            return one  # which decides nothing, and is not kept
+        proof = one.model_copy(update={"looks": (*proof.looks, look)}) if proof else one
         platform.store.save_proof(key, proof)
+        again = False
     return proof
 
 
-def _run(platform: Platform, settings: Settings, built: Build, names: Sequence[str]) -> dict[str, Verification]:
-    if not names:
-        return {}
-    release, _ = bundle(platform.store, built, settings.server)
-    return run_probes(platform, release, names)
+def _basis() -> str:
+    return digest_of([contracts.basis(), digest_of_code(Path(probes.__file__))])[:12]
 
 
 @stage("proof", "prove the patches on {source.upstream}")
 def check(
-    row: Row, platform: Platform, settings: Settings, source: SourceTree, built: Build
+    row: Row, platform: Platform, settings: Settings, source: SourceTree, built: Build, again: bool = False
 ) -> tuple[SourceTree, Build]:
-    """The source tree with every patch in it proved and none that proves nothing, and its build.
+    """The source tree with every patch in it proved and none that proves nothing, and its build. `again`: the probes
+    are run once more, whatever they said before.
 
     Raises what `judge` raises.
     """
-    proved, built = prove(platform, settings, source, built, row.progress)
+    proved, built = prove(platform, settings, source, built, row.progress, again)
     told = [f"{p.file.removesuffix('.patch')} {p.status}: {p.evidence.splitlines()[-1]}" for p in proved.patches]
     row.done(
         "; ".join(told) or "no patches",
@@ -197,8 +271,14 @@ def record(platform: Platform, release: Release, source: SourceTree) -> None:
             name=NAME,
             release=release.id,
             verdict=Verdict.PASSED,
-            summary=", ".join(f"{p.file.removesuffix('.patch')} {p.status}" for p in source.patches) or "no patches",
+            summary=", ".join(map(_named, source.patches)) or "no patches",
             promise="no patch is applied or dropped without a probe that says so (guide, issue 8)",
             evidence={"patches": [p.model_dump(mode="json") for p in source.patches], "tree": source.tree},
         )
     )
+
+
+def _named(result: PatchResult) -> str:
+    """A patch for the line that the approver reads: one that nobody has proved says so there."""
+    waived = f" (not proved, waived by {result.waiver})" if result.waiver else ""
+    return f"{result.file.removesuffix('.patch')} {result.status}{waived}"

@@ -120,6 +120,8 @@ class PatchStatus(StrEnum):
     """It applies with all its context on the very lines and in the very functions that it was written for."""
     REBASED = "rebased"
     """Lines around it moved or changed; every changed line landed in the function it was written for."""
+    PARTLY_UPSTREAMED = "partly_upstreamed"
+    """Upstream has some of its changes; what is left landed where it belongs, and is shown."""
     UPSTREAMED = "upstreamed"
     """Its effect is in upstream's code: evidence names the line."""
     OBSOLETE = "obsolete"
@@ -130,13 +132,15 @@ class PatchStatus(StrEnum):
     """The code that it changes lives elsewhere now, without its effect: evidence says where."""
     CONFLICT = "conflict"
     """It does not fit where it was written for, and nothing shows that upstream has it: a person decides."""
+    UNDECIDED = "undecided"
+    """What would decide can't be read here: too large, not in time, or not in this archive. A person decides."""
     BROKEN = "broken"
     """The file is not a patch that may be trusted: cut off, rewritten, binary, or leaving the source tree."""
 
     @property
     def built_with(self) -> bool:
         """Whether the patch is part of the source tree that is built."""
-        return self in (PatchStatus.CLEAN, PatchStatus.REBASED)
+        return self in (PatchStatus.CLEAN, PatchStatus.REBASED, PatchStatus.PARTLY_UPSTREAMED)
 
     @property
     def dropped(self) -> bool:
@@ -157,6 +161,8 @@ class PatchResult(Model):
     status: PatchStatus
     evidence: str = Field(description="why this status: one line a fact, paths and line numbers in the target's tree")
     detail: str = Field(default="", description="the new diff of a rebased patch, the report of a blocked one")
+    passed_without: bool = Field(default=False, description="whether its probes passed on a build without it")
+    waiver: str = Field(default="", description="who says that it can't be proved, and why")
 
 
 class SourceTree(Model):

@@ -20,6 +20,7 @@ from tasks.proof import NAME as PATCHES
 from tasks.release import BadInput, Event, PatchResult, Release, Verdict, Verification, by_cause, now
 from tasks.store import Store, write_atomic
 from tasks.upstream.notes import Assessment
+from tasks.upstream.treediff import page as treediff
 
 FIRST_STAGE = "stage.upstream"
 CONTRACTS = "contracts."
@@ -165,6 +166,7 @@ def page(store: Store, release: Release, costs: Sequence[Cost] = (), at: datetim
         costs=costs,
         said=said,
         notes=assessment,
+        changed=treediff.tables(assessment.compared) if assessment and assessment.compared else [],
         patches=[PatchResult.model_validate(each) for each in patches.evidence["patches"]] if patches else [],
         surface=surface,
         differences=[Difference.model_validate(each) for each in surface.evidence["differences"]] if surface else [],

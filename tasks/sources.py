@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import secrets
 import shutil
 import tempfile
+import time
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
-from modal_app.archives import UNREADABLE, unpack
+from modal_app.archives import UNREADABLE, Wanted, unpack
 from modal_app.child import environment
 from tasks.process import Output, run
 from tasks.release import ToolingError, UpstreamRelease
 from tasks.store import sha256_of, write_atomic
 
 GIT_TIMEOUT_S = 300
+WHOLE = "README.md"
+"""Upstream's tree has had it at its top from the start. An archive without it was thinned out by its packager."""
 SOURCE_FOLDER = "llama.cpp"
 """The folder of an sdist or a wheel that holds upstream's tree; in a tarball of upstream's own it is the top one."""
 
@@ -35,6 +42,8 @@ class Sources:
 
     def __init__(self, cache: Path) -> None:
         self.repo = (cache / "sources.git").absolute()
+        self.until = math.inf
+        """Of time.monotonic(): a git that runs then is ended."""
         if not (self.repo / "HEAD").exists():
             self.repo.mkdir(parents=True, exist_ok=True)
             run(["git", "init", "--quiet", "--bare", self.repo], timeout_s=GIT_TIMEOUT_S)
@@ -46,8 +55,12 @@ class Sources:
         work_tree: Path | None = None,
         stdin: str = "",
         check: bool = True,
+        exact: bool = False,
     ) -> Output:
-        """Run git on this repository, away from the user's and the system's git settings."""
+        """Run git on this repository, away from the user's and the system's git settings.
+
+        Raises TimedOut when it runs past GIT_TIMEOUT_S or `until`, ToolingError as `run` does.
+        """
         env = environment() | {
             "GIT_DIR": str(self.repo),
             "GIT_CONFIG_GLOBAL": "/dev/null",
@@ -59,7 +72,8 @@ class Sources:
         if work_tree:
             env["GIT_WORK_TREE"] = str(work_tree)
         words = ["git", "-c", "core.autocrlf=false", "-c", "core.safecrlf=false", *argv]
-        return run(words, timeout_s=GIT_TIMEOUT_S, cwd=work_tree or self.repo, env=env, stdin=stdin, check=check)
+        left = max(0.0, min(GIT_TIMEOUT_S, self.until - time.monotonic()))
+        return run(words, timeout_s=left, cwd=work_tree or self.repo, env=env, stdin=stdin, check=check, exact=exact)
 
     def add(self, release: UpstreamRelease, archive: Path) -> tuple[str, str]:
         """Import an archive once; return (sha256 of the archive, git tree hash of upstream's source in it)."""
@@ -74,11 +88,14 @@ class Sources:
         write_atomic(seen, json.dumps({"tree": tree, "build": release.build}))
         return sha, tree
 
-    def tree_of(self, archive: Path) -> str:
-        """The git tree hash of upstream's source in an archive. Raises ToolingError when it can't be unpacked."""
+    def tree_of(self, archive: Path, wanted: Wanted = lambda _: True) -> str:
+        """The git tree hash of upstream's source in an archive, or of the `wanted` part of it.
+
+        Raises ToolingError when it can't be unpacked.
+        """
         with tempfile.TemporaryDirectory(prefix="import-", dir=self.repo) as temporary:
             folder = Path(temporary)
-            source = _unpack(archive, folder)
+            source = _unpack(archive, folder, wanted)
             index = folder / "index"
             self.git("add", "--all", "--force", ".", index=index, work_tree=source)
             return self.git("write-tree", index=index).stdout.strip()
@@ -87,6 +104,12 @@ class Sources:
         """The tree of a build that was imported before."""
         said = self.git("rev-parse", "--verify", "--quiet", f"refs/upstream/b{build}^{{tree}}", check=False)
         return said.stdout.strip() or None
+
+    def upstream_trees(self) -> dict[int, str]:
+        """Build -> tree of every build that was imported, oldest first."""
+        said = self.git("for-each-ref", "--format=%(refname:lstrip=2) %(tree)", "refs/upstream").stdout
+        rows = (line.split() for line in said.splitlines())
+        return dict(sorted((int(tag[1:]), tree) for tag, tree in rows if re.fullmatch(r"b\d+", tag)))
 
     def keep(self, ref: str, tree: str, message: str) -> None:
         """Point a ref at a tree, so that git never collects it."""
@@ -107,6 +130,21 @@ class Sources:
         names = self.git("ls-tree", "-r", "--name-only", "--full-tree", tree).stdout.splitlines()
         return [name for name in names if fits(name, pattern)]
 
+    def blobs(self, tree: str) -> dict[str, str]:
+        """Path -> git object of each file of a tree."""
+        lines = self.git("ls-tree", "-r", "-z", "--full-tree", tree).stdout.split("\0")
+        entries = (line.partition("\t") for line in lines if line.startswith("100"))  # no links, no submodules
+        return {path: about.split()[2] for about, _, path in entries}
+
+    def texts(self, objects: Iterable[str]) -> dict[str, str]:
+        """Object -> its text, of many at once."""
+        wanted = list(dict.fromkeys(objects))
+        # an object that can't be there: the line that says so parts one text from the next, whatever is in them
+        mark = secrets.token_hex(20)
+        said = self.git("cat-file", "--batch", stdin="".join(f"{each}\n{mark}\n" for each in wanted)).stdout
+        parts = said.split(f"\n{mark} missing\n")
+        return {each: part.partition("\n")[2] for each, part in zip(wanted, parts, strict=False)}
+
     def read(self, tree: str, path: str) -> str:
         """The text of one file of a tree."""
         return self.git("cat-file", "blob", f"{tree}:{path}").stdout
@@ -114,13 +152,18 @@ class Sources:
 
 def fits(path: str, glob: str) -> bool:
     """Whether a path matches a glob in which `**/` crosses any number of folders, none too."""
+    return bool(_pattern(glob).fullmatch(path))
+
+
+@cache
+def _pattern(glob: str) -> re.Pattern[str]:
     parts = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    return bool(re.fullmatch("".join(parts.get(p) or re.escape(p) for p in re.split(r"(\*\*/|\*|\?)", glob)), path))
+    return re.compile("".join(parts.get(p) or re.escape(p) for p in re.split(r"(\*\*/|\*|\?)", glob)))
 
 
-def _unpack(archive: Path, folder: Path) -> Path:
+def _unpack(archive: Path, folder: Path, wanted: Wanted) -> Path:
     try:
-        unpack(archive, folder)
+        unpack(archive, folder, lambda name: name.endswith("/CMakeLists.txt") or wanted(name))
     except UNREADABLE as error:
         raise ToolingError(
             f"the archive {archive.name} cannot be unpacked",

@@ -31,7 +31,7 @@ def test_every_package_has_one() -> None:
 
 
 def test_breaks_are_chosen_by_package_or_by_a_word_of_their_row_and_left_out_by_a_hyphen() -> None:
-    assert {each.package for each in chosen(["watch"])} == {"watch", "flows/restore_watch"}
+    assert {each.package for each in chosen(["redeploy"])} == {"flows/redeploy", "redeploy"}
     assert {each.package for each in chosen(["promote", "real"])} == {"promote"}
     assert not any(each.real for each in chosen(["-real"]))
     assert chosen([]) == list(BREAKS)

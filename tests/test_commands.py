@@ -37,6 +37,11 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "report": (("report",), ("report", SHORT)),
     "rebuild": (("rebuild", SHORT), ("rebuild", "b1")),
     "plan": (("plan", "--to", "b10602"), ("plan", "--to", "b10602", "--json"), ("plan", "--to", SHORT)),
+    "upstream between": (
+        ("upstream", "between", "b10601", "b10602"), ("upstream", "between", "b10601", "b10602", "--all"),
+        ("upstream", "between", "b10601", "b10602", "--json"), ("upstream", "between", SHORT, TEXT),
+    ),
+    "upstream since": (("upstream", "since", "b10601", "--markdown"), ("upstream", "since", SHORT)),
     "upgrade": (("upgrade", "--to", "b10602"),),
     "rollback": (("rollback", "--reason", TEXT[:400], "--by", SHORT, "--to", "0" * 12),),
     "redeploy": (("redeploy", "--reason", SHORT, "--by", SHORT),),
@@ -45,6 +50,20 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "patches refresh": (("patches", "refresh", "--to", "b10602"),),
     "patches retire": (("patches", "retire", SHORT, "--to", "b10602"),),
     "patches edit": (("patches", "edit", SHORT, "--to", "b10602"), ("patches", "edit", "--abort")),
+    "patches add": (
+        ("patches", "add", "-", "--to", "b10602", "--title", TEXT, "--why", TEXT, "--waive", TEXT, "--by", TEXT),
+        ("patches", "add", SHORT, "--to", "b10602", "--by", SHORT),
+        ("patches", "add", SHORT, "--commit", TEXT, "--by", TEXT),
+    ),
+    "patches import": (
+        ("patches", "import", SHORT, "--to", "b10602", "--by", SHORT),
+        ("patches", "import", ".", "--since", SHORT, "--to", "b10602", "--by", TEXT),
+    ),
+    "patches drop": (("patches", "drop", SHORT, "--reason", TEXT, "--to", "b10602"),),
+    "patches reorder": (("patches", "reorder", SHORT, TEXT, "--to", "b10602"),),
+    "patches fold": (("patches", "fold", SHORT, TEXT, "--to", "b10602"),),
+    "patches export": (("patches", "export", SHORT, "--to", "b10602"),),
+    "patches watch": (("patches", "watch"), ("patches", "watch", "--json")),
     "start": (("start",),),
     "stop": (("stop",),),
     "contracts": (("contracts", "--against", SHORT), ("contracts", "--against", "http://127.0.0.1:1")),
@@ -138,7 +157,7 @@ def test_a_command_shows_text_as_text(
 
 
 def test_no_command_is_left_out() -> None:
-    assert {*commands(typer.main.get_command(app))} == {*COMMANDS, *SAY_ONLY_OURS, "hold"}
+    assert {*commands(typer.main.get_command(app))} == {*COMMANDS, *SAY_ONLY_OURS, "hold", "upstream"}
 
 
 @pytest.mark.usefixtures("written_into")

@@ -19,7 +19,7 @@ from tasks.patches.series import Hunk
 from tasks.preflight.compare import successor_of
 from tasks.preflight.surface import Surface, fields_of, flags_of_help, flags_of_readme, routes_of
 from tasks.release import Change
-from tasks.runbook import RUNBOOK, explain
+from tasks.runbook import explain, known
 from tasks.settings import UpstreamSettings
 from tasks.upstream.github import Github
 from tasks.upstream.history import _LEFT_IN
@@ -117,7 +117,7 @@ def words_of(patterns: Iterable[str]) -> st.SearchStrategy[str]:
     return st.tuples(matched, st.integers(1, 60)).map(lambda drawn: drawn[0].strip("\n")[: drawn[1]] or "a")
 
 
-@given(words_of([pattern for row in RUNBOOK for pattern in row.patterns]), st.text(max_size=3))
+@given(words_of([pattern for row in known() for pattern in row.patterns]), st.text(max_size=3))
 def test_a_line_of_a_log_is_looked_up_in_time(word: str, between: str) -> None:
     with ends_within(LIMIT_S):
         explain([(word + between) * (SIZE // len(word + between))])

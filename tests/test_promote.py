@@ -175,7 +175,7 @@ def test_a_server_that_does_not_come_up_leaves_the_old_one_in_production(
     promote(platform, one, None)
     wrong = two.model_copy(update={"argv": (*two.argv, "--no-such-flag")})
     platform.store.save_release(wrong)
-    with pytest.raises(ReleaseFailed, match="no-such-flag"):
+    with pytest.raises(BadInput, match="no-such-flag"):
         promote(platform, wrong, one.id)
     assert platform.store.pointer("production").release == one.id
     assert platform.store.intent("production") is None

@@ -22,7 +22,8 @@ from tasks.release import (
 )
 from tasks.release_page import Cost, choose, clock, page, stages, story
 from tasks.store import Store
-from tasks.upstream.notes import Assessed, Assessment, Risk
+from tasks.upstream.notes import Assessed, Assessment
+from tasks.upstream.risk import Risk
 from tests.hostile import ALPHABET, obeyed
 from tests.test_release import a_release
 

@@ -17,10 +17,15 @@ from tasks import console as terminal
 from tasks.console import Terminal, one_line, show_table, styled, visible
 from tasks.evals import shown
 from tasks.notify import Notice, Outbox, Slack, open_channel
+from tasks.preflight.compare import What
 from tasks.release import Dossier, Verdict, Verification
 from tasks.report import code, dossier_markdown, fenced, markdown, markdown_table, show_dossier
 from tasks.settings import NotifySettings
-from tasks.upstream.notes import Assessed, Assessment, Risk, digest
+from tasks.upstream.notes import Assessed, Assessment, digest
+from tasks.upstream.risk import Risk
+from tasks.upstream.treediff import TreeDiff
+from tasks.upstream.treediff.compare import TreeChange
+from tasks.upstream.treediff.facts import Kind
 from tests.conftest import ends_within
 from tests.fakes.slack import TOKEN, FakeSlack, fake_slack
 from tests.hostile import ALPHABET, obeyed, texts
@@ -181,10 +186,25 @@ def the_notes(text: str) -> Assessment:
     return Assessment(low=1, high=2, until=2, changes=tuple(changes))
 
 
+def the_trees(text: str, problem: str = "") -> Assessment:
+    changes = [
+        TreeChange(
+            kind=kind, what=What.CHANGED, name=text, was=text, now=text, text=text, at_old=text, at_new=text,
+            fields=(text,), touches=(text,), explained=(text,), risk=risk,
+        )
+        for kind in (Kind.FLAG, Kind.ERROR)
+        for risk in (Risk.MAY_BREAK_US, Risk.MAY_BREAK, Risk.TOUCHES_US)
+    ]  # fmt: skip
+    trees = TreeDiff(old="", new="", changes=tuple(changes), unknown=(text,), problem=problem)
+    return the_notes(text).model_copy(update={"trees": trees})
+
+
 @pytest.mark.parametrize("text", [EVERYTHING, EVERYTHING[::-1]])
 @pytest.mark.parametrize(
     "page",
     [
+        lambda text: digest(the_trees(text)),
+        lambda text: digest(the_trees(text, problem=text)),
         lambda text: dossier_markdown(a_dossier(text), text),
         lambda text: shown.markdown(the_gate(text)),
         lambda text: digest(the_notes(text)),

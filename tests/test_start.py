@@ -57,7 +57,7 @@ MAY_LOAD = {
 COMPLETIONS = {
     "llama-release sta": ["status", "start"],
     "llama-release upgrade --a": ["--again", "--approver"],
-    "llama-release patches ": ["refresh", "retire", "edit"],
+    "llama-release patches re": ["reorder", "refresh", "retire"],
 }
 
 

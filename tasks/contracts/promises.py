@@ -21,7 +21,6 @@ from tasks.release import (
     Endpoint,
     Problem,
     Release,
-    ReleaseFailed,
     ToolingError,
     Verdict,
     Verification,
@@ -284,7 +283,8 @@ def ended_by(
     """
     # a trial with a scripted model is another release, and the cause is the same
     what = error.what.replace(runs.label, subject.label).splitlines()[0]
-    verdict = Verdict.FAILED if isinstance(error, ReleaseFailed) else Verdict.ERRORED
+    # a model or setting that is blamed is of the release, too: whether production's build takes it is asked elsewhere
+    verdict = Verdict.ERRORED if isinstance(error, ToolingError) else Verdict.FAILED
     evidence = {SERVER_SAID: clipped(error.evidence, None), "at_fault": verdict}
     if died is None:
         return verification(contract, subject, verdict, what, evidence=evidence | {NOT_ASKED: what}, basis=basis)

@@ -106,7 +106,7 @@ def crashes(platform: Platform) -> str | Seen:
             boot for boot in mine if boot.kind is BootKind.CRASHED and (not pointer.since or boot.at > pointer.since)
         ]
         if died:
-            known = explain([died[-1].reason])
+            known = explain(died[-1].reason.splitlines())
             return warning(
                 f"{stage}: {len(died)} of {len(mine)} boots crashed, the latest at {died[-1].at:%Y-%m-%d %H:%M} UTC: "
                 f"{died[-1].reason}" + (f". {known[0].row.cause}" if known else ""),

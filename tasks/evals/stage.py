@@ -161,7 +161,7 @@ class Gate:
         try:
             with self._platform.trial(production) as endpoint:
                 yield endpoint
-        except ReleaseFailed as error:
+        except (ReleaseFailed, BadInput) as error:
             raise ToolingError(
                 f"production's {production.label} could not be asked", evidence=str(error),
                 todo="see why production's own binary does not serve in a trial; the candidate is not to blame",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from tasks.patches.evidence import Place, Reader, occurrences
@@ -23,14 +24,14 @@ def report(patch: Patch, release: UpstreamRelease, homes: list[str], now: str, n
     return "\n\n".join(
         [
             f"### The patch: {patch.title}",
-            _fenced("\n".join(hunks), "diff"),
+            fenced("\n".join(hunks), "diff"),
             f"### What {release.tag} has there now",
             *(["The functions it changes: " + "; ".join(homes)] if homes else []),
             now,
             "### Which upstream changes may have touched it",
             _suspects(patch, release, notes),
             "### How to go on",
-            _fenced(
+            fenced(
                 f"llama-release patches edit {patch.name} --to {release.tag}   # a work folder, the patch merged in\n"
                 "llama-release patches edit --continue   # export what you made of it as the patch\n"
                 "llama-release patches edit --abort      # or leave everything as it was",
@@ -43,17 +44,20 @@ def report(patch: Patch, release: UpstreamRelease, homes: list[str], now: str, n
 def upstream_now(reader: Reader, patch: Patch, tree: str, moved: list[Place], merged: Merge | None) -> str:
     """What a tree has where the patch belongs: git's merge of both, the functions that moved, or the lines near by."""
     if merged and merged.conflicts:
-        return "\n\n".join(f"{path}:\n{_fenced(_merged(reader, merged.tree, path), '')}" for path in merged.conflicts)
+        return "\n\n".join(f"{path}:\n{fenced(_merged(reader, merged.tree, path), '')}" for path in merged.conflicts)
     if moved:
-        return "\n\n".join(f"{place}:\n{_fenced(_cut(list(place.lines)), 'cpp')}" for place in moved)
+        texts = ((place, "\n".join(place.lines)) for place in moved)
+        return "\n\n".join(f"{place}:\n{fenced(shortened(text), 'cpp')}" for place, text in texts)
     return "\n\n".join(_near(reader, patch, tree)) or "every hunk fits by its text, but not where it belongs"
 
 
 def _merged(reader: Reader, tree: str, path: str) -> str:
     text = reader.text(tree, path) or ""
     blocks = re.findall(r"^<{7} .*?(?:^>{7} [^\n]*|\Z)", text, re.MULTILINE | re.DOTALL)
-    named = re.sub(r"^<{7} .*", "<<<<<<< upstream", "\n...\n".join(blocks), flags=re.MULTILINE)
-    return _cut(re.sub(r"^>{7} .*", ">>>>>>> the patch", named, flags=re.MULTILINE).split("\n"))
+    named = "\n...\n".join(blocks)
+    for sign, side in (("<", "upstream"), ("|", "where the patch was made"), (">", "the patch")):
+        named = re.sub(rf"^{re.escape(sign)}{{7}} .*", f"{sign * 7} {side}", named, flags=re.MULTILINE)
+    return shortened(named)
 
 
 def _near(reader: Reader, patch: Patch, tree: str) -> list[str]:
@@ -70,8 +74,8 @@ def _near(reader: Reader, patch: Patch, tree: str) -> list[str]:
                 continue
             known = [n for line in hunk.before if line.strip() and lines.count(line) == 1 for n in [lines.index(line)]]
             at = known[0] if known else min(hunk.start, len(lines)) - 1
-            shown = lines[max(0, at - 5) : at + len(hunk.lines) + 5]
-            found.append(f"{file.path}:{max(1, at - 4)}:\n{_fenced(_cut(shown), 'cpp')}")
+            shown = "\n".join(lines[max(0, at - 5) : at + len(hunk.lines) + 5])
+            found.append(f"{file.path}:{max(1, at - 4)}:\n{fenced(shortened(shown), 'cpp')}")
     return found
 
 
@@ -84,14 +88,19 @@ def _suspects(patch: Patch, release: UpstreamRelease, notes: ReleaseNotes | str)
         return f"Not known: the notes at hand, which end with b{notes.until}, tell nothing of these builds."
     words = _words(patch)
     known = f"{len(changes)} changes between b{since} and {release.tag}"
-    folders = {part.lower() for file in patch.files for part in PurePosixPath(file.path).with_suffix("").parts}
-    ranked = sorted(changes, key=lambda change: (-_score(change, words), not _prefix(change) & folders))
-    likely = [change for change in ranked if _score(change, words)][:CHANGES_SHOWN]
+    likely = [change for change in ranked(patch, changes) if _score(change, words)][:CHANGES_SHOWN]
     unread = f" The notes end with b{notes.until}." if notes.until < notes.high else ""
     if not likely:
         return f"None of {known} names these files or functions.{unread}"
     head = f"A guess by the words of their titles, out of {known}.{unread}"
     return "\n".join([head, "", *(f"- {change}" for change in likely)])
+
+
+def ranked(patch: Patch, changes: Sequence[Change]) -> list[Change]:
+    """Upstream's changes, those first whose titles have most words in common with a patch."""
+    words = _words(patch)
+    folders = {part.lower() for file in patch.files for part in PurePosixPath(file.path).with_suffix("").parts}
+    return sorted(changes, key=lambda change: (-_score(change, words), not _prefix(change) & folders))
 
 
 def _words(patch: Patch) -> set[str]:
@@ -111,10 +120,13 @@ def _prefix(change: Change) -> set[str]:
     return set(re.findall(r"\w+", change.title.lower().partition(":")[0]))
 
 
-def _cut(lines: list[str]) -> str:
+def shortened(text: str) -> str:
+    """The first LINES_SHOWN lines of a text, and how many more there are."""
+    lines = text.split("\n")
     more = [f"... {len(lines) - LINES_SHOWN} more lines"] if len(lines) > LINES_SHOWN else []
     return "\n".join(lines[:LINES_SHOWN] + more)
 
 
-def _fenced(text: str, language: str) -> str:
+def fenced(text: str, language: str) -> str:
+    """A text as a block of code in Markdown."""
     return f"````{language}\n{text}\n````"

@@ -19,6 +19,7 @@ from pathlib import Path
 from modal_app.child import environment
 from tasks.patches.classify import Placed
 from tasks.patches.export import commit_like, export
+from tasks.patches.series import read_patch
 from tasks.process import Output, run
 from tasks.release import BadInput, Model, ReleaseFailed, ToolingError, UpstreamRelease
 from tasks.sources import GIT_TIMEOUT_S, Sources
@@ -108,7 +109,8 @@ def _fill(edit: Edit, sources: Sources, placed: Placed) -> None:
     (edit.tree / ".git" / "objects" / "info" / "alternates").write_text(f"{sources.repo / 'objects'}\n")
     for name, value in {
         "user.name": "llama-release", "user.email": "llama-release@localhost",
-        "core.autocrlf": "false", "merge.renames": "false", "gc.auto": "0", "advice.detachedHead": "false",
+        "core.autocrlf": "false", "merge.renames": "false", "merge.conflictStyle": "diff3",
+        "gc.auto": "0", "advice.detachedHead": "false",
     }.items():  # fmt: skip
         edit.git("config", name, value)
     message = f"{edit.state.release.tag} with the earlier patches of the series"
@@ -134,7 +136,7 @@ def finish(store: Path) -> tuple[Edit, str]:
             evidence="\n".join(markers[:10]),
             todo="settle them, then `llama-release patches edit --continue`",
         )
-    edit.git("add", "--all")
+    _stage(edit)
     tree = edit.git("write-tree").stdout.strip()
     if tree == edit.state.start:
         raise BadInput(
@@ -146,6 +148,22 @@ def finish(store: Path) -> tuple[Edit, str]:
     write_atomic(edit.state.patch, text)
     _remove(edit)
     return edit, text
+
+
+def _stage(edit: Edit) -> None:
+    """Take what changed in files that git knows, and the new files that the patch makes or a person has added.
+
+    Never what else lies about: a build, an editor's or merge tool's copies would all be exported.
+    """
+    edit.git("add", "--update")
+    for file in read_patch(edit.folder / "original.patch").files:
+        if file.old is None and file.new and (edit.tree / file.new).is_file():
+            edit.git("add", "--force", "--", file.new)
+
+
+def stray(edit: Edit) -> list[str]:
+    """The files in the work folder that are not part of the patch: `git add` makes them one."""
+    return [name for name in edit.git("ls-files", "--others", "-z").stdout.split("\0") if name][:20]
 
 
 def abort(store: Path) -> Edit:

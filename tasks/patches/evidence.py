@@ -6,18 +6,27 @@ import json
 import math
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
+from tasks.patches.lines import Change, changes, is_telling, plain
 from tasks.patches.scopes import Scope, Scopes, Unreadable, is_source
-from tasks.patches.series import Broken, Hunk, Patch, read_diff
-from tasks.patches.trees import diff, lines_of, mentioning, text_of
-from tasks.process import run
+from tasks.patches.series import Broken, FileDiff, Hunk, Patch, read_diff
+from tasks.patches.trees import diff, files_of, holding, lines_of, mentioning, text_of
+from tasks.process import TimedOut, run
 from tasks.release import ToolingError
 from tasks.sources import Sources, fits
 
-EXPRESSION_S = 20.0
+FILE_S = 3.0
+"""How long one file is read for its functions: b11434's largest, ggml-vulkan.cpp, takes 0.6 s."""
+BUILT_FROM = ("common", "src", "include", "ggml", "tools", "app")
+"""The folders that a server is built from, where what moved is looked for. Not vendor: single headers of 100,000 lines,
+whose `search` and `to_json` are none of upstream's."""
+FILES_SOUGHT = 60
+EXPRESSION_S = 10.0
 """How long the expression of an Evidence trailer may take over the lines that it is looked for in."""
 
 Edits = Counter["Edit"]
@@ -56,6 +65,14 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Unit:
+    """One change of a patch: lines next to each other, in one file."""
+
+    path: str
+    change: Change
+
+
+@dataclass(frozen=True)
 class Line:
     """One line of upstream's code."""
 
@@ -71,11 +88,15 @@ class Reader:
     """Reads files and their scopes out of trees, each once."""
 
     def __init__(self, sources: Sources) -> None:
-        self.sources = sources
+        self.sources = copy(sources)
+        """With an `until` of its own."""
         self.until = math.inf
         """Of time.monotonic(): no file is read for its scopes after that."""
         self._texts: dict[tuple[str, str], str | None] = {}
         self._scopes: dict[tuple[str, str], Scopes] = {}
+        self._read: dict[tuple[str, str], Scopes] = {}
+        self._files: dict[str, frozenset[str]] = {}
+        self._diffs: dict[tuple[str, ...], tuple[FileDiff, ...]] = {}
 
     def text(self, tree: str, path: str) -> str | None:
         key = tree, path
@@ -84,24 +105,44 @@ class Reader:
         return self._texts[key]
 
     def scopes(self, tree: str, path: str) -> Scopes:
-        """Raises Unreadable, and ToolingError when there is no time left for it."""
+        """Raises Unreadable, also when there is no time left for it."""
         key = tree, path
         if key not in self._scopes:
             try:
-                self._scopes[key] = Scopes(path, self.text(tree, path) or "", self.until)
+                self._scopes[key] = Scopes(
+                    path, self.text(tree, path) or "", min(self.until, time.monotonic() + FILE_S)
+                )
             except TimeoutError as error:
-                raise ToolingError(
-                    "it takes too long to read upstream's files for their functions",
-                    evidence=f"{path} of tree {tree}: {error}",
-                    todo="try again on a machine that does nothing else; look at that file if it is the same one again",
-                ) from error
+                raise Unreadable(f"it takes too long: {error}") from error
         return self._scopes[key]
 
+    def scope(self, tree: str, path: str, line: int) -> Scope | None:
+        """The innermost scope of a line (from 1); None where there is none, or where that can't be read."""
+        try:
+            return self.scopes(tree, path).at(line)
+        except Unreadable:
+            return None
+
+    def files(self, tree: str) -> frozenset[str]:
+        """The paths of a tree."""
+        if tree not in self._files:
+            self._files[tree] = files_of(self.sources, tree)
+        return self._files[tree]
+
+    def lines(self, tree: str, path: str) -> list[str]:
+        return (self.text(tree, path) or "").split("\n")
+
     def place(self, tree: str, path: str, scope: Scope) -> Place:
-        lines = (self.text(tree, path) or "").split("\n")[scope.first - 1 : scope.last]
-        return Place(path, scope, tuple(lines))
+        return Place(path, scope, tuple(self.lines(tree, path)[scope.first - 1 : scope.last]))
 
     # -- what changes ---------------------------------------------------------------------------
+
+    def differing(self, old: str, new: str, *options: str) -> tuple[FileDiff, ...]:
+        """The diff of two trees without context; `options` as for `trees.diff`."""
+        key = old, new, *options
+        if key not in self._diffs:
+            self._diffs[key] = read_diff(diff(self.sources, old, new, 0, *options))
+        return self._diffs[key]
 
     def edits(self, old: str, new: str, beside: tuple[str, ...] = ()) -> Edits:
         """The lines that differ between two trees, each with its scope.
@@ -111,7 +152,7 @@ class Reader:
         Raises Unreadable.
         """
         found: Edits = Counter()
-        for file in read_diff(diff(self.sources, old, new, 0)):
+        for file in self.differing(old, new):
             twice = frozenset[str]().union(*(self.scopes(t, file.path).twice for t in (old, new, *beside)))
             for hunk in file.hunks:
                 at = {"-": hunk.start, "+": hunk.new_start}
@@ -121,13 +162,22 @@ class Reader:
                     scope = self.scopes(old if line[0] == "-" else new, file.path).at(at[line[0]])
                     at[line[0]] += 1
                     if re.search(r"\w", line[1:]):
-                        found[Edit(file.path, _label(scope, twice), line[0], line[1:])] += 1
+                        found[Edit(file.path, label(scope, twice), line[0], line[1:])] += 1
         return found
+
+    def units(self, old: str, new: str) -> list[Unit]:
+        """What differs between two trees, change by change; a file that is there in one of them only has none."""
+        return [
+            Unit(file.path, change)
+            for file in self.differing(old, new)
+            if file.old and file.new
+            for change in changes(file.hunks)
+        ]
 
     def functions(self, old: str, new: str) -> list[Function]:
         """The scopes of `old` that the diff to `new` changes. Raises Unreadable."""
         found: dict[Function, None] = {}
-        for file in read_diff(diff(self.sources, old, new, 0)):
+        for file in self.differing(old, new):
             before, after = self.scopes(old, file.path), self.scopes(new, file.path)
             known = {scope.name for scope in before.found}
             for hunk in file.hunks:
@@ -142,7 +192,7 @@ class Reader:
     # -- where it is ----------------------------------------------------------------------------
 
     def locate(self, tree: str, wanted: Iterable[Function]) -> dict[Function, list[Place]]:
-        """Where functions stand: in their own file, else anywhere in the tree.
+        """Where functions stand: in their own file, else in any other that a server is built from.
 
         Elsewhere a scope counts by its full name, or by its last part when only one function has that.
         Raises Unreadable for a function's own file.
@@ -154,26 +204,56 @@ class Reader:
             for function in wanted
         }
         lost = [function for function, places in found.items() if not places]
-        words = {function: re.split(r"::|/|->", function.name)[-1] for function in lost}
-        paths = [p for p in mentioning(self.sources, tree, sorted(set(words.values()))) if is_source(p)]
+        words = {function: re.split(r"::|/|->", function.name.partition("<")[0])[-1].lstrip("#") for function in lost}
+        sought = sorted({word for word in words.values() if word})
+        paths = [p for p in mentioning(self.sources, tree, sought, self._folders(lost)) if is_source(p)]
         for function in lost:
-            found[function] = self._elsewhere(tree, function, words[function], paths)
+            near = sorted(paths, key=lambda p: _apart(p, function.path))[:FILES_SOUGHT]
+            found[function] = self._elsewhere(tree, function, words[function], near)
         return found
+
+    def _folders(self, lost: Iterable[Function]) -> list[str]:
+        return sorted({*BUILT_FROM, *(function.path.split("/")[0] for function in lost)})
 
     def _elsewhere(self, tree: str, function: Function, word: str, paths: list[str]) -> list[Place]:
         exact: list[Place] = []
-        alike: list[Place] = []
+        near: list[Place] = []
         for path in paths:
             try:
                 scopes = self.scopes(tree, path).found
             except Unreadable:
                 continue
             for scope in scopes:
-                if scope.name == function.name:
+                if scope.name == function.name and path != function.path:
                     exact.append(self.place(tree, path, scope))
                 elif scope.kind == "function" and scope.short == word:
-                    alike.append(self.place(tree, path, scope))
-        return exact or (alike if len(alike) == 1 else [])
+                    near.append(self.place(tree, path, scope))
+        return exact or (near if len(near) == 1 else [])
+
+    def look_alikes(self, base: str, tree: str, path: str, around: Sequence[str]) -> list[Line]:
+        """Lines of a tree that stood in one file of `base` and stand in another now: what moved under another name.
+
+        `around` are the lines by the change; three of them, and a third of those that tell anything, must be in
+        one file that had fewer of them before. The first of each function, the file with the most first.
+        """
+        telling = list(dict.fromkeys(line.strip() for line in around if is_telling(line)))[:16]
+        if not telling:
+            return []
+        folders = sorted({*BUILT_FROM, path.split("/")[0]})
+        found = holding(self.sources, tree, telling, folders)
+        least = max(min(3, len(telling)), len(telling) / 3)
+        best: list[tuple[int, list[Line]]] = []
+        wanted = [plain(word) for word in telling]
+        for where, hits in found.items():
+            here = [(number, text) for number, text in hits if any(word in plain(text) for word in wanted)]
+            if where == path or sum(any(word in plain(text) for _, text in here) for word in wanted) < least:
+                continue
+            before = {plain(line) for line in self.lines(base, where)}
+            new = [Line(where, number, text) for number, text in here if plain(text) not in before]
+            kinds = sum(any(word in plain(line.text) for line in new) for word in wanted)
+            if kinds >= least:
+                best.append((kinds, new))
+        return [line for _, lines in sorted(best, key=lambda b: -b[0])[:1] for line in lines]
 
     # -- what upstream has ------------------------------------------------------------------------
 
@@ -195,7 +275,7 @@ class Reader:
                 if any(fits(place.path, glob) for glob in globs.split())
                 for number, text in enumerate(place.lines, place.scope.first)
             ]
-        at = _first_with(pattern, [text for _, _, text in lines])
+        at = first_with(pattern, [text for _, _, text in lines], self.sources.until - time.monotonic())
         return None if at is None else Line(*lines[at])
 
 
@@ -206,59 +286,41 @@ print(next((n for n, text in enumerate(texts) if re.search(pattern, text)), ""))
 """
 
 
-def _first_with(pattern: str, texts: Sequence[str]) -> int | None:
-    """The index of the first text that holds a pattern; None when none does. Raises Broken when it takes too long.
+def first_with(pattern: str, texts: Sequence[str], left_s: float = math.inf) -> int | None:
+    """The index of the first text that holds a pattern; None when none does. Raises Broken when it takes too long,
+    TimedOut when only `left_s` were left for it.
 
     In a process of its own: a person wrote the pattern, and a search in this one cannot be ended.
     """
     if not texts:
         return None
+    words, limit_s = [sys.executable, "-I", "-c", _FIRST_WITH], max(0.0, min(EXPRESSION_S, left_s))
     try:
-        said = run(
-            [sys.executable, "-I", "-c", _FIRST_WITH], timeout_s=EXPRESSION_S, stdin=json.dumps([pattern, texts])
-        )
+        said = run(words, timeout_s=limit_s, stdin=json.dumps([pattern, texts]))
     except ToolingError as error:
+        if isinstance(error, TimedOut) and limit_s < EXPRESSION_S:
+            raise
         raise Broken(
-            f"its Evidence expression did not come to an end within {EXPRESSION_S:.0f} s ({error.what}): write it "
+            f"its expression did not come to an end within {EXPRESSION_S:.0f} s ({error.what}): write it "
             "without a repeat within a repeat"
         ) from error
     return int(said.stdout) if said.stdout.strip() else None
 
 
-def _label(scope: Scope | None, twice: frozenset[str]) -> str:
+def label(scope: Scope | None, twice: frozenset[str]) -> str:
+    """What tells a scope from the others of a file: its name, or its head where several have that name."""
     if scope is None:
         return ""
     return scope.signature if scope.name in twice else scope.name
 
 
-def effect_line(edits: Edits, base: list[Place], patched: list[Place], now: list[Place]) -> Line | None:
-    """The first line of the patch (or of the function) in `now`, when a function there holds all that the patch brings.
-
-    That is: no fewer of each added line than the patched function and no more of each removed one, white space
-    aside, where the function before the patch holds fewer or more.
-    """
-
-    def short_of(places: list[Place]) -> bool:
-        have = Counter(_plain(line) for place in places for line in place.lines)
-        goal = Counter(_plain(line) for place in patched for line in place.lines)
-        return any(
-            have[_plain(e.text)] < goal[_plain(e.text)]
-            if e.sign == "+"
-            else have[_plain(e.text)] > goal[_plain(e.text)]
-            for e in edits
-        )
-
-    added = {_plain(edit.text) for edit in edits if edit.sign == "+"}
-    if not now or not all(edit.scope for edit in edits) or short_of(now) or not short_of(base):
-        return None
-    lines = [
-        Line(place.path, number, text) for place in now for number, text in enumerate(place.lines, place.scope.first)
-    ]
-    return next((line for line in lines if _plain(line.text) in added), lines[0])
-
-
-def _plain(line: str) -> str:
-    return re.sub(r"\s+", "", line)
+def _apart(path: str, other: str) -> int:
+    """How far two files are from each other: 0 in one folder."""
+    one, two = path.split("/")[:-1], other.split("/")[:-1]
+    common = next(
+        (n for n, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), min(len(one), len(two))
+    )
+    return len(one) + len(two) - 2 * common
 
 
 def heading_name(hunk: Hunk) -> str:
@@ -279,7 +341,7 @@ def heading_name(hunk: Hunk) -> str:
     return ""
 
 
-def occurrences(text: str, hunk: Hunk) -> int:
-    """In how many places of a file all lines that a hunk must find stand together."""
-    lines, before = text.split("\n"), hunk.before
+def occurrences(text: str, hunk: Hunk, *, after: bool = False) -> int:
+    """In how many places of a file all lines that a hunk must find stand together, or those that it leaves behind."""
+    lines, before = text.split("\n"), hunk.after if after else hunk.before
     return sum(lines[n : n + len(before)] == before for n in range(len(lines) - len(before) + 1))

@@ -13,26 +13,33 @@ from tasks.store import Store, write_atomic
 GIT_TIMEOUT_S = 60
 
 
-def proved_obsolete(store: Store, file: str, release: UpstreamRelease) -> PatchResult | None:
-    """The patch's result, when the last proof of this release in the ledger found it obsolete."""
+def proved_gone(store: Store, file: str, release: UpstreamRelease) -> PatchResult | None:
+    """The patch's result, when its probes passed on a build without it at the last proof of this release."""
     for event in reversed(store.ledger()):
         if event.kind == "stage.proof" and event.detail.get("upstream") == release.tag:
             found = (PatchResult.model_validate(p) for p in event.detail.get("patches", []))
-            return next((p for p in found if p.file == file and p.status is PatchStatus.OBSOLETE), None)
+            return next((p for p in found if p.file == file and p.passed_without), None)
     return None
 
 
 def retire(store: Store, folder: Path, result: PatchResult, release: UpstreamRelease) -> str:
     """Remove a patch from the series and commit just that; what happened, in one line.
 
-    Raises BadInput when the patch is still needed on this release, ToolingError when git won't take the commit.
+    Raises BadInput when the patch is still needed on this release, or when no build without it passed its probes;
+    ToolingError when git won't take the commit.
     """
-    if result.status not in (PatchStatus.UPSTREAMED, PatchStatus.OBSOLETE):
+    proved = proved_gone(store, result.file, release)
+    if proved is None:
+        by_text = result.status in (PatchStatus.UPSTREAMED, PatchStatus.OBSOLETE)
         raise BadInput(
-            f"{result.file} is {result.status} on {release.tag}, so it stays",
+            f"{result.file} is {result.status} on {release.tag}"
+            + (" by its text alone: no build without it was asked" if by_text else ", so it stays"),
             evidence=result.evidence,
-            todo="a patch goes when upstream has it (upstreamed) or its probe passes without it (obsolete)",
+            todo=f"`llama-release upgrade --to {release.tag}` proves it; `llama-release patches drop` needs no proof"
+            if by_text
+            else "a patch goes when upstream has it (upstreamed) or its probe passes without it (obsolete)",
         )
+    result = proved
     series = folder / SERIES
     lines = series.read_text(encoding="utf-8").splitlines(keepends=True)
     write_atomic(series, "".join(line for line in lines if line.split("#")[0].strip() != result.file))

@@ -1,11 +1,14 @@
-"""Which function a line of C or C++ stands in: the fact that decides whether a hunk landed where it belongs.
+"""Which function a line stands in: the fact that decides whether a hunk landed where it belongs.
 
-A reader of braces, not a compiler: comments, strings and preprocessor lines are blanked, each `{` is named by the
-text before it, and of `#if`/`#else` branches the first one counts for what is open afterwards. What it reads is
-verified: braces that do not close make a file unreadable, and an unreadable file proves nothing.
+C, C++, CUDA and their like are read by their braces, which is no compiler: comments, strings and preprocessor lines are
+blanked, each `{` is named by the text before it, and of `#if`/`#else` branches the first one counts for what is open
+afterwards. What is read is verified: braces that do not close make a file unreadable, and such a file proves nothing.
+
+Python is read by its indentation, CMake and Jinja by their words that open and close. Any other file has no functions.
 
 Upstream may write anything: a file is read in one pass, a head is cut to LONGEST_HEADER, and no expression takes more
-than the square of that.
+than the square of that. A file of more than LARGEST characters is not read: none that a server is built from is a
+quarter of it (b11434: vendor/miniaudio has 4,108,168; the largest of its own, ggml-vulkan.cpp, 900,000).
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ import math
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 LONGEST_HEADER = 4000
+LARGEST = 4_000_000
 DEEPEST = 256
 """Braces within braces, as many as clang takes (`-fbracket-depth`); what is open is copied at each `#if`."""
 SUFFIXES = frozenset([".c", ".cc", ".cpp", ".cxx", ".h", ".hh", ".hpp", ".cu", ".cuh", ".m", ".mm", ".metal"])
@@ -32,7 +37,7 @@ class Scope:
     name: str
     """As upstream names it, with the classes and functions around it: `server_context::launch`."""
     signature: str
-    """The text before its brace without white space: tells overloads apart."""
+    """The text before its brace without white space, behind the namespaces around it: tells overloads apart."""
     first: int
     last: int
     """Line numbers from 1, both included."""
@@ -48,12 +53,15 @@ class Unreadable(Exception):
 
 
 class Scopes:
-    """The scopes of one file. Empty for a file that is not C or C++."""
+    """The scopes of one file. Empty for a file in no language that is read."""
 
     def __init__(self, path: str, text: str, until: float = math.inf) -> None:
         """Raises Unreadable, and TimeoutError when it is not read to its end `until` then, of time.monotonic()."""
         self.path = path
-        self.found = _read(text, until) if is_source(path) else []
+        if len(text) > LARGEST:
+            raise Unreadable(f"it has {len(text):,} characters, more than are read")
+        read = _reader_of(path)
+        self.found = read(text, until) if read else []
         self._names = Counter(scope.name for scope in self.found)
         self._at: dict[int, Scope] = {}
         for scope in self.found:  # outer ones come first
@@ -74,8 +82,73 @@ class Scopes:
 
 
 def is_source(path: str) -> bool:
-    """Whether a path is read for functions."""
+    """Whether a path is read for functions of C and its like."""
     return PurePosixPath(path).suffix in SUFFIXES
+
+
+def _reader_of(path: str) -> Callable[[str, float], list[Scope]] | None:
+    name = PurePosixPath(path)
+    if name.suffix in SUFFIXES:
+        return _read
+    if name.suffix in (".py", ".pyi"):
+        return lambda text, _: _by_indentation(text)
+    if name.name == "CMakeLists.txt" or name.suffix == ".cmake":
+        return lambda text, _: _by_words(text, _CMAKE)
+    if name.suffix in (".jinja", ".j2"):
+        return lambda text, _: _by_words(text, _JINJA)
+    return None
+
+
+_DEFINED = re.compile(r"([ \t]*)(?:async[ \t]+)?(def|class)[ \t]+(\w+)")
+
+
+def _by_indentation(text: str) -> list[Scope]:
+    """The functions and classes of Python: a scope ends with its last line that is further in than its head."""
+    found: list[Scope] = []
+    open_: list[tuple[int, str, str, str, int]] = []  # (indentation, kind, name, signature, first line)
+    last, decorated = 0, 0
+    for number, line in enumerate([*text.split("\n"), "."], 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        indent = len(line) - len(line.lstrip())
+        while open_ and indent <= open_[-1][0] and not line.lstrip().startswith((")", "]", "}")):
+            _, kind, name, signature, first = open_.pop()
+            found.append(Scope(kind, name, signature, first, last))
+        if line.lstrip().startswith("@"):
+            decorated = decorated or number
+        elif match := _DEFINED.match(line):
+            name = "::".join([*([open_[-1][2]] if open_ else []), match[3]])
+            kind = "function" if match[2] == "def" else "block"
+            open_.append((indent, kind, name, re.sub(r"\s+", "", line), decorated or number))
+            decorated = 0
+        else:
+            decorated = 0
+        last = number
+    return sorted(found, key=lambda s: (s.first, -s.last))
+
+
+_CMAKE = (
+    re.compile(r"^\s*(?P<kind>function|macro)\s*\(\s*(?P<name>\w+)", re.IGNORECASE),
+    re.compile(r"^\s*end(?:function|macro)\b", re.IGNORECASE),
+)
+_JINJA = (
+    re.compile(r"\{%-?\s*(?P<kind>macro|block)\s+(?P<name>\w+)"),
+    re.compile(r"\{%-?\s*end(?:macro|block)\b"),
+)
+
+
+def _by_words(text: str, words: tuple[re.Pattern[str], re.Pattern[str]]) -> list[Scope]:
+    """The scopes of a language that names what it opens and says when it closes it."""
+    opens, closes = words
+    found: list[Scope] = []
+    open_: list[tuple[str, str, int]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if match := opens.search(line):
+            open_.append((match["name"], re.sub(r"\s+", "", line), number))
+        if closes.search(line) and open_:
+            name, signature, first = open_.pop()
+            found.append(Scope("function", name, signature, first, number))
+    return sorted(found, key=lambda s: (s.first, -s.last))
 
 
 _BLANKED = re.compile(
@@ -117,7 +190,7 @@ def _read(text: str, until: float) -> list[Scope]:
     token = re.compile(r"^[ \t]*#|[{};()]|\n|[^{};()\n]+", re.MULTILINE)
     while match := token.match(code, at):
         if directive := directives.get(match.start()):
-            reader.directive(directive[1])
+            reader.directive(directive[1], directive[0])
             reader.line += directive[0].count("\n")
             at = directive.end()
         else:
@@ -140,8 +213,11 @@ class _Reader:
 
     # -- preprocessor branches ------------------------------------------------------------------
 
-    def directive(self, word: str) -> None:
-        if word in ("if", "ifdef", "ifndef"):
+    def directive(self, word: str, text: str) -> None:
+        if word == "define" and "\n" in text and (match := re.search(r"define\s+(\w+)", text)):
+            last = self.line + text.count("\n")
+            self.found.append(Scope("block", f"#{match[1]}", f"#{match[1]}", self.line, last))
+        elif word in ("if", "ifdef", "ifndef"):
             self._branches.append((self._state(), None))
         elif word in ("else", "elif") and self._branches:
             before, first = self._branches.pop()
@@ -189,7 +265,10 @@ class _Reader:
         kind, name = _kind(header.strip(), inside) if not self._parens else ("initializer", "")
         if name and around:
             name = f"{around.name}{'/' if inside else '::'}{name}"
-        signature = re.sub(r"\s+", "", header) if name else ""
+        spaces = "".join(f"{o.signature}::" for o in self.open if o.kind == "namespace" and o.signature)
+        signature = spaces + re.sub(r"\s+", "", header) if name else ""
+        if kind == "namespace" and (match := _NAMESPACE.search(header)):
+            signature = re.sub(r"\s+", "", match[1])
         self.open.append(_Open(kind, name, signature, self._header_line or self.line))
         self._held.append((self._header, self._parens))
         self._header, self._parens = "", 0
@@ -220,6 +299,7 @@ class _State:
     header_line: int
 
 
+_NAMESPACE = re.compile(r"namespace\s+(\w+(?:\s*::\s*\w+)*+)\s*$")
 _WORD = r"(?<!\w)[A-Za-z_]\w*+"
 _OPERATOR = r"(?<!\w)operator\s*(?:\(\)|\[\]|[^\s\w(]+|\w[\w:\s*&<>]*+)"
 _NAME = rf"(?:{_WORD}(?:<[^<>()]*>)?\s*::\s*)*+(?:{_OPERATOR}|~?{_WORD})"
@@ -231,7 +311,9 @@ _CLASS = re.compile(
     r"\s*(?:\w+\s*\(\(?[^()]*\)?\)\s*)?(?:[A-Z_]+\s+)?(?P<name>[A-Za-z_][\w:]*(?:\s*<.*?>)?)?\s*(?:final\s*)?(?::(?!:).*)?$",
     re.DOTALL,
 )
-_CALL = re.compile(rf"(?P<name>{_NAME})\s*\(")
+_ARGUMENTS = r"<[^<>()]*+(?:<[^<>()]*+>[^<>()]*+)*+>"
+"""What a specialisation is for: `f<4, X>(`."""
+_CALL = re.compile(rf"(?P<name>{_NAME}(?:\s*{_ARGUMENTS})?)\s*\(")
 # Of what stands in the parentheses of a macro or of noexcept any `)` may be the last, and more of them may follow: one
 # `.*` from the first `(` on is all of that. A word is taken whole and given back never: several ways to take one apart
 # were exponentially many for a line of capitals.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from tasks.release import BadInput
 
 SERIES = "series"
+PROOF = "Proved-by"
+"""The trailer that a patch may have more than one of: a line each."""
 NO_FILE = "/dev/null"
 
 
@@ -37,6 +39,11 @@ class Hunk:
         return [line[1:] for line in self.lines if line[0] in " -"]
 
     @property
+    def after(self) -> list[str]:
+        """The lines that it leaves behind, without their sign."""
+        return [line[1:] for line in self.lines if line[0] in " +"]
+
+    @property
     def text(self) -> str:
         return "\n".join([self.header, *self.lines])
 
@@ -50,8 +57,10 @@ class FileDiff:
     new: str | None
     """Path after; None for a deleted file."""
     old_blob: str = ""
-    """Full git blob id before, where the diff says it."""
+    """Git blob id before, where the diff says it: full, or cut as `git diff` cuts it."""
     hunks: tuple[Hunk, ...] = ()
+    whole: str = ""
+    """What it does to the file as a whole: git's own lines of a rename, a mode or a binary change."""
 
     @property
     def path(self) -> str:
@@ -80,6 +89,8 @@ class Patch:
     title: str
     trailers: dict[str, str]
     files: tuple[FileDiff, ...] = ()
+    diff: str = field(default="", compare=False)
+    """What it changes as git writes it, with a/ and b/, whatever program wrote the file."""
     broken: str = field(default="", compare=False)
     """Why the file is not a patch that may be trusted; empty when it is one."""
 
@@ -140,17 +151,25 @@ def select(patches: list[Patch], which: str) -> Patch:
 
 def read_patch(path: Path) -> Patch:
     """What a patch file says of itself and what it changes."""
-    raw = path.read_bytes()
-    text = raw.decode("utf-8", errors="replace")
-    header = re.split(r"^(?:---|diff --git .*)$", text.replace("\r\n", "\n"), maxsplit=1, flags=re.MULTILINE)[0]
-    subject = re.search(r"^Subject: (?:\[PATCH[^\]]*\] )?(.+(?:\n[ \t].+)*)", header, re.MULTILINE)
-    trailers = dict(re.findall(r"^([A-Z][A-Za-z-]+): (.+)$", header.split("\n\n", 1)[-1], re.MULTILINE))
-    title = re.sub(r"\s+", " ", subject[1]) if subject else path.name
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    head = header_of(text)
+    subject = re.search(r"^Subject: (?:\[PATCH[^\]]*\] )?(.+(?:\n[ \t].+)*)", head, re.MULTILINE)
+    prose = next((line.strip() for line in head.split("\n") if line.strip()), path.name)
+    said = re.findall(r"^([A-Z][A-Za-z-]+): (.+)$", head.split("\n\n", 1)[-1], re.MULTILINE)
+    trailers = dict(said) | {name: "\n".join(t for n, t in said if n == name) for name, _ in said if name == PROOF}
+    title = re.sub(r"\s+", " ", subject[1]) if subject else prose
     try:
         _check_expression(trailers.get("Evidence", ""))
-        return Patch(path, title, trailers, files=_trusted(text))
+        found = _trusted(text)
+        return Patch(path, title, trailers, tuple(r.file for r in found), "".join(r.text for r in found))
     except Broken as error:
         return Patch(path, title, trailers, broken=str(error))
+
+
+def header_of(text: str) -> str:
+    """What stands above the first diff of a patch file: the mail's header and message, or a person's prose."""
+    start = r"^(?:---|diff --git .*|diff -.*|Index: .*|--- .*)$"
+    return re.split(start, text.replace("\r\n", "\n"), maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def _check_expression(evidence: str) -> None:
@@ -163,75 +182,234 @@ def _check_expression(evidence: str) -> None:
         raise Broken("its Evidence trailer is not `<glob> :: <regular expression>`")
 
 
-def _trusted(text: str) -> tuple[FileDiff, ...]:
+def _trusted(text: str) -> tuple[_Record, ...]:
     """The diffs of a patch file. Raises Broken for what git would take wrongly, in part, or not at all."""
-    if re.search(r"^(?:diff --git|---|\+\+\+|@@|From|Subject:) ?.*\r$", text, re.MULTILINE):
-        raise Broken("it has CRLF line ends: something on its way rewrote them; export it again as bytes")
     if "\ufffd" in text:
         raise Broken("it is not UTF-8 text")
-    files = read_diff(text)
-    if not files:
+    found = _named(_records(_line_ends(text).split("\n")))
+    if not found:
         raise Broken("there is no diff in it")
-    for file in files:
-        for path in filter(None, (file.old, file.new)):
+    for record in found:
+        for path in filter(None, (record.file.old, record.file.new)):
             parts = PurePosixPath(path).parts
             if path.startswith("/") or ".." in parts or ".git" in parts:
                 raise Broken(f"it leaves the source tree: {path}")
-        if not file.hunks:
-            raise Broken(f"its diff of {file.path} has no hunk: renames, modes and empty files are not supported")
-    return files
+            if re.search(r'["\\\n\t]', path):
+                raise Broken(f"the path {path!r} needs quoting, which is not supported")
+        if not record.file.hunks and not record.file.whole:
+            raise Broken(f"its diff of {record.file.path} changes nothing")
+    return found
+
+
+_LINE_OF_GITS = re.compile(r"^(?:diff --git|---|\+\+\+|@@|index) .*$", re.MULTILINE)
+
+
+def _line_ends(text: str) -> str:
+    """The text with git's line ends: a mail or an editor may have written the whole file with CRLF.
+
+    Where only lines of the sources end so, they are the sources' own. Raises Broken for a mixture.
+    """
+    ends = {line.endswith("\r") for line in _LINE_OF_GITS.findall(text)}
+    if ends == {True, False}:
+        raise Broken("some of its line ends are CRLF: something on its way rewrote them; export it again as bytes")
+    return text.replace("\r\n", "\n") if ends == {True} else text
 
 
 def read_diff(text: str) -> tuple[FileDiff, ...]:
-    """The files of a `git diff`. Raises Broken where it is binary, cut off or miscounted."""
-    lines = text.split("\n")
-    found: list[FileDiff] = []
-    at = next((n for n, line in enumerate(lines) if line.startswith("diff --git ")), len(lines))
-    while at < len(lines) and lines[at].startswith("diff --git "):
-        file, at = _read_file(lines, at + 1)
-        found.append(file)
-    if rest := [line for line in lines[at:] if line.strip() and not re.fullmatch(r"-- |\d[\w.]+", line)]:
-        raise Broken(f"a line belongs to no hunk: {rest[0][:80]!r}")
-    return tuple(found)
+    """The files of a diff. Raises Broken where it is cut off or miscounted."""
+    return tuple(record.file for record in _named(_records(text.split("\n"))))
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One file of a diff as it was written."""
+
+    header: str
+    """The two names of `diff --git`; empty where another program wrote it."""
+    extended: tuple[str, ...]
+    minus: str
+    plus: str
+    hunks: tuple[Hunk, ...]
+    binary: tuple[str, ...]
+    file: FileDiff = FileDiff(None, None)
+
+    def said(self, word: str) -> str:
+        return next((line[len(word) + 1 :] for line in self.extended if line.startswith(f"{word} ")), "")
+
+    @property
+    def text(self) -> str:
+        """The same as git writes it."""
+        a, b = (path or self.file.path for path in (self.file.old, self.file.new))
+        lines = [f"diff --git a/{a} b/{b}", *self.extended]
+        if not self.header and self.file.old is None:
+            lines.append("new file mode 100644")
+        if not self.header and self.file.new is None:
+            lines.append("deleted file mode 100644")
+        if self.hunks:
+            lines += [f"--- {f'a/{a}' if self.file.old else NO_FILE}", f"+++ {f'b/{b}' if self.file.new else NO_FILE}"]
+        lines += [hunk.text for hunk in self.hunks]
+        return "\n".join([*lines, *self.binary, ""])
+
+
+_MAIL = re.compile(r"From [0-9a-f]{7,64}\b")
+_BETWEEN = re.compile(r"-- ?|\d[\w.]+|diff -.*|Only in .*|Index: .*|={9,}|\s*")
+_EXTENDED = re.compile(
+    r"(?:old mode|new mode|deleted file mode|new file mode|copy from|copy to|rename from|rename to|similarity index"
+    r"|dissimilarity index|index) "
+)
+
+
+def _records(lines: list[str]) -> list[_Record]:
+    """The files of a diff. What is no line of it may stand above the first file, and in the head of another mail."""
+    found: list[_Record] = []
+    at, prose = 0, True
+    while at < len(lines):
+        if _starts_file(lines, at):
+            record, at = _read_file(lines, at)
+            found.append(record)
+            prose = False
+            continue
+        prose = prose or bool(_MAIL.match(lines[at]))
+        if not prose and not _BETWEEN.fullmatch(lines[at]):
+            raise Broken(f"a line belongs to no hunk: {lines[at][:80]!r}")
+        at += 1
+    return found
+
+
+def _starts_file(lines: list[str], at: int) -> bool:
+    return lines[at].startswith("diff --git ") or (
+        lines[at].startswith("--- ")
+        and at + 2 < len(lines)
+        and lines[at + 1].startswith("+++ ")
+        and lines[at + 2].startswith("@@ ")
+    )
 
 
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@ ?(.*)")
 
 
-def _read_file(lines: list[str], at: int) -> tuple[FileDiff, int]:
-    old = new = None
-    blob = ""
-    named = False
-    while at < len(lines) and not lines[at].startswith(("@@ ", "diff --git ")):
-        line = lines[at]
-        if line.startswith(("GIT binary patch", "Binary files ")):
-            raise Broken("it is a binary patch, which nobody can review or prove line by line")
-        if line.startswith(("rename ", "copy ")):
-            raise Broken("it renames or copies a file: export it with --no-renames")
-        if re.search(r"^(?:new|old|new file|deleted file) mode (?:12|16)0000$|^index .* (?:12|16)0000$", line):
-            raise Broken("it makes or changes a link or a submodule, which may lead out of the source tree")
-        if match := re.match(r"index ([0-9a-f]{40,64})\.\.", line):
-            blob = match[1]
-        if line.startswith("--- ") and at + 1 < len(lines) and lines[at + 1].startswith("+++ "):
-            old, new = _path(line), _path(lines[at + 1])
-            named = True
+def _read_file(lines: list[str], at: int) -> tuple[_Record, int]:
+    header = ""
+    extended: list[str] = []
+    if lines[at].startswith("diff --git "):
+        header = lines[at].removeprefix("diff --git ")
         at += 1
+        while at < len(lines) and _EXTENDED.match(lines[at]):
+            extended.append(lines[at])
+            at += 1
+    if any(re.search(r"mode (?:12|16)0000$|^index .* (?:12|16)0000$", line) for line in extended):
+        raise Broken("it makes or changes a link or a submodule, which may lead out of the source tree")
+    minus = plus = ""
+    if at + 1 < len(lines) and lines[at].startswith("--- ") and lines[at + 1].startswith("+++ "):
+        minus, plus = _written(lines[at]), _written(lines[at + 1])
+        at += 2
     hunks: list[Hunk] = []
     while at < len(lines) and lines[at].startswith("@@ "):
         hunk, at = _read_hunk(lines, at)
         hunks.append(hunk)
-    if hunks and not named:
+    if hunks and not minus:
         raise Broken("a hunk does not say which file it is for")
-    if not hunks and at >= len(lines):
+    if minus and not hunks:
+        raise Broken("it is cut off: a diff has no hunk")
+    binary, at = _read_binary(lines, at)
+    if not hunks and not binary and not any(re.match("old mode|new file|deleted|rename|copy", e) for e in extended):
         raise Broken("it is cut off: the last diff has no hunk")
-    return FileDiff(old, new, blob, tuple(hunks)), at
+    return _Record(header, tuple(extended), minus, plus, tuple(hunks), tuple(binary)), at
 
 
-def _path(line: str) -> str | None:
-    name = line[4:].split("\t")[0]
-    if name.startswith('"'):
-        raise Broken(f"the path {name} needs quoting, which is not supported")
-    return None if name == NO_FILE else name.split("/", 1)[-1] if name[:2] in ("a/", "b/") else name
+def _read_binary(lines: list[str], at: int) -> tuple[list[str], int]:
+    """The lines of a binary change, which git alone reads (git-diff's `--binary`): one block a direction."""
+    if at < len(lines) and lines[at].startswith("Binary files "):
+        raise Broken("it says no more than that a binary file differs: export it with --binary")
+    if at >= len(lines) or lines[at] != "GIT binary patch":
+        return [], at
+    found = [lines[at]]
+    at += 1
+    while at < len(lines) and re.match(r"(?:literal|delta) \d+$", lines[at]):
+        end = next((n for n in range(at, len(lines)) if not lines[n]), len(lines))
+        if end == len(lines) or end == at + 1:
+            raise Broken("it is cut off: a binary change has no end")
+        found += lines[at : end + 1]
+        at = end + 1
+    if len(found) == 1:
+        raise Broken("it is cut off: a binary change has no content")
+    return found, at
+
+
+def _written(line: str) -> str:
+    """The name behind `---` or `+++`, without the time that `diff -u` writes after a tab."""
+    return _unquoted(line[4:].split("\t")[0].rstrip())
+
+
+def _unquoted(name: str) -> str:
+    """A name that git quoted as C does (`core.quotePath`): `"a/na\\303\\257ve"`."""
+    if not (name.startswith('"') and name.endswith('"')):
+        return name
+    try:
+        return name[1:-1].encode("ascii").decode("unicode_escape").encode("latin-1").decode("utf-8")
+    except UnicodeError as error:
+        raise Broken(f"the path {name} can't be read") from error
+
+
+def _named(records: list[_Record]) -> tuple[_Record, ...]:
+    """The records with the paths of their files: without the first folder where the names of a diff have two of them
+    (a/ and b/; `git diff` can leave them out, or write i/ and w/; `diff -u` has whatever folders were compared).
+    """
+    pairs = [_pair(record) for record in records]
+    prefixed = any(old != new and _rest(old) == _rest(new) for old, new in pairs if old and new)
+    return tuple(
+        replace(record, file=_file(record, *_stripped(old, new, prefixed)))
+        for record, (old, new) in zip(records, pairs, strict=True)
+    )
+
+
+def _rest(name: str) -> str:
+    return name.split("/", 1)[-1] if "/" in name else ""
+
+
+def _pair(record: _Record) -> tuple[str, str]:
+    """The names as they are written; '' for no file."""
+    old, new = (record.minus, record.plus) if record.minus else _halves(record.header)
+    first = record.hunks[0].header if record.hunks and not record.header else ""
+    made = record.said("new file mode") or first.startswith("@@ -0,0 ")  # without git's lines the hunk tells
+    gone = record.said("deleted file mode") or "+0,0 @@" in first
+    return "" if made or old == NO_FILE else old, "" if gone or new == NO_FILE else new
+
+
+def _halves(header: str) -> tuple[str, str]:
+    """The two names of `diff --git`, which are the same but for their first folder, or are quoted."""
+    if match := re.fullmatch(r'("(?:\\.|[^"\\])*") ("(?:\\.|[^"\\])*")', header):
+        return _unquoted(match[1]), _unquoted(match[2])
+    for space in (n for n, letter in enumerate(header) if letter == " "):
+        old, new = header[:space], header[space + 1 :]
+        if old == new or (_rest(old) and _rest(old) == _rest(new)):
+            return old, new
+    old, _, new = header.partition(" ")
+    return old, new
+
+
+def _stripped(old: str, new: str, prefixed: bool) -> tuple[str, str]:
+    if old and new:
+        if old == new:
+            return old, new
+        if _rest(old) and _rest(old) == _rest(new):
+            return _rest(old), _rest(new)
+        if old in (f"{new}.orig", f"{new}~"):
+            return new, new
+        prefixed = old.startswith("a/") and new.startswith("b/")
+    only = not (old and new) and (old or new).split("/")[0] in ("a", "b")
+    return (_rest(old), _rest(new)) if prefixed or only else (old, new)
+
+
+def _file(record: _Record, old: str, new: str) -> FileDiff:
+    if moved := record.said("rename from") or record.said("copy from"):
+        old, new = _unquoted(moved), _unquoted(record.said("rename to") or record.said("copy to"))
+    blob = re.match(r"index ([0-9a-f]{4,64})\.\.", next((e for e in record.extended if e.startswith("index ")), ""))
+    whole = [line for line in record.extended if re.match(r"old mode|new mode|rename|copy", line)]
+    whole += ["a binary change"] if record.binary else []
+    if not record.hunks and not whole:
+        whole = ["a file without a line"]
+    return FileDiff(old or None, new or None, blob[1] if blob else "", record.hunks, ", ".join(whole))
 
 
 def _read_hunk(lines: list[str], at: int) -> tuple[Hunk, int]:
@@ -244,6 +422,8 @@ def _read_hunk(lines: list[str], at: int) -> tuple[Hunk, int]:
     at += 1
     while left > 0 or right > 0 or (at < len(lines) and lines[at].startswith("\\")):
         line = lines[at] if at < len(lines) else ""
+        if line in ("", "\r") and at < len(lines) - 1:
+            line = " " + line  # GNU diff and editors leave out the blank of an empty line; git and patch take that too
         if at >= len(lines) or line[:1] not in (" ", "+", "-", "\\"):
             raise Broken(f"it is cut off or edited by hand: {header} promises {left} and {right} more lines")
         left -= line[0] in " -"

@@ -68,6 +68,9 @@ class Platform(Protocol):
         words when it doesn't come up.
         """
 
+    def said(self, trial: Endpoint) -> str:
+        """What the server of a trial that is up has written to its log so far, as far as that is known here."""
+
     def inherits(self) -> tuple[str, ...]:
         """The names of this process's environment variables that servers see too, sorted."""
 

@@ -23,7 +23,7 @@ from tasks.preflight.compare import Difference, Kind, What, compare
 from tasks.preflight.observe import observe
 from tasks.preflight.surface import Surface, read
 from tasks.preflight.uses import uses
-from tasks.release import Build, Release, ReleaseFailed, ToolingError, Verdict, Verification, digest_of
+from tasks.release import BadInput, Build, Release, ReleaseFailed, ToolingError, Verdict, Verification, digest_of
 from tasks.report import code, fenced, markdown_table
 from tasks.settings import Settings
 from tasks.sources import Sources
@@ -71,7 +71,7 @@ def _production(platform: Platform, settings: Settings, before: Release) -> Surf
         raise ToolingError(f"the build {before.build} of production is not in {platform.store.root}")
     try:
         return surface_of(platform, settings, build)
-    except ReleaseFailed as error:  # nothing is known about the candidate
+    except (ReleaseFailed, BadInput) as error:  # nothing is known about the candidate
         raise ToolingError(f"production's {build.tag} cannot be observed", evidence=str(error)) from error
 
 

@@ -37,6 +37,9 @@ class What(StrEnum):
     VALUE_CHANGED = "value changed"
     """A flag that took a value takes none now, or the other way round."""
     STATUS_CHANGED = "status changed"
+    CHANGED = "changed"
+    DESCRIBED = "described otherwise"
+    """The same flag with other words in its help: what it does with its value may be another thing."""
 
 
 class Difference(Model):
@@ -129,7 +132,8 @@ def successor_of(flag: Flag, old: Surface, new: Surface) -> tuple[Flag | None, s
     In this order: upstream's own words, the same variable, the same help, most of the same help. Never a name alone.
     """
     live = {name: each for each in new.flags if not each.removed for name in each.names}
-    fresh = [each for each in live.values() if not any(name in one.names for one in old.flags for name in each.names)]
+    known = {name for each in old.flags for name in each.names}
+    fresh = [each for each in live.values() if not known & set(each.names)]
     notice = next((each.text for each in new.flags if each.removed and set(each.names) & set(flag.names)), "")
     for text in (notice, flag.text if "DEPRECATED" in flag.text else ""):
         if named := [name for name in re.findall(r"(?<!-)--[\w-]*\w", text) if name in live]:
@@ -154,12 +158,11 @@ def _common_words(text: str, other: str) -> str:
 
 
 def _variables(old: Surface, new: Surface) -> Iterator[Difference]:
-    read = {name for flag in new.flags for name in flag.variables}.union(new.variables)
-    had = {name for flag in old.flags for name in flag.variables}.union(old.variables)
+    read, had = _read_variables(new), _read_variables(old)
     by_name = {name: flag for flag in new.flags if not flag.removed for name in flag.names}
     said: set[str] = set()
     for flag in old.flags:
-        if lost := tuple(name for name in flag.variables if name not in read):
+        if lost := tuple(name for name in flag.variables if name in had - read):
             after = next((by_name[name] for name in flag.names if name in by_name), None)
             evidence = f"the variable of {flag.main}" if after else ""
             if after is None:
@@ -175,10 +178,19 @@ def _variables(old: Surface, new: Surface) -> Iterator[Difference]:
                 evidence=evidence,
             )
     for name in old.variables:
-        if name not in read | said:
+        if name in had - read - said:
             yield Difference(kind=Kind.VARIABLE, what=What.REMOVED, names=(name,), gone=True)
     for name in sorted(read - had):
         yield Difference(kind=Kind.VARIABLE, what=What.ADDED, names=(name,))
+
+
+def _read_variables(surface: Surface) -> set[str]:
+    """The variables that do something. That of a flag which is only listed to be refused ends the server (b9105)."""
+    live, refused = (
+        {name for flag in surface.flags if flag.removed is removed for name in flag.variables}
+        for removed in (False, True)
+    )
+    return live.union(surface.variables) - (refused - live)
 
 
 # -- routes and fields --------------------------------------------------------------------------------

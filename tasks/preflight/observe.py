@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tasks.endpoint import Answer, Client
 from tasks.platforms import Platform
 from tasks.preflight.argv import bundle
 from tasks.preflight.surface import Exchange, Route
-from tasks.release import Build, ToolingError
+from tasks.release import BadInput, Build, ReleaseFailed, ToolingError
 from tasks.settings import ServerSettings
 
 NO_KEY, WRONG_KEY, MALFORMED = "no key", "wrong key", "malformed JSON"
@@ -74,7 +75,7 @@ def observe(platform: Platform, build: Build, routes: tuple[Route, ...]) -> dict
         model = build_model(thinks_then_answers(words=3), Path(folder) / "surface.gguf")
         settings = ServerSettings(model=model, alias="surface", slots=1, ctx_per_slot=_CTX, threads=1)
         release, _ = bundle(platform.store, build, settings)
-        with platform.trial(release) as endpoint, Client(endpoint, timeout_s=_TIMEOUT_S) as client:
+        with _ours(), platform.trial(release) as endpoint, Client(endpoint, timeout_s=_TIMEOUT_S) as client:
             found = {name_of(route, case): _exchange(client, route, body) for route, case, body in ASKED}
             found[name_of(_CHAT, WRONG_KEY)] = _exchange(client, _CHAT, _HI, key="wrong")
             for route in routes:
@@ -83,6 +84,15 @@ def observe(platform: Platform, build: Build, routes: tuple[Route, ...]) -> dict
             if client.health() != 200:
                 raise ToolingError(f"the trial server of {build.tag} ended while it was observed")
     return found
+
+
+@contextmanager
+def _ours() -> Iterator[None]:
+    """The model and the settings are ours: a server that doesn't come up with them is the build's fault."""
+    try:
+        yield
+    except BadInput as error:
+        raise ReleaseFailed(error.what, evidence=error.evidence, todo=error.todo) from error
 
 
 def _exchange(client: Client, route: str, body: Any, key: str | None = "") -> Exchange:

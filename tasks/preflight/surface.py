@@ -117,17 +117,18 @@ def flags_of_help(text: str) -> tuple[Flag, ...]:
             continue
         elif found:
             found[-1].append(line)
-    return tuple(_flag(head, " ".join(rest)) for head, *rest in found)
+    return tuple(read_flag(head, " ".join(rest)) for head, *rest in found)
 
 
 def flags_of_readme(text: str) -> tuple[Flag, ...]:
     """The flags in the tables between HELP_START and HELP_END."""
     tables = text.partition("HELP_START")[2].partition("HELP_END")[0].replace(r"\|", "\0")
     rows = re.findall(r"^\| `(-[^|]*)` \| ([^|]*) \|$", tables, re.MULTILINE)
-    return tuple(_flag(*(cell.replace("\0", "|").replace("<br/>", " ") for cell in row)) for row in rows)
+    return tuple(read_flag(*(cell.replace("\0", "|").replace("<br/>", " ") for cell in row)) for row in rows)
 
 
-def _flag(head: str, text: str) -> Flag:
+def read_flag(head: str, text: str) -> Flag:
+    """The flag of an option's names with its placeholder, and of what is said of it."""
     names = re.match(r"(?:--?[\w-]+,\s*)*--?[\w-]+", head)
     assert names, head
     said = " ".join(text.split())

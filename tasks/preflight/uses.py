@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -139,6 +140,7 @@ def _now(want: Want, release: Release) -> str:
 # -- what a promise's code says -----------------------------------------------------------------------
 
 
+@cache
 def words_of(check: Any) -> Words:
     """The words in a promise's function and in all of our code that it calls by name."""
     reader = _Reader()

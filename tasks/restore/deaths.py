@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from tasks.platforms import Platform
 from tasks.release import BootKind, BootRecord, Problem, Release, ReleaseFailed, StageName, ToolingError, Verdict
+from tasks.runbook import NOT_THE_BUILDS
 
 RECORD_LIMIT_S = 1.0
 """How long the record of a crash may come after the broken connection: the activator looks every half second."""
@@ -23,8 +24,9 @@ def death(boots: Sequence[BootRecord]) -> str:
 
 
 def verdict_of(death: str) -> Verdict:
-    """`errored` for SIGKILL, which no program does to itself: the kernel when memory is short, or somebody."""
-    return Verdict.ERRORED if "SIGKILL" in death else Verdict.FAILED
+    """`errored` for SIGKILL, which no program does to itself (the kernel when memory is short, or somebody), and for
+    what kept a server from coming up through no fault of its build."""
+    return Verdict.ERRORED if "SIGKILL" in death or NOT_THE_BUILDS in death else Verdict.FAILED
 
 
 def since(platform: Platform, stage: StageName, known: int) -> list[BootRecord]:

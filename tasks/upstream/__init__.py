@@ -10,6 +10,7 @@ from typing import Protocol
 
 from tasks.release import BadInput, ReleaseNotes, UpstreamRelease
 from tasks.settings import Settings, UpstreamSettings
+from tasks.sources import Sources
 from tasks.upstream.github import Github
 from tasks.upstream.pypi import Pypi
 
@@ -45,6 +46,17 @@ def choose(upstream: Upstream, to: str | None, production: int | None) -> Upstre
         return find(upstream.releases(), to)
     newest = upstream.newest()
     return None if newest is None or (production is not None and newest.build <= production) else newest
+
+
+def tree_of(source: Upstream, sources: Sources, build: int, release: UpstreamRelease | None = None) -> str:
+    """The git tree of a build's source, fetched where it was never imported; `release` is the build's, where known.
+
+    Raises BadInput for a build that upstream does not have, ToolingError when it can't be had.
+    """
+    if known := sources.upstream_tree(build):
+        return known
+    release = release or find(source.releases(), f"b{build}")
+    return sources.add(release, source.fetch(release))[1]
 
 
 def find(releases: list[UpstreamRelease], tag: str) -> UpstreamRelease:

@@ -144,6 +144,10 @@ class Github:
         found += [self._change(high, one) for one in waiting]
         return ReleaseNotes(low=low, high=high, until=high, changes=tuple(found))
 
+    def pull(self, number: int) -> str:
+        """The commits of a pull request, one mail after the other. Raises BadInput when there is none such."""
+        return self._api.text(f"{self._settings.api_url}{self._repo}/pulls/{number}", "application/vnd.github.patch")
+
     def _change(self, build: int, commit: dict[str, Any]) -> Change:
         title, _, body = commit["commit"]["message"].partition("\n")
         title = title.strip()
@@ -205,8 +209,8 @@ class _Api:
             yield page["body"]
             url, count = page["next"], count + 1
 
-    def text(self, url: str) -> str:
-        return self._ask(url, {}).text
+    def text(self, url: str, accept: str = "application/vnd.github+json") -> str:
+        return self._ask(url, {"Accept": accept}).text
 
     def download(self, path: str, target: Path) -> None:
         self._ask(self._settings.api_url + path, {}, target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from enum import StrEnum
 from itertools import chain
 
 from pydantic import Field
@@ -14,6 +13,7 @@ from tasks.release import Change, Model, Problem, ReleaseNotes, pieces
 from tasks.report import markdown, markdown_table
 from tasks.sources import fits
 from tasks.upstream.ours import Ours
+from tasks.upstream.risk import Risk
 from tasks.upstream.rules import (
     ADDS,
     AREAS,
@@ -26,26 +26,10 @@ from tasks.upstream.rules import (
     RULES,
     Area,
 )
+from tasks.upstream.treediff import TreeDiff, page
 
 SHOWN = 15
 """How many of the changes that break things elsewhere a page lists; those that touch us are all listed."""
-
-
-class Risk(StrEnum):
-    """What a change could do, the worst last."""
-
-    NONE = "none"
-    """Nothing in its words or files speaks of what is served, or it is of a backend or a program that we don't use."""
-    TOUCHES_US = "touches us"
-    """It names something that we use, and says nothing of a break."""
-    MAY_BREAK = "may break"
-    """Its words speak of a break, in nothing that we are known to use."""
-    MAY_BREAK_US = "may break us"
-    """Its words speak of a break, and it names something that we use."""
-
-    @property
-    def rank(self) -> int:
-        return list(Risk).index(self)
 
 
 class Assessed(Model):
@@ -71,10 +55,28 @@ class Assessment(Model):
     high: int
     until: int = Field(description="the last build that the notes speak of; less than `high`: the rest is unknown")
     changes: tuple[Assessed, ...] = Field(default=(), description="the riskiest first, then the newest")
-    problem: str = Field(default="", description="why the notes could not be read: then nothing is known")
+    problem: str = Field(default="", description="why the notes could not be read: then they tell nothing")
+    trees: TreeDiff | None = Field(default=None, description="what the two source trees themselves say")
+
+    @property
+    def compared(self) -> TreeDiff | None:
+        """What the trees say, when they could be read."""
+        return self.trees if self.trees and not self.trees.problem else None
+
+    @property
+    def uncompared(self) -> str:
+        """Why nothing comes from the trees; '' when something does."""
+        return f"the source trees were not compared: {self.trees.problem}" if self.trees and self.trees.problem else ""
 
     def of(self, *risks: Risk) -> tuple[Assessed, ...]:
         return tuple(change for change in self.changes if change.risk in risks)
+
+    @property
+    def risky(self) -> Assessment:
+        """The same without what breaks nobody."""
+        some = tuple(risk for risk in Risk if risk is not Risk.NONE)
+        trees = self.trees and self.trees.model_copy(update={"changes": self.trees.of(*some)})
+        return self.model_copy(update={"changes": self.of(*some), "trees": trees})
 
     @property
     def shown(self) -> tuple[Assessed, ...]:
@@ -83,13 +85,23 @@ class Assessment(Model):
 
     @property
     def summary(self) -> str:
-        """One line for a person."""
+        """One line for a person: what the trees say; without them, what the notes say."""
+        if self.compared:
+            return page.summary(self.compared)
+        untold = f"; {self.uncompared}" if self.uncompared else ""
         if self.problem:
-            return f"what changed is not known: {self.problem}"
+            return f"what changed is not known: {self.problem}{untold}"
         ours = len(self.of(Risk.MAY_BREAK_US, Risk.TOUCHES_US))
         may = f", {n} may break it" if (n := len(self.of(Risk.MAY_BREAK_US))) else ""
         end = f"; the notes end at b{self.until}" if self.until < self.high else ""
-        return f"{len(self.changes)} changes read ({self.coverage}), {ours} touch what we use{may}{end}"
+        return f"{len(self.changes)} changes read ({self.coverage}), {ours} touch what we use{may}{end}{untold}"
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """What a person is to look at, a line each with its kind."""
+        if self.compared:
+            return page.lines(self.compared)
+        return [(c.risk, "; ".join((c.name, *c.why, *c.touches))) for c in self.shown]
 
     @property
     def coverage(self) -> str:
@@ -161,10 +173,7 @@ def assess_all(notes: ReleaseNotes, used: Ours) -> Assessment:
 
 
 def read(changes: Callable[[int, int], ReleaseNotes], low: int, high: int, used: Ours) -> Assessment:
-    """What could break between two builds. Notes that cannot be read, or end too early, say so and stop nothing.
-
-    They are advice: whatever they would have told of, preflight, contracts and the gates look at themselves.
-    """
+    """What upstream's notes tell of the way between two builds. Notes that can't be read, or end too early, say so."""
     try:
         notes = changes(low, high)
     except Problem as error:
@@ -177,10 +186,14 @@ def read(changes: Callable[[int, int], ReleaseNotes], low: int, high: int, used:
 
 def digest(found: Assessment) -> str:
     """The page of an assessment: what could break us first, in Markdown."""
+    if found.compared:
+        witnesses = markdown(_witnesses(found))
+        return "\n\n".join([f"b{found.low} to b{found.high}", page.digest(found.compared), witnesses])
     if found.problem:
-        return f"**What changed upstream is not known:** {markdown(found.problem)}"
+        why = "; ".join(filter(None, (found.problem, found.uncompared)))
+        return f"**What changed upstream is not known:** {markdown(why)}"
     risky = found.shown
-    parts = [f"b{found.low} to b{found.high}: {found.summary}."]
+    parts = [markdown(f"b{found.low} to b{found.high}: {found.summary}.")]
     if risky:
         rows = ((c.risk, c.name, "; ".join(c.why), "; ".join(c.touches) or "-") for c in risky)
         parts.append(markdown_table(("risk", "change", "why", "what of ours it names"), rows))
@@ -195,8 +208,20 @@ def digest(found: Assessment) -> str:
     return "\n\n".join(parts)
 
 
+def _witnesses(found: Assessment) -> str:
+    """What upstream's notes add to the trees."""
+    if found.problem:
+        return f"Upstream's notes explain none of it: {found.problem}."
+    return f"Upstream's notes: {found.coverage}."
+
+
 def show(found: Assessment) -> None:
     """Print in the terminal what could break us."""
+    if found.compared:
+        console.print(one_line(f"b{found.low} to b{found.high}: {found.summary}"))
+        page.show(found.compared)
+        console.print(one_line(_witnesses(found)))
+        return
     title = f"upstream's notes: {found.summary}"
     if not found.shown:
         console.print(one_line(title))

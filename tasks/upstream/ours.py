@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks import preflight
+from tasks import gguf_header, preflight
 from tasks.contracts.promises import CONTRACTS
 from tasks.patches.series import read_series
 from tasks.platforms.local.compile import definitions
-from tasks.preflight.uses import words_of
+from tasks.platforms.local.server import inherited
+from tasks.preflight.argv import spelled
+from tasks.preflight.uses import Words, words_of
 from tasks.settings import Settings
+
+PROJECT = ("llama",)
+"""Architectures that upstream calls as it calls itself: each title of its own would name them."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,28 @@ class Ours:
     """Of the model, as its GGUF says; '' when it cannot be known."""
     backend: str = "cpu"
     """Of the recipe."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Flag that our argv has, in any spelling of upstream's history -> our setting."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """CMake option that the recipe sets -> its value."""
+    variables: frozenset[str] = frozenset()
+    """Names of the environment that servers see here."""
+    promises: Mapping[str, str] = field(default_factory=dict)
+    """Route, or field of a request -> the subjects of contracts that ask for it."""
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """Key of an answer -> the subjects of contracts that read it."""
+    pre_tokenizer: str = ""
+    """Of the model, as its GGUF says; '' when it cannot be known."""
 
     def serves(self, text: str) -> bool:
-        """Whether a text names the architecture that we serve."""
+        """Whether a text names the architecture that we serve: by its enum or builder, or as a word that means nothing
+        else. `llama` is the project's own name."""
         parts = re.findall(r"[a-z]+|\d+", self.architecture)
-        return bool(parts) and bool(re.search(rf"\b{'[ _-]?'.join(parts)}(?!\d)", text, re.IGNORECASE))
+        if not parts:
+            return False
+        word = "" if self.architecture in PROJECT else rf"|\b{'[ _-]?'.join(parts)}(?!\d)"
+        by_name = rf"\bLLM_ARCH_{'_?'.join(parts)}\b|\bmodels/{re.escape(self.architecture)}\.cpp{word}"
+        return bool(re.search(by_name, text, re.IGNORECASE))
 
     def named(self, text: str) -> list[str]:
         found = [what for what, pattern in self.words.items() if pattern.search(text)]
@@ -59,10 +81,22 @@ def used_by(settings: Settings) -> Ours:
             for hunk in diff.hunks:
                 if function := re.search(r"(\w+)\(", hunk.heading):
                     words[f"patch {patch.name} ({function[1]})"] = re.compile(rf"\b{function[1]}\b")
-    for name, subjects in sorted(promised().items()):
+    asked = promised()
+    for name, subjects in sorted(asked.items()):
         kind = "route" if name.startswith("/") else "field"
         words[f"contracts {', '.join(sorted(subjects))} ({kind} {name})"] = _name(name)
-    return Ours(words, files, architecture_of(settings.server.model), settings.recipe.backend)
+    return Ours(
+        words,
+        files,
+        architecture_of(settings.server.model),
+        settings.recipe.backend,
+        flags={flag: want.setting for flag, want in spelled(settings.server).items()},
+        options=definitions(settings.recipe),
+        variables=frozenset(inherited() if settings.platform == "local" else ()),
+        promises={name: ", ".join(sorted(subjects)) for name, subjects in asked.items()},
+        answers={name: ", ".join(sorted(subjects)) for name, subjects in read_of_answers().items()},
+        pre_tokenizer=pre_tokenizer_of(settings.server.model),
+    )
 
 
 def _flag(flag: str, setting: str) -> re.Pattern[str]:
@@ -81,19 +115,27 @@ def _name(name: str) -> re.Pattern[str]:
 
 def promised() -> dict[str, set[str]]:
     """Route, or name of a field of a request, -> the subjects of contracts that ask for it, read from their code."""
+    return _subjects(lambda words: words.routes | set(filter(str.isidentifier, words.sent)))
+
+
+def read_of_answers() -> dict[str, set[str]]:
+    """Key of an answer -> the subjects of contracts that look for it, read from their code."""
+    return _subjects(lambda words: set(filter(str.isidentifier, words.strings)))
+
+
+def _subjects(names: Callable[[Words], Iterable[str]]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for name, contract in CONTRACTS.items():
-        words = words_of(contract.check)
-        for asked in words.routes | {word for word in words.sent if word.isidentifier()}:
-            found.setdefault(asked, set()).add(name.split(".")[1])
+    for full, contract in CONTRACTS.items():
+        for name in names(words_of(contract.check)):
+            found.setdefault(name, set()).add(full.split(".")[1])
     return found
 
 
+def pre_tokenizer_of(model: Path | None) -> str:
+    """`tokenizer.ggml.pre` of a GGUF; '' when the file is not here or says none."""
+    return str(gguf_header.value_of(model, "tokenizer.ggml.pre")) if model else ""
+
+
 def architecture_of(model: Path | None) -> str:
-    """`general.architecture` of a GGUF; '' when the file is not here or does not begin with it, as writers have it."""
-    if model is None or not model.is_file():
-        return ""
-    with model.open("rb") as file:
-        head = file.read(4096)
-    found = re.search(rb"general\.architecture\x08\0\0\0(.)\0{7}", head, re.DOTALL)
-    return head[found.end() : found.end() + found[1][0]].decode() if found else ""
+    """`general.architecture` of a GGUF; '' when the file is not here or says none."""
+    return str(gguf_header.value_of(model, "general.architecture")) if model else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tasks.release import ReleaseNotes, UpstreamRelease
 from tasks.settings import UpstreamSettings
-from tasks.store import write_atomic
+from tasks.store import hold, write_atomic
 from tasks.upstream import history, sdist
 
 LIST_TIMEOUT_S = 120
@@ -59,17 +59,22 @@ def download(package: str, version: str, folder: Path, *, binary: bool) -> Path:
     target = folder / f"{package}-{version}"
     done = target / "complete"
     if not done.exists():
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        if binary:
-            wanted = f"{package}=={version}"
-            words = ("download", "--no-deps", "--only-binary", package, "--dest", target, wanted)
-            _pip(words, timeout_s=sdist.FETCH_TIMEOUT_S)
-        else:
-            sdist.fetch(package, version, target)
-        write_atomic(done, "")
+        with hold(folder / f"{target.name}.lock", holder={"doing": f"downloading {package} {version}"}, wait=True):
+            if not done.exists():  # another process was at it
+                _download(package, version, target, binary)
+                write_atomic(done, "")
     (file,) = (path for path in target.iterdir() if path != done)
     return file
+
+
+def _download(package: str, version: str, target: Path, binary: bool) -> None:
+    shutil.rmtree(target, ignore_errors=True)  # of one that was killed
+    target.mkdir(parents=True)
+    if binary:
+        words = ("download", "--no-deps", "--only-binary", package, "--dest", target, f"{package}=={version}")
+        _pip(words, timeout_s=sdist.FETCH_TIMEOUT_S)
+    else:
+        sdist.fetch(package, version, target)
 
 
 def _pip(argv: Sequence[str | Path], *, timeout_s: float) -> str:

@@ -1,4 +1,4 @@
-"""Which upstream release to go to, and what its notes tell that could break us."""
+"""Which upstream release to go to, and what changed on the way that could break us."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from tasks.report import markdown_table
 from tasks.settings import Settings
 from tasks.stage import Row, stage
 from tasks.upstream import Upstream, choose, newer, notes, open_upstream
-from tasks.upstream.notes import Assessment, Risk
-from tasks.upstream.ours import used_by
+from tasks.upstream.between import between
+from tasks.upstream.notes import Assessment
 
 NEWER_SHOWN = 40
 
 
 def changed(source: Upstream, settings: Settings, production: int | None, target: UpstreamRelease) -> Assessment | None:
-    """What upstream's notes tell of the way from production's build to the target; None when it is no way forward."""
+    """What changed on the way from production's build to the target; None when it is no way forward."""
     if production is None or target.build <= production:
         return None
-    return notes.read(source.changes, production, target.build, used_by(settings))
+    return between(source, settings, production, target)
 
 
 @stage("upstream", "read upstream")
 def read(
     row: Row, platform: Platform, settings: Settings, to: str | None
 ) -> tuple[UpstreamRelease | None, Assessment | None]:
-    """The upstream release to go to, and what its notes tell; None when production has the newest eligible one.
+    """The upstream release to go to, and what changed on the way; None when production has the newest eligible one.
 
-    Raises BadInput for a build that upstream does not have, ToolingError when upstream cannot be read; notes that
-    cannot be read are only said to be so.
+    Raises BadInput for a build that upstream does not have, ToolingError when upstream cannot be read; trees and
+    notes that cannot be read are only said to be so.
     """
     source = open_upstream(settings)
     current = platform.store.pointer("production").release
@@ -45,7 +45,6 @@ def read(
     listed = markdown_table(("newer than production", ""), rows)
     detail: dict[str, object] = {"target": target.tag}
     if found:
-        risky = found.model_copy(update={"changes": found.of(*(r for r in Risk if r is not Risk.NONE))})
-        detail |= {"notes": risky.model_dump(mode="json"), "changes_read": len(found.changes)}
+        detail |= {"notes": found.risky.model_dump(mode="json"), "changes_read": len(found.changes)}
     row.done("; ".join(told), f"{notes.digest(found)}\n\n{listed}" if found else listed, detail=detail)
     return target, found

@@ -17,17 +17,20 @@ from tests.benchmarks import (
     contracts,
     faults,
     gate,
+    messages,
     notes,
     patches,
     refused,
     rollback,
     selftest,
+    series,
     snapshot,
     soak,
     stages,
     start,
     suite,
     surface,
+    trees,
     watch,
 )  # fmt: skip
 from tests.benchmarks.released import NoRelease
@@ -37,7 +40,9 @@ SECTIONS = {
     "refused": refused.main,
     "stages": stages.main,
     "patches": patches.main,
+    "series": series.main,
     "notes": notes.main,
+    "trees": trees.main,
     "building": building.main,
     "selftest": selftest.main,
     "surface": surface.main,
@@ -48,6 +53,7 @@ SECTIONS = {
     "rollback": rollback.main,
     "faults": faults.main,
     "watch": watch.main,
+    "messages": messages.main,
 }
 LONG: dict[str, Callable[[Sequence[str]], Iterator[str]]] = {
     "soak": lambda words: soak.main(*map(int, words)),

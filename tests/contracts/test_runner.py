@@ -13,6 +13,7 @@ import pytest
 from tasks import contracts
 from tasks.contracts.promises import CONTRACTS, Context, Contract, Recorder, Unmet, clipped, expect, verify
 from tasks.release import (
+    BadInput,
     Endpoint,
     Problem,
     Release,
@@ -164,7 +165,11 @@ def test_long_strings_are_cut() -> None:
 
 @pytest.mark.parametrize(
     ("error", "verdict"),
-    [(ReleaseFailed("it crashed", evidence="GGML_ASSERT"), "failed"), (ToolingError("no port"), "errored")],
+    [
+        (ReleaseFailed("it crashed", evidence="GGML_ASSERT"), "failed"),
+        (BadInput("no GGUF"), "failed"),
+        (ToolingError("no port"), "errored"),
+    ],
 )
 def test_a_server_that_does_not_come_up_decides_every_promise(error: Problem, verdict: str, store: Store) -> None:
     found = contracts.run_all(NothingComesUp(store, error), RELEASE, lambda *_: None)

@@ -52,6 +52,7 @@ class FakeGithub:
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.swap_tarball: bytes | None = None
+        self.pulls: dict[int, str] = {}
         self._git("init", "--quiet", "--initial-branch=master")
 
     def _git(self, *argv: str) -> str:
@@ -154,6 +155,10 @@ class _Handler(BaseHTTPRequestHandler):
         if url.path in github.assets:
             return self._bytes(seen, 200, github.assets[url.path].encode(), {})
         try:
+            if url.path.startswith(f"/repos/{REPOSITORY}/pulls/"):
+                said = github.pulls[int(url.path.rpartition("/")[2])]
+                mail = seen.headers.get("accept") == "application/vnd.github.patch"
+                return self._bytes(seen, 200, said.encode() if mail else b"{}", {})
             if url.path.startswith(f"/repos/{REPOSITORY}/tarball/"):
                 location = f"{github.url}/codeload/{url.path.rpartition('/')[2]}"
                 return self._send(seen, 302, {}, {"Location": location})

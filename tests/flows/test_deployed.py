@@ -24,7 +24,8 @@ pytestmark = pytest.mark.wire
 
 SCHEDULED_S = 150.0
 """Prefect looks for what to schedule every minute, and at what was just deployed every five seconds."""
-FLOWS = ("upgrade", "redeploy", "rollback", "restore-watch")
+FLOWS = ("upgrade", "redeploy", "rollback", "restore-watch", "patches-watch")
+SCHEDULED = {"upgrade", "restore-watch", "patches-watch"}
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def test_a_person_reads_in_the_page_what_a_deployment_does_and_takes(api: Api, f
 
 def test_upgrade_and_watch_are_scheduled_in_a_named_time_zone_and_the_others_are_not(api: Api) -> None:
     schedules = {flow: api.deployment(f"{flow}/production")["schedules"] for flow in FLOWS}
-    assert {flow for flow, found in schedules.items() if found} == {"upgrade", "restore-watch"}
-    for found in (*schedules["upgrade"], *schedules["restore-watch"]):
+    assert {flow for flow, found in schedules.items() if found} == SCHEDULED
+    for found in (each for flow in SCHEDULED for each in schedules[flow]):
         assert found["active"]
         assert CronSchedule.model_validate(found["schedule"]).timezone == "Etc/UTC"
 
@@ -68,9 +69,9 @@ def test_the_server_makes_the_runs_of_what_is_scheduled_and_no_others(api: Api) 
     def made() -> dict[str, dict[str, datetime]]:
         return {flow: runs for flow in FLOWS if (runs := api.scheduled(f"{flow}/production"))}
 
-    wait_for(lambda: len(made()) >= 2, SCHEDULED_S)
+    wait_for(lambda: len(made()) >= len(SCHEDULED), SCHEDULED_S)
     runs = made()
-    assert set(runs) == {"upgrade", "restore-watch"}
+    assert set(runs) == SCHEDULED
     assert {at.minute % 15 for at in runs["restore-watch"].values()} == {0}
     assert {(at.hour, at.minute) for at in runs["upgrade"].values()} == {(6, 0)}
 
@@ -277,19 +278,24 @@ def test_whoever_has_the_password_still_runs_no_command_of_his_own(shell: Shell,
     his = deploy(api.call("POST", "/flows/", {"name": "mine"}).json()["id"], "mine")
     assert "the worker that started this run lacks" in end(ours)[1]
     assert end(ours, tag="b11434")[0] == "Crashed", "after which Prefect's worker looks for hooks"
-    assert "runs upgrade, redeploy, rollback, restore-watch and nothing else" in end(his)[1]
+    assert "runs upgrade, redeploy, rollback, restore-watch, patches-watch and nothing else" in end(his)[1]
     assert not canary.exists()
 
 
-@pytest.mark.usefixtures("api")
-def test_told_to_stop_it_ends_with_all_that_it_started(shell: Shell) -> None:
+def test_told_to_stop_while_it_starts_a_run_it_ends_with_all_that_it_started_and_without_a_traceback(
+    shell: Shell, api: Api
+) -> None:
     (process,) = shell.started
     mine = shell.processes()
     assert len(mine) >= 3, "itself, the Prefect server, the worker"
+    before = shell.said("serve.log")
+    run = api.begin("restore-watch/production", {})
+    wait_for(lambda: api.state(run)[0] not in ("Scheduled", "Late"))
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 0
     wait_for(lambda: not any(map(is_alive, mine)), 60)
     assert not (shell.folder / "store" / "prefect" / "serving").exists()
+    assert "Traceback" not in shell.said("serve.log").removeprefix(before)
 
 
 def test_open_it_leaves_the_password_and_the_names_to_a_proxy_and_says_so(shell: Shell) -> None:

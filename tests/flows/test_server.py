@@ -234,7 +234,7 @@ def watching(store: Store, seconds: float) -> None:
         time.sleep(seconds)
 
 
-def test_a_run_that_begins_while_the_watch_looks_in_waits_for_it(
+def test_a_run_that_begins_while_another_looks_in_waits_for_it(
     store: Store, page: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.patches import apply_series, read_series
+from tasks.patches.series import read_patch
 from tasks.patches.trees import apply_strictly
 from tasks.release import BadInput, PatchStatus, ReleaseFailed, ToolingError, UpstreamRelease
 from tasks.settings import Settings
@@ -99,11 +100,11 @@ def test_one_changed_line_of_context_is_a_conflict_never_fuzz(sources: Sources, 
 
 @pytest.mark.parametrize("line", [7, 9, 11, 13])
 def test_a_strict_apply_takes_no_line_of_context_that_is_another(sources: Sources, tmp_path: Path, line: int) -> None:
-    patch = series(tmp_path) / "0001-ten.patch"
+    patch = read_patch(series(tmp_path) / "0001-ten.patch").diff
     _, whole = sources.add(RELEASE, archive(tmp_path, BODY))
     _, other = sources.add(RELEASE, archive(tmp_path, BODY.replace(f"line {line}\n", f"line {line} changed\n")))
-    assert apply_strictly(sources, patch, whole)[0]
-    assert apply_strictly(sources, patch, other)[0] is None
+    assert apply_strictly(sources, patch, whole).tree
+    assert apply_strictly(sources, patch, other).tree is None
 
 
 def test_half_a_patch_is_broken(sources: Sources, tmp_path: Path) -> None:

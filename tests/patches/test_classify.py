@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +16,10 @@ from tasks.patches.classify import classify
 from tasks.release import (
     BadInput,
     Change,
+    PatchResult,
     PatchStatus,
     ReleaseFailed,
     ReleaseNotes,
-    ToolingError,
     UpstreamRelease,
 )
 from tests.patches.conftest import World
@@ -136,8 +140,9 @@ def test_what_upstream_has_half_of_is_not_upstreamed_and_the_other_half_is_built
     world.patch(100, both)
     world.upstream(101, {CHAT: HEAD + function("init_gpt_oss", TAG) + function("init_gemma4") + function("init_qwen")})
     placed = world.one(101)
-    assert placed.result.status is PatchStatus.REBASED
-    assert "upstream has 1 of its 2 changed lines already" in placed.result.evidence
+    assert placed.result.status is PatchStatus.PARTLY_UPSTREAMED
+    assert f"upstream has 1 of its 2 changes: {CHAT}:8: {TAG.strip()}" in placed.result.evidence
+    assert placed.result.detail.count("\n+" + TAG) == 1
     assert world.sources.read(placed.tree, CHAT) == both[CHAT]
 
 
@@ -170,7 +175,8 @@ def test_the_same_lines_changed_upstream_are_a_conflict_with_all_that_a_person_n
     assert placed.result.status is PatchStatus.CONFLICT
     report = placed.result.detail
     assert "+" + TAG in report
-    assert '<<<<<<< upstream\n    data.end = "x";\n=======\n' + TAG + ">>>>>>> the patch" in report
+    sides = '<<<<<<< upstream\n    data.end = "x";\n||||||| where the patch was made\n=======\n' + TAG
+    assert f"{sides}>>>>>>> the patch" in report
     assert "`init_gemma4`: common/chat.cpp:15" in report
     assert "A guess by the words of their titles" in report
     assert "- b101 #2 chat : gemma4 gets another end tag" in report
@@ -181,7 +187,7 @@ def test_the_same_lines_changed_upstream_are_a_conflict_with_all_that_a_person_n
 
 
 def test_without_the_exported_tree_the_heading_decides_and_the_lack_is_said(tagged: World) -> None:
-    tagged.upstream(101, SIBLINGS)
+    tagged.upstream(101, {CHAT: "// a line\n" + SIBLINGS[CHAT]})
     del tagged.trees[100]
     found = tagged.one(101).result
     assert found.status is PatchStatus.CONFLICT  # its lines fit in three places: nothing tells which
@@ -238,7 +244,7 @@ def test_a_patch_on_top_of_another_is_rebased_with_it(tagged: World) -> None:
 def test_a_file_that_cannot_be_read_for_functions_is_never_patched(tagged: World) -> None:
     tagged.upstream(101, {CHAT: SIBLINGS[CHAT] + "void cut() {\n"})
     found = tagged.one(101).result
-    assert found.status is PatchStatus.CONFLICT
+    assert found.status is PatchStatus.UNDECIDED
     assert "can't be read for functions" in found.evidence
 
 
@@ -267,7 +273,7 @@ def broken(world: World, text: str) -> str:
 
 def test_what_is_no_patch_is_broken_and_says_why(tagged: World) -> None:
     text = (tagged.folder / "0001-tags.patch").read_text()
-    assert "CRLF" in broken(tagged, text.replace("\n", "\r\n"))
+    assert "some of its line ends are CRLF" in broken(tagged, text.replace(f"{CHAT}\n", f"{CHAT}\r\n"))
     upwards = re.sub(r"([ab])/common/", r"\1/../", text)
     assert "leaves the source tree: ../chat.cpp" in broken(tagged, upwards)
     absolute = re.sub(r"(---|\+\+\+) [ab]/common", r"\1 /etc", text)
@@ -280,9 +286,10 @@ def test_what_is_no_patch_is_broken_and_says_why(tagged: World) -> None:
     )
     assert "makes or changes a link" in broken(tagged, link)
     assert "there is no diff" in broken(tagged, "hello\n")
-    assert "binary patch" in broken(tagged, text.split("index ")[0] + "index 0..1\nGIT binary patch\nliteral 3\nKcmZ\n")
+    binary = text.split("index ")[0] + "index 0..1\n"
+    assert "cut off: a binary change has no end" in broken(tagged, binary + "GIT binary patch\nliteral 3\nKcmZ")
+    assert "no more than that a binary file differs" in broken(tagged, binary + "Binary files a/x and b/x differ\n")
     assert "belongs to no hunk" in broken(tagged, text + "+ more\n")
-    assert "renames or copies" in broken(tagged, text.replace("index ", "rename from x\nrename to y\nindex "))
     assert "no regular expression" in broken(
         tagged, text.replace("Exported-on", "Evidence: common/*.cpp :: (\nExported-on")
     )
@@ -316,14 +323,42 @@ def test_an_evidence_expression_that_does_not_end_is_a_fault_of_the_patch(
     world.upstream(101, {CHAT: long})
     found = world.one(101).result
     assert found.status is PatchStatus.BROKEN
-    assert "its Evidence expression did not come to an end within 1 s" in found.evidence
+    assert "its expression did not come to an end within 1 s" in found.evidence
 
 
-def test_a_patch_whose_files_are_not_read_in_time_is_no_finding(tagged: World) -> None:
+def judged(world: World, patch_s: float = 60.0, series_s: float = 60.0) -> PatchResult:
+    (placed,) = classify(
+        world.sources, read_series(world.folder), UpstreamRelease(build=101), world.trees[101], world.known,
+        lambda low, high: ReleaseNotes(low=low, high=high, until=high, changes=()), patch_s=patch_s, series_s=series_s,
+    )  # fmt: skip
+    return placed.result
+
+
+def test_a_patch_whose_files_are_not_read_in_time_is_undecided(tagged: World) -> None:
     tagged.upstream(101, SIBLINGS)
-    with pytest.raises(ToolingError, match="takes too long to read upstream's files") as late:
-        classify(
-            tagged.sources, read_series(tagged.folder), UpstreamRelease(build=101), tagged.trees[101], tagged.known,
-            lambda low, high: ReleaseNotes(low=low, high=high, until=high, changes=()), patch_s=0.0,
-        )  # fmt: skip
-    assert CHAT in late.value.evidence
+    found = judged(tagged, patch_s=0.0)
+    assert found.status is PatchStatus.UNDECIDED
+    assert "it takes too long: line" in found.evidence
+
+
+def test_a_git_that_hangs_is_ended_when_the_time_of_the_series_is_over(
+    tagged: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tagged.upstream(101, SIBLINGS)
+    git = tmp_path / "bin" / "git"
+    git.parent.mkdir()
+    git.write_text(f'#!/bin/sh\ncase "$*" in *merge-tree*) exec sleep 60;; esac\nexec {shutil.which("git")} "$@"\n')
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{git.parent}:{os.environ['PATH']}")
+    began = time.monotonic()
+    found = judged(tagged, series_s=15.0)
+    assert found.status is PatchStatus.UNDECIDED
+    assert "there was no time left: git ran past" in found.evidence
+    assert time.monotonic() - began < 50
+
+
+def test_what_a_series_has_no_time_left_for_is_undecided(tagged: World) -> None:
+    tagged.upstream(101, SIBLINGS)
+    found = judged(tagged, series_s=0.0)
+    assert found.status is PatchStatus.UNDECIDED
+    assert found.evidence.startswith("the patches before it took more than 0 s")

@@ -90,11 +90,12 @@ def test_an_edit_begins_with_conflict_markers_where_a_person_must_look(tagged: W
     tagged.upstream(101, CONFLICTING)
     work = begun(tagged)
     text = (work.tree / CHAT).read_text()
-    assert f"<<<<<<< HEAD\n{THEIRS}=======\n{TAG}>>>>>>> " in text
-    assert work.unsettled == [f"{work.tree / CHAT}:{n}" for n in (20, 24)]
+    assert f"<<<<<<< HEAD\n{THEIRS}||||||| " in text
+    assert f"=======\n{TAG}>>>>>>> " in text
+    assert work.unsettled == [f"{work.tree / CHAT}:{n}" for n in (20, 22, 25)]
     status = subprocess.run(["git", "-C", work.tree, "status", "--short"], capture_output=True, text=True).stdout
     assert status == f"UU {CHAT}\n"
-    with pytest.raises(ReleaseFailed, match="2 conflict markers are left"):
+    with pytest.raises(ReleaseFailed, match="3 conflict markers are left"):
         edit.finish(tagged.root / "store")
 
 
@@ -170,12 +171,33 @@ def repository(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     git(world.root, "add", "other")
 
 
+def proved(world: World, store: Store, build: int = 101, passed: bool = True) -> PatchResult:
+    """A proof of a build in the ledger, as the stage leaves it, of the patch as it is classified there."""
+    found = world.one(build).result.model_copy(update={"passed_without": passed})
+    detail = {"upstream": f"b{build}", "patches": [found.model_dump(mode="json")]}
+    store.log(Event(kind="stage.proof", summary="x", detail=detail))
+    return found
+
+
+def test_a_patch_is_not_retired_by_its_text_alone_nor_by_a_waiver(tagged: World) -> None:
+    tagged.upstream(101, PATCHED)
+    store, result = Store(tagged.root / "store"), tagged.one(101).result
+    assert result.status is PatchStatus.UPSTREAMED
+    with pytest.raises(BadInput, match="no build without it was asked"):
+        retire.retire(store, tagged.folder, result, RELEASE)
+    proved(tagged, store, passed=False)
+    with pytest.raises(BadInput, match="no build without it was asked"):
+        retire.retire(store, tagged.folder, result, RELEASE)
+    assert (tagged.folder / "0001-tags.patch").exists()
+
+
 def test_a_retired_patch_leaves_its_evidence_in_the_commit_and_the_ledger(
     tagged: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository(tagged, monkeypatch)
     tagged.upstream(101, PATCHED)
-    result, store = tagged.one(101).result, Store(tagged.root / "store")
+    store = Store(tagged.root / "store")
+    result = proved(tagged, store)
     assert "commit" in retire.retire(store, tagged.folder, result, RELEASE)
     said = git(tagged.root, "log", "-1", "--format=%B", "--name-only")
     assert "Retire 0001-tags.patch: upstreamed on b101" in said
@@ -184,7 +206,7 @@ def test_a_retired_patch_leaves_its_evidence_in_the_commit_and_the_ledger(
     assert "other" not in said
     assert (tagged.folder / "series").read_text() == ""
     assert not (tagged.folder / "0001-tags.patch").exists()
-    (event,) = store.ledger()
+    event = store.ledger()[-1]
     assert event.kind == "patches.retired"
     assert event.detail["patch"]["evidence"] == result.evidence
     assert event.detail["commit"] == git(tagged.root, "rev-parse", "HEAD").strip()
@@ -192,7 +214,8 @@ def test_a_retired_patch_leaves_its_evidence_in_the_commit_and_the_ledger(
 
 def test_outside_of_a_repository_only_the_files_change_and_it_says_so(tagged: World) -> None:
     tagged.upstream(101, PATCHED)
-    told = retire.retire(Store(tagged.root / "store"), tagged.folder, tagged.one(101).result, RELEASE)
+    store = Store(tagged.root / "store")
+    told = retire.retire(store, tagged.folder, proved(tagged, store), RELEASE)
     assert "not committed" in told
     assert not (tagged.folder / "0001-tags.patch").exists()
 
@@ -206,12 +229,14 @@ def test_a_patch_that_is_needed_is_not_retired(tagged: World) -> None:
 
 def test_a_proof_in_the_ledger_makes_a_patch_obsolete_for_its_own_release_only(tagged: World) -> None:
     store = Store(tagged.root / "store")
-    found = PatchResult(file="0001-tags.patch", title="t", status=PatchStatus.OBSOLETE, evidence="3 of 3 pass without")
+    found = PatchResult(
+        file="0001-tags.patch", title="t", status=PatchStatus.OBSOLETE, evidence="", passed_without=True
+    )
     detail = {"upstream": "b101", "patches": [found.model_dump(mode="json")]}
     store.log(Event(kind="stage.proof", summary="x", detail=detail))
-    assert retire.proved_obsolete(store, found.file, RELEASE) == found
-    assert retire.proved_obsolete(store, found.file, UpstreamRelease(build=102)) is None
-    assert retire.proved_obsolete(store, "0002-x.patch", RELEASE) is None
+    assert retire.proved_gone(store, found.file, RELEASE) == found
+    assert retire.proved_gone(store, found.file, UpstreamRelease(build=102)) is None
+    assert retire.proved_gone(store, "0002-x.patch", RELEASE) is None
 
 
 # -- the command line ---------------------------------------------------------------------------
@@ -287,9 +312,10 @@ def test_edit_continue_refresh_and_retire_from_the_command_line(tagged: World, c
     (work.tree / CHAT).write_text(CONFLICTING[CHAT].replace(THEIRS, THEIRS + TAG))
     assert command.invoke(app, ["patches", "edit", "--continue"]).exit_code == 0
     assert "exported on b102" in command.invoke(app, ["patches", "refresh", "--to", "b102"]).stdout
+    proved(tagged, Store(tagged.root / "store"), 103)
     assert "retired 0001-tags.patch" in command.invoke(app, ["patches", "retire", "1", "--to", "b103"]).stdout
     kinds = [event.kind for event in Store(tagged.root / "store").ledger()]
-    assert kinds == ["patches.edited", "patches.refreshed", "patches.retired"]
+    assert kinds == ["patches.edited", "patches.refreshed", "stage.proof", "patches.retired"]
     shutil.rmtree(tagged.root / "own")
 
 

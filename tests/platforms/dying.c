@@ -1,4 +1,4 @@
-// Listens like llama-server, and dies as it is told: --dies SIGNAL --when load|asked|answered|resumed
+// Listens like llama-server, and dies as it is told: --dies SIGNAL --when load|asked|answered|resumed [--says WORDS]
 #include <arpa/inet.h>
 #include <signal.h>
 #include <stdio.h>
@@ -59,7 +59,7 @@ int main(int count, char **words) {
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
     inet_pton(AF_INET, "127.0.0.1", &at.sin_addr);
     if (bind(listener, (struct sockaddr *)&at, sizeof at) || listen(listener, 64)) return 1;
-    fprintf(stderr, "loading the model\n");
+    fprintf(stderr, "loading the model\n%s\n", option(count, words, "--says", ""));
     usleep(100000);
     if (!strcmp(when, "load")) die(by);
     for (;;) {

@@ -27,15 +27,15 @@ def build_in(store: Store) -> Build:
     return built
 
 
-def dying(store: Store, by: str = "", when: str = "", alias: str = "m") -> Release:
+def dying(store: Store, by: str = "", when: str = "", alias: str = "m", says: str = "") -> Release:
     """A release whose server dies of this signal (or `EXIT`, with 7) at this moment: load, asked, answered, resumed.
 
-    Without a signal it lives.
+    Without a signal it lives. It says `says` while it loads.
     """
     built = build_in(store)
     release = a_release(build=built.digest, files={}, alias=alias)
     fingerprint = f"{release.upstream.tag}-{release.tree[:9]}"
-    argv = ("--dies", by, "--when", when, "--alias", alias, "--fingerprint", fingerprint)
+    argv = ("--dies", by, "--when", when, "--alias", alias, "--fingerprint", fingerprint, "--says", says)
     release = release.model_copy(update={"argv": argv})
     store.save_release(release)
     return release

@@ -20,7 +20,7 @@ from tasks.doctor import Seen, Severity
 from tasks.doctor.stored import loops
 from tasks.endpoint import Client, chat_body
 from tasks.platforms.local.control import activator_log_path, pointer_to_socket
-from tasks.release import BadInput, BootKind, Build, ReleaseFailed
+from tasks.release import BadInput, BootKind, Build
 from tasks.settings import Settings
 from tasks.troubles import load_troubles
 from tests.platforms.conftest import platform_at, stand_of
@@ -181,7 +181,7 @@ def test_a_failing_check_leaves_the_stage_as_it_was(stand: Stand) -> None:
 def test_a_release_that_does_not_come_up_says_why(stand: Stand) -> None:
     stand.serve(stand.first)
     bad = stand.second.model_copy(update={"argv": (*stand.second.argv, "--no-such-flag")})
-    with pytest.raises(ReleaseFailed, match="exit code 1") as caught:
+    with pytest.raises(BadInput, match="exit code 1") as caught:
         stand.serve(bad)
     assert caught.value.evidence.splitlines()[0] == "error: invalid argument: --no-such-flag"
     last = stand.platform.boots("staging")[-1]

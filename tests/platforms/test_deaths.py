@@ -14,7 +14,7 @@ import pytest
 
 from tasks.endpoint import Client
 from tasks.platforms.local import LocalPlatform, kernel
-from tasks.release import BootKind, ReleaseFailed, ToolingError
+from tasks.release import BadInput, BootKind, Problem, ReleaseFailed, ToolingError
 from tests.platforms.conftest import platform_at
 from tests.platforms.dying import MAY_LOG, dying
 
@@ -68,6 +68,34 @@ def test_a_server_that_dies_at_load_is_told_with_its_signal_and_the_kernels_word
         assert not line.startswith("kernel: ")
     if by == "ABRT":
         assert "GGML_ASSERT(ctx->mem_buffer != NULL) failed" in failed.evidence
+
+
+MAGIC = "llama_model_load: error loading model: gguf_init_from_file_impl: invalid magic characters: 'vers'"
+NO_ROOM = "llama_model_load: error loading model: unable to allocate CUDA0 buffer"
+UNKNOWN = "llama_model_load: error loading model: unknown model architecture: 'gemma9'"
+
+
+@real
+@pytest.mark.parametrize(
+    ("says", "kind", "told"),
+    [
+        (MAGIC, BadInput, "; the model file's fault, and not the build's: the model file is no GGUF"),
+        ("error: invalid argument: --nope", BadInput, "; the settings' fault, and not the build's: "),
+        (NO_ROOM, ToolingError, "; the machine's fault, and not the build's: "),
+        (UNKNOWN, ReleaseFailed, "; upstream's fault: "),
+        ("error: zzz", ReleaseFailed, "healthy: exit code 7"),
+        ("W failed to mlock 1024-byte buffer: Cannot allocate memory", ReleaseFailed, "healthy: exit code 7"),
+    ],
+)
+def test_a_server_that_does_not_come_up_is_blamed_on_whom_its_own_words_blame(
+    says: str, kind: type[Problem], told: str, platform: LocalPlatform
+) -> None:
+    with pytest.raises(Problem) as failed, platform.trial(dying(platform.store, "EXIT", "load", says=says)):
+        pass
+    assert type(failed.value) is kind
+    assert told in failed.value.what
+    assert says.rpartition(": ")[2] in failed.value.evidence
+    assert "read the whole log: " in failed.value.todo
 
 
 @real

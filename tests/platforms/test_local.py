@@ -109,7 +109,7 @@ def test_a_start_past_its_time_fails_and_leaves_nothing(stand: Stand) -> None:
 @real
 def test_a_server_that_ends_at_once_is_quoted(stand: Stand) -> None:
     bad = stand.first.model_copy(update={"argv": ("--model", "/no/such.gguf")})
-    with pytest.raises(ReleaseFailed, match="exit code 1") as caught, stand.platform.trial(bad):
+    with pytest.raises(BadInput, match="exit code 1") as caught, stand.platform.trial(bad):
         pass
     assert "failed to load model, '/no/such.gguf'" in caught.value.evidence
 

@@ -88,7 +88,7 @@ def test_no_snapshot_is_taken_of_a_gpu_that_is_full(modal_stand: ModalStand) -> 
     serves(modal_stand, modal_stand.first)
     set_gpu_memory(modal_stand.fake.folder, "45000, 46068")
     try:
-        with pytest.raises(ReleaseFailed) as caught:
+        with pytest.raises(BadInput, match="no room for a snapshot") as caught:
             serves(modal_stand, modal_stand.second)
     finally:
         set_gpu_memory(modal_stand.fake.folder, "20000, 46068")

@@ -113,7 +113,7 @@ def test_a_server_that_does_not_come_up_is_quoted_and_the_stage_is_as_it_was(sta
     platform = stand_of.platform
     serves(platform, stand_of.first)
     bad = stand_of.second.model_copy(update={"argv": ("--model", "/no/such.gguf")})
-    with pytest.raises(ReleaseFailed) as caught:
+    with pytest.raises(BadInput) as caught:
         platform.deploy("staging", bad, never)
     assert "failed to load model, '/no/such.gguf'" in caught.value.evidence
     assert say(platform.endpoint("staging")) == "first"

@@ -25,8 +25,9 @@ from typing import Literal
 
 from tasks.release import Change, Model, Recipe
 from tasks.settings import Settings
-from tasks.upstream.notes import Assessed, Risk, assess
+from tasks.upstream.notes import Assessed, assess
 from tasks.upstream.ours import Ours, used_by
+from tasks.upstream.risk import Risk
 
 FILE = Path(__file__).parent / "labelled_changes.jsonl"
 SPLIT = 9000

@@ -13,9 +13,10 @@ from tasks.release import BadInput, Change, Dossier, ReleaseNotes, ToolingError,
 from tasks.settings import ServerSettings, Settings
 from tasks.store import Store
 from tasks.upstream import history, open_upstream
-from tasks.upstream.notes import SHOWN, Assessment, Risk, assess, assess_all, digest, read
+from tasks.upstream.notes import SHOWN, Assessment, assess, assess_all, digest, read
 from tasks.upstream.ours import Ours, used_by
 from tasks.upstream.pypi import Pypi
+from tasks.upstream.risk import Risk
 from tasks.upstream.rules import RULES, Area
 from tasks.upstream.stage import changed
 from tests.test_release import a_release

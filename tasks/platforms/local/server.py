@@ -20,6 +20,7 @@ from typing import IO
 
 from modal_app import child, wall
 from modal_app.redaction import redacted
+from tasks import runbook
 from tasks.criu import complaint, waits
 from tasks.endpoint import Client
 from tasks.hardware import cpu_here
@@ -28,7 +29,7 @@ from tasks.platforms.local.control import KEY_VARIABLE
 from tasks.platforms.local.proc import children, lasting_port, owns_loopback_port
 from tasks.platforms.local.snapshot import NoSnapshot
 from tasks.process import die_with_parent
-from tasks.release import BadInput, Build, Endpoint, Release, ReleaseFailed, ToolingError, now
+from tasks.release import BadInput, Build, Endpoint, Problem, Release, ReleaseFailed, ToolingError, now
 from tasks.store import Store, with_reserve
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ DYING_S = 0.5
 KEPT_LOGS = 20
 LOG_BYTES = 20_000_000
 """Of one server's log before it is begun anew; one request is some 400 bytes there."""
+READ_OF_LOG = 200_000
+"""Characters at the end of a log that are read for whose fault it is that a server did not come up."""
 SHARES_PORT = "--reuse-port"
 """Sets SO_REUSEPORT, which llama-server has left off by itself since b8646 at the latest (server-http.cpp)."""
 FILE_NAMES = ("model", "mmproj", "chat_template")
@@ -149,10 +152,11 @@ class Server:
             self.process.kill()
             self.process.wait()
 
-    def failure(self, what: str) -> ReleaseFailed:
-        """A server that didn't come up, in its own words."""
-        return ReleaseFailed(
+    def failure(self, what: str, *, ended: bool) -> Problem:
+        """A server that didn't come up, in its own words. Of one that has ended they tell whose fault that is."""
+        return runbook.failure(
             f"llama-server of {self.release.label} {what}",
+            said=_text(self.log)[-READ_OF_LOG:] if ended else "",
             evidence=self.last_words,
             todo=f"read the whole log: {self.log}",
         )
@@ -181,7 +185,7 @@ def start(
     """A server that listens on a loopback port of its own but may still be loading its model.
 
     Its log goes into `folder`; `halt` gives the start up. With `walled` it sees its own files, the network, and none of
-    what holds keys. Raises ReleaseFailed with the server's own words when
+    what holds keys. Raises what `Server.failure` says, with the server's own words, when
     it ends before it listens, ToolingError when its build or files are not in the store.
     """
     argv = command(store, release)
@@ -198,7 +202,7 @@ def start(
 
 
 def wait_healthy(server: Server, timeout_s: float, halt: threading.Event | None = None) -> None:
-    """Return at the first 200 of /health. Raises ReleaseFailed (and ends the server) when there is none in time."""
+    """Return at the first 200 of /health. Raises `Server.failure` (and ends the server) when there is none in time."""
     with Client(Endpoint(base_url=server.endpoint.base_url)) as client:
         _wait(server, lambda: client.health() == 200, timeout_s, halt, "become healthy")
 
@@ -300,7 +304,7 @@ def _wait(server: Server, ready: Callable[[], bool], timeout_s: float, halt: thr
             if halt is not None and halt.is_set():
                 raise ToolingError(f"the start of {server.release.label} was given up", todo="deploy it again")
             if time.monotonic() > deadline:
-                raise server.failure(f"did not {verb} in {timeout_s:.0f} s")
+                raise server.failure(f"did not {verb} in {timeout_s:.0f} s", ended=False)
             time.sleep(POLL_S)
     except BaseException:
         server.stop()
@@ -320,7 +324,7 @@ def _raise_ending(server: Server, verb: str) -> None:
         raise ToolingError(
             f"llama-server of {server.release.label} was not started: {wall.NO_WALL}", evidence=server.last_words
         )
-    raise server.failure(f"ended before it could {verb}: {server.ending}")
+    raise server.failure(f"ended before it could {verb}: {server.ending}", ended=True)
 
 
 def command(store: Store, release: Release) -> list[str]:

@@ -17,6 +17,7 @@ from pydantic import Field
 from modal_app.deployment import Deployment, FileRef
 from modal_app.server import KEY
 from modal_app.warmup import Golden
+from tasks import runbook
 from tasks.faults import Fault
 from tasks.platforms import Progress, Sight
 from tasks.platforms.modal import apps, building, cost
@@ -33,7 +34,6 @@ from tasks.release import (
     Problem,
     Recipe,
     Release,
-    ReleaseFailed,
     SourceTree,
     StageName,
     ToolingError,
@@ -69,6 +69,8 @@ class ModalPlatform:
         self._tools = Tools(settings.modal)
         self.on_volume = VolumeStore(settings.store, settings.cache, settings.modal, self._tools)
         self.store: Store = self.on_volume
+        self._trials: dict[str, str] = {}
+        """Address of a trial's server -> its app."""
 
     def build(self, source: SourceTree, recipe: Recipe, progress: Progress) -> Build:
         """The build of this source tree: made in Modal, or taken from the store.
@@ -91,18 +93,24 @@ class ModalPlatform:
         """An app of its own with a random key and without a snapshot, stopped on exit.
 
         Left over by a killed process, it costs nothing once it is idle; `llama-release doctor` names it.
-        Raises ReleaseFailed with the server's own words when it doesn't come up.
+        Raises `runbook.failure` of the server's own words when it doesn't come up.
         """
         key = secrets.token_urlsafe(32)
         name = f"{self._modal.app}-trial-{secrets.token_hex(4)}"
         deployment = self._deployment("trial", name, release, wait=wait)
         try:
             self._deploy(deployment, {KEY: key})
-            yield self._await(deployment, key, known=set())
+            endpoint = self._await(deployment, key, known=set())
+            self._trials[endpoint.base_url] = name
+            yield endpoint
         finally:
             apps.stop(self._modal, name)
             with told("removing a trial's boot records"), suppress(NotFoundError):
                 modal.Dict.objects.delete(f"{name}-boots", environment_name=self._modal.environment)
+
+    def said(self, trial: Endpoint) -> str:
+        """The last lines of a trial's log, as far as Modal has them yet."""
+        return apps.logs(self._modal, self._trials[trial.base_url])
 
     def inherits(self) -> tuple[str, ...]:
         """None of this process's environment variables reaches a container."""
@@ -286,7 +294,7 @@ class ModalPlatform:
         """The endpoint, once a container said that it is up in a boot record that is not among the known ones.
 
         With None, any container will do: nothing was deployed, so there is no other. Requests make Modal start one.
-        Raises ReleaseFailed with its own words when it says that it crashed.
+        Raises `runbook.failure` of its own words when it says that it crashed.
         """
         url = apps.url(self._modal, deployment.name)
         if url is None:
@@ -304,8 +312,9 @@ class ModalPlatform:
                 if (boot.release, boot.generation) != (deployment.release, deployment.generation):
                     continue
                 if boot.kind is BootKind.CRASHED:
-                    raise ReleaseFailed(
+                    raise runbook.failure(
                         f"llama-server of {deployment.release} does not come up on Modal",
+                        said=boot.reason,
                         evidence=boot.reason,
                         todo=f"`modal app logs {deployment.name}`",
                     )
