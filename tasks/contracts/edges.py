@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.promises import Context, at, expect, promise, slot_tokens
 from tasks.contracts.sampling import token_of
 from tasks.contracts.scripted import COUNTED
 from tasks.contracts.twins import CHAT, NATIVE, ask
@@ -16,10 +16,6 @@ from tasks.endpoint import Answer, chat_body
 _SOURCE = "llama.cpp tools/server/README.md `--ctx-size`, `n_predict`, `truncated`; exceed_context_size_error"
 _MOST = 8192
 """Tokens: what an edge may cost. In a larger slot the prompt that just fits is not tried."""
-
-
-def _fits(ctx: Context) -> int:
-    return int(at(ctx.client.get("/props").body, "default_generation_settings", "n_ctx"))
 
 
 def _complete(ctx: Context, tokens: int, **params: Any) -> Answer:
@@ -34,7 +30,7 @@ def _complete(ctx: Context, tokens: int, **params: Any) -> Answer:
     server="counting",
 )
 def prompt_fits(ctx: Context) -> str:
-    fits = _fits(ctx)
+    fits = slot_tokens(ctx)
     if fits > _MOST:
         return f"a slot of {fits} tokens is too large to fill here"
     for tokens in (fits - 8, fits - 1):
@@ -55,7 +51,7 @@ def prompt_fits(ctx: Context) -> str:
     "edges.answer_fits", "an answer ends where the slot does, and says that it was cut", _SOURCE, server="counting"
 )
 def answer_fits(ctx: Context) -> str:
-    fits = _fits(ctx)
+    fits = slot_tokens(ctx)
     if fits > _MOST:
         return f"a slot of {fits} tokens is too large to fill here"
     shifts = "--context-shift" in ctx.release.argv
@@ -72,7 +68,7 @@ def answer_fits(ctx: Context) -> str:
     return "cut where the slot ends"
 
 
-@promise("edges.many_turns", "a conversation of very many turns is read whole", _SOURCE, server="counting")
+@promise("edges.many_turns", "a conversation of very many turns is read whole", _SOURCE, server="counting", room=1536)
 def many_turns(ctx: Context) -> str:
     turns = [{"role": ("user", "assistant")[n % 2], "content": f"w{n % COUNTED + 1} "} for n in range(161)]
     read = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.contracts.auth import WRONG_KEY
-from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.promises import Context, at, expect, promise, slot_tokens
 
 _ROUTE = "/v1/chat/completions"
 _MALFORMED = b'{"messages": [{"role": "user", "content": '
@@ -102,7 +102,7 @@ def unknown_model(ctx: Context) -> str:
     "llama.cpp exceed_context_size_error: n_prompt_tokens and n_ctx; guide 05: errors must show what was wrong",
 )
 def too_long(ctx: Context) -> str:
-    fits = at(ctx.client.get("/props").body, "default_generation_settings", "n_ctx")
+    fits = slot_tokens(ctx)
     answer = ctx.client.chat("river " * (fits + 64), max_tokens=1)
     error = at(answer.body, "error")
     came, limit = at(error, "n_prompt_tokens"), at(error, "n_ctx")

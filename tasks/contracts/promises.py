@@ -30,6 +30,7 @@ Server = Literal["starting", "model", "scripted", "calling", "counting", "seeing
 """Which trial server a promise is checked on: one just started, one with the release's model, or one with a scripted
 model (trials.SCRIPTS): it thinks, calls tools, counts by chance, or thinks and sees."""
 
+_ROOM: dict[Server, int] = {"calling": 512}  # tokens: the descriptions of two tools, a call and its answer
 TIMEOUT_S = 60.0
 _CLIP = 2000  # characters of one string kept as evidence
 _REVIVE_S = 2.0
@@ -58,6 +59,11 @@ def at(body: Any, *path: str | int) -> Any:
         except (KeyError, IndexError, TypeError):
             raise Unmet(f"the answer has no {'.'.join(map(str, path))}") from None
     return found
+
+
+def slot_tokens(ctx: Context) -> int:
+    """Tokens of context that a slot of the server has."""
+    return int(at(ctx.client.get("/props").body, "default_generation_settings", "n_ctx"))
 
 
 class Recorder(Client):
@@ -132,6 +138,25 @@ class Context:
         return None
 
 
+_PARALLEL = ("--parallel", "-np")
+_CTX = ("--ctx-size", "-c")
+
+
+def slots_asked(ctx: Context) -> int | None:
+    """The number of slots that argv asks for; None when the server may choose."""
+    asked = int(ctx.option(*_PARALLEL) or -1)
+    return asked if asked > 0 else None
+
+
+def ctx_asked(ctx: Context) -> int | None:
+    """Tokens of context for each slot that argv asks for; None when the server may choose."""
+    total, slots = int(ctx.option(*_CTX) or 0), slots_asked(ctx)
+    if not total or slots is None:
+        return None
+    shared = any(flag in ctx.release.argv for flag in ("--kv-unified", "-kvu"))
+    return total if shared else total // slots
+
+
 @dataclass(frozen=True)
 class Contract:
     """One promise: what is promised, who says so, and the function that checks it."""
@@ -147,6 +172,15 @@ class Contract:
     """What is known of upstream not keeping it: the upstream issue, or a description where there is none."""
     anywhere: bool = False
     """Whether it may be asked of anybody's server: it holds whatever the model says, and changes nothing there."""
+    room: int = 0
+    """Tokens of context that a slot must have for it: in a smaller one a right server could not keep it."""
+
+    def ask(self, ctx: Context) -> str:
+        """As `check` where a slot has room for what it asks; in a smaller slot a summary that says so."""
+        fits = ctx_asked(ctx)
+        if fits is not None and fits < self.room:
+            return f"a slot of {fits} tokens is too small to tell"
+        return self.check(ctx)
 
 
 CONTRACTS: dict[str, Contract] = {}
@@ -161,18 +195,20 @@ def promise(
     must: bool = False,
     known: str = "",
     anywhere: bool = False,
+    room: int = 0,
 ) -> Callable[[Callable[[Context], str]], Callable[[Context], str]]:
     """Register a function as the contract `contracts.<name>`.
 
     It returns a one-line summary when the promise is kept, and raises Unmet (see `expect`) when it is not. For `must`,
-    `known` and `anywhere` see Contract.
+    `known`, `anywhere` and `room` see Contract.
     """
 
     def register(check: Callable[[Context], str]) -> Callable[[Context], str]:
         full = f"contracts.{name}"
         if full in CONTRACTS:
             raise ValueError(f"two promises are called {full}")
-        CONTRACTS[full] = Contract(full, text, source, server, check, must, known, anywhere)
+        needs = room or _ROOM.get(server, 0)
+        CONTRACTS[full] = Contract(full, text, source, server, check, must, known, anywhere, needs)
         return check
 
     return register
@@ -191,12 +227,12 @@ def verify(contract: Contract, client: Recorder, release: Release, *, subject: R
     context = Context(client, release)
     try:
         try:
-            verdict, summary = Verdict.PASSED, contract.check(context)
+            verdict, summary = Verdict.PASSED, contract.ask(context)
         except ToolingError as error:
             if not _alive(client):
                 raise
             context.notes["first_try"] = str(error)
-            verdict, summary = Verdict.PASSED, f"{contract.check(context)}; only when asked again: {error.what}"
+            verdict, summary = Verdict.PASSED, f"{contract.ask(context)}; only when asked again: {error.what}"
     except Unmet as unmet:
         verdict, summary = Verdict.FAILED, _with_its_words(str(unmet), client)
         context.notes.update({UNMET: summary, "ask_it": curl_of(client)})
@@ -254,7 +290,7 @@ def _repeated_error(contract: Contract, context: Context) -> str:
     if not first:
         return ""
     try:
-        contract.check(context)
+        contract.ask(context)
     except Exception:
         return _server_error(context.client) and first
     return ""

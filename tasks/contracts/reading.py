@@ -23,6 +23,7 @@ _SOURCE = "the model answers what it has read; llama.cpp tools/server/README.md 
 _ALIKE = 0.0003  # of log-probability: asked alone and without a cache, one request differs by 0 from itself
 _SEEN = 150  # candidates told of the next token: nearly all that the scripted model has
 _EXACT: dict[str, Any] = {"temperature": 0, "seed": 1, "cache_prompt": False, "max_tokens": 1}
+ROOM = 768  # tokens: the conversation with its tools, and what is added to it
 
 TOOLS: list[dict[str, Any]] = [
     {
@@ -131,11 +132,20 @@ def apart(one: Mapping[int, float], other: Mapping[int, float]) -> float:
     return max(abs(one[token] - other[token]) for token in shared)
 
 
+def prompt_tokens(ctx: Context, turns: Any, tools: Any = ()) -> list[int]:
+    """The tokens of a chat's prompt, by /apply-template and /tokenize."""
+    asked = {"messages": turns, **({"tools": tools} if tools else {})}
+    prompt = at(ctx.client.post("/apply-template", asked).body, "prompt")
+    whole = {"content": prompt, "add_special": True, "parse_special": True}
+    return list(at(ctx.client.post("/tokenize", whole).body, "tokens"))
+
+
 @promise(
     "reading.all_of_it",
     "each part of a conversation changes what comes next, and nothing else does",
     _SOURCE,
     server="seeing",
+    room=ROOM,
 )
 def all_of_it(ctx: Context) -> str:
     plain, again = (next_token(ctx, conversation(), TOOLS) for _ in range(2))
@@ -184,6 +194,7 @@ def _next_of_completion(ctx: Context, prompt: Any) -> dict[int, float]:
     "a chat reads just what /apply-template renders: a completion of that goes on alike",
     "llama.cpp tools/server/README.md `POST /apply-template`",
     server="seeing",
+    room=ROOM,
 )
 def as_rendered(ctx: Context) -> str:
     turns = conversation()
@@ -228,6 +239,7 @@ def images_as_rendered(ctx: Context) -> str:
     "the same conversation is read to the same tokens by each API, part by part",
     "guide 07: Cursor, Codex CLI and Claude Code talk to one model",
     server="seeing",
+    room=ROOM,
 )
 def by_every_api(ctx: Context) -> str:
     turns = conversation()
@@ -260,6 +272,7 @@ def _read(ctx: Context, asked: dict[str, dict[str, Any]]) -> int:
     "usage, timings, /tokenize and the token counters count one prompt alike",
     "llama.cpp tools/server/README.md `POST /apply-template`, `POST /tokenize`; Anthropic API, count_tokens",
     server="seeing",
+    room=ROOM,
 )
 def counted(ctx: Context) -> str:
     turns, count = conversation(), 0
@@ -268,13 +281,10 @@ def counted(ctx: Context) -> str:
         answer = ctx.client.post(CHAT, asked[CHAT])
         expect(answer.status == 200, f"a chat answered {answer.status}")
         usage, timings = at(answer.body, "usage", "prompt_tokens"), at(answer.body, "timings")
-        chat = {name: value for name, value in asked[CHAT].items() if name != "max_tokens"}
-        prompt = at(ctx.client.post("/apply-template", chat).body, "prompt")
-        asked_of = {"content": prompt, "add_special": True, "parse_special": True}
         counts = {
             "usage": usage,
             "timings": at(timings, "prompt_n") + at(timings, "cache_n"),
-            "/tokenize": len(at(ctx.client.post("/tokenize", asked_of).body, "tokens")),
+            "/tokenize": len(prompt_tokens(ctx, some, tools)),
             "count_tokens": at(ctx.client.post(f"{MESSAGES}/count_tokens", asked[MESSAGES]).body, "input_tokens"),
         }
         expect(len(set(counts.values())) == 1, f"one prompt is {counts} tokens")
@@ -290,6 +300,7 @@ def counted(ctx: Context) -> str:
     "/chat/completions/input_tokens and /responses/input_tokens count as usage does",
     "OpenAI API `POST /v1/responses/input_tokens`; llama.cpp tools/server/README.md",
     server="seeing",
+    room=ROOM,
     known="the routes came after b9105",
 )
 def input_tokens(ctx: Context) -> str:

@@ -15,7 +15,7 @@ from threading import Barrier
 from typing import Any
 
 from tasks.contracts.chat import said, streamed
-from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.promises import Context, at, expect, promise, slot_tokens
 from tasks.contracts.sampling import PROMPT, token_of
 from tasks.contracts.scripted import COUNTED
 
@@ -98,7 +98,7 @@ def _overlaps(spans: list[tuple[float, float]]) -> int:
     server="counting",
 )
 def cancelled(ctx: Context) -> str:
-    fits = min(_ENDLESS, at(ctx.client.get("/props").body, "default_generation_settings", "n_ctx") - 100)
+    fits = min(_ENDLESS, slot_tokens(ctx) - 100)
     if fits < _ENDLESS // 2:
         return "a slot is too small to tell"
     longest = 0
@@ -140,7 +140,7 @@ def _left_early(ctx: Context, route: str, body: dict[str, Any]) -> Iterator[None
     server="counting",
 )
 def cancelled_anywhere(ctx: Context) -> str:
-    fits = min(_ENDLESS, at(ctx.client.get("/props").body, "default_generation_settings", "n_ctx") - 100)
+    fits = min(_ENDLESS, slot_tokens(ctx) - 100)
     if fits < _ENDLESS // 2:
         return "a slot is too small to tell"
     longest = 0

@@ -445,6 +445,11 @@ def same_choices(body: Any) -> None:
         choice["message"] = body["choices"][0]["message"]
 
 
+def all_but_one_cached(usage: Any) -> None:
+    if usage["prompt_tokens_details"]["cached_tokens"]:
+        usage["prompt_tokens_details"]["cached_tokens"] = usage["prompt_tokens"] - 1
+
+
 def tells_the_key(ask: Ask, reply: Reply, key: str) -> Reply:
     return edited(reply, put(api_key=key)) if ask.path == "/props" and reply.status == 200 else reply
 
@@ -1016,6 +1021,7 @@ STATE = _kind(
         Says(inside("usage", inside("prompt_tokens_details", put(cached_tokens=0))), CHAT),
         "state",
     ),
+    ("all of a new prompt is said to be cached", "seeing", Says(inside("usage", all_but_one_cached), CHAT), "state"),
     ("id_slot is not heard", "seeing", Asks(drop("id_slot")), "state"),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from tasks.contracts.auth import private_routes
 from tasks.contracts.promises import CONTRACTS, Context, Recorder, Server, verify
 from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_forever
-from tasks.contracts.trials import with_model
+from tasks.contracts.trials import trial_release, with_model
 from tasks.endpoint import Client
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Build, Endpoint, Release, Verdict
@@ -80,6 +80,35 @@ def test_a_server_that_is_wrong_in_a_way_of_its_kind_is_caught(each: Broken, ser
     names = [n for n in names_of(*servers) if n.split(".")[0] in each.caught_by and n != LIVE]
     with broken(endpoint, each.breakage) as proxied:
         assert set(check(proxied, runs, names)) - SHORTCOMINGS
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("settings", "servers"),
+    [
+        pytest.param({"--ctx-size": "512"}, ("scripted", "calling", "counting", "seeing"), id="slots of 256 tokens"),
+        pytest.param({"--ctx-size": "1024"}, ("counting", "seeing"), id="slots of 512 tokens"),
+    ],
+)
+def test_a_right_server_is_found_right_whatever_it_is_set_to(
+    settings: dict[str, str], servers: tuple[Server, ...], platform: LocalPlatform, release: Release, tmp_path: Path
+) -> None:
+    changed = release.model_copy(update={"argv": with_settings(release.argv, settings)})
+    for server in servers:
+        runs = trial_release(platform.store, changed, server, tmp_path)
+        with platform.trial(runs) as endpoint:
+            assert set(check(endpoint, runs, names_of(server))) <= SHORTCOMINGS
+
+
+def with_settings(argv: Sequence[str], settings: dict[str, str]) -> tuple[str, ...]:
+    """The command line with these values, where it has the flag and where it has not."""
+    kept = list(argv)
+    for flag, value in settings.items():
+        if flag in kept:
+            kept[kept.index(flag) + 1] = value
+        else:
+            kept += [flag, value]
+    return tuple(kept)
 
 
 @pytest.mark.parametrize("keyword", schemas.KEYWORDS, ids=[keyword.name for keyword in schemas.KEYWORDS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -91,6 +92,21 @@ def test_an_unmet_promise_fails(echo: Endpoint) -> None:
 
     done = run(check, echo)
     assert (done.verdict, done.summary) == (Verdict.FAILED, "it does not")
+
+
+def test_what_a_slot_has_no_room_for_is_not_held_against_the_server(echo: Endpoint) -> None:
+    def check(_: Context) -> str:
+        raise Unmet("a chat answered 400")
+
+    def asked(room: int, *argv: str) -> Verification:
+        small = RELEASE.model_copy(update={"argv": argv})
+        with Recorder(echo) as client:
+            return verify(replace(contract(check), room=room), client, small, subject=small, basis="0")
+
+    two_slots = ("--ctx-size", "512", "--parallel", "2")
+    assert [asked(room, *two_slots).verdict for room in (0, 256, 257)] == ["failed", "failed", "passed"]
+    assert asked(257, *two_slots).summary == "a slot of 256 tokens is too small to tell"
+    assert asked(257).verdict is asked(257, *two_slots, "--kv-unified").verdict is Verdict.FAILED
 
 
 def test_our_own_mistake_is_errored_while_the_server_lives(echo: Endpoint) -> None:
