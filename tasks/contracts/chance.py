@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.contracts.promises import Context, at, expect, promise
-from tasks.contracts.sampling import token_of
+from tasks.contracts.sampling import NEUTRAL, token_of
 
 Chances = dict[int, float]
 """Token id -> how likely it is next."""
 _SOURCE = "llama.cpp tools/server/README.md `POST /completion`, sampling parameters; src/llama-sampler.cpp"
 _LIFTED = {3: 25.2, 5: 24.8, 7: 24.2, 9: 23.5, 11: 22.8, 13: 22.0}  # word -> bias: each less likely than the one before
-_OPEN: dict[str, Any] = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "n_probs": 12, "seed": 1}
+_OPEN: dict[str, Any] = {**NEUTRAL, "n_probs": 12, "seed": 1}
 _NEAR = 0.003
 _SMALL = 1e-6  # less is nothing that was lifted
 _DRAWS = 120

@@ -72,6 +72,8 @@ class Recorder(Client):
     def __init__(self, endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> None:
         super().__init__(endpoint, timeout_s=timeout_s)
         self.exchanges: list[dict[str, Any]] = []
+        self.tokens: dict[str, int] = {}
+        """Text -> its token's id, of what was asked for so far: hundreds of promises ask for the same few."""
 
     def wire(self) -> Wire:
         """A connection for requests that are to be spelled just so; its exchanges are this client's."""

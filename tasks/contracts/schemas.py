@@ -13,12 +13,13 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from tasks.contracts.promises import Context, Unmet, at, expect, promise
-from tasks.contracts.sampling import PROMPT, token_of
+from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.sampling import NEUTRAL, PROMPT, token_of
 from tasks.contracts.scripted import JSON
 from tasks.endpoint import Answer
 
 _SOURCE = "OpenAI API, structured outputs; llama.cpp grammars/README.md, JSON schemas"
+_LIKELIEST: dict[str, Any] = {**NEUTRAL, "temperature": 0, "cache_prompt": False}
 _MOST = 120  # tokens: more than any answer that fits needs
 _ENDS = {"1": 40.0, "}": 60.0, "]": 60.0, '"': 60.0, ",": 50.0, "\n": -100.0, JSON: -100.0}
 """What ends a value, sooner than it goes on; and nothing that the model has ready."""
@@ -31,8 +32,6 @@ class Keyword:
     name: str
     schema: dict[str, Any]
     wants: Mapping[str, float]
-    drop: str = ""
-    """The keyword as the schema spells it."""
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -42,49 +41,47 @@ def _object(**properties: Any) -> dict[str, Any]:
 _NUMBER, _YES = {"type": "integer"}, {"type": "boolean"}
 KEYWORDS = (
     Keyword("type", {"type": "boolean"}, {"9": 100, "t": 50}),
-    Keyword("type_null", {"type": "null"}, {"9": 100}, "type"),
-    Keyword("type_number", {"type": "number"}, {"t": 100, "1": 50}, "type"),
-    Keyword("type_object", {"type": "object"}, {"[": 100, "}": 110}, "type"),
-    Keyword("type_array", {"type": "array"}, {"9": 100, "]": 50}, "type"),
-    Keyword("nullable", {"type": ["integer", "null"]}, {"t": 100, '"': 90, "n": 50}, "type"),
+    Keyword("type_null", {"type": "null"}, {"9": 100}),
+    Keyword("type_number", {"type": "number"}, {"t": 100, "1": 50}),
+    Keyword("type_object", {"type": "object"}, {"[": 100, "}": 110}),
+    Keyword("type_array", {"type": "array"}, {"9": 100, "]": 50}),
+    Keyword("nullable", {"type": ["integer", "null"]}, {"t": 100, '"': 90, "n": 50}),
     Keyword("enum", {"enum": ["abc", "abd", 7]}, {"9": 100, '"': 60, "d": 50}),
     Keyword("const", {"const": "abc"}, {"9": 100}),
     Keyword("minimum", {"type": "integer", "minimum": 300, "maximum": 999}, {"1": 100, "3": 90}),
-    Keyword("minimum_negative", {"type": "integer", "minimum": -5}, {"-": 100, "9": 90}, "minimum"),
+    Keyword("minimum_negative", {"type": "integer", "minimum": -5}, {"-": 100, "9": 90}),
     Keyword("maximum", {"type": "integer", "maximum": 55}, {"9": 100}),
-    Keyword("maximum_large", {"type": "integer", "minimum": 0, "maximum": 1234}, {"9": 100}, "maximum"),
-    Keyword("exclusive_minimum", {"type": "integer", "exclusiveMinimum": 99, "maximum": 150}, {"9": 100, "1": 50},
-            "exclusiveMinimum"),
-    Keyword("exclusive_maximum", {"type": "integer", "exclusiveMaximum": 5}, {"5": 100, "9": 50}, "exclusiveMaximum"),
-    Keyword("between", {"type": "integer", "minimum": 20, "maximum": 30}, {"9": 100, "3": 110}, "maximum"),
-    Keyword("min_length", {"type": "string", "minLength": 5}, {'"': 100, "9": 50}, "minLength"),
-    Keyword("max_length", {"type": "string", "maxLength": 5}, {"9": 100}, "maxLength"),
+    Keyword("maximum_large", {"type": "integer", "minimum": 0, "maximum": 1234}, {"9": 100}),
+    Keyword("exclusive_minimum", {"type": "integer", "exclusiveMinimum": 99, "maximum": 150}, {"9": 100, "1": 50}),
+    Keyword("exclusive_maximum", {"type": "integer", "exclusiveMaximum": 5}, {"5": 100, "9": 50}),
+    Keyword("between", {"type": "integer", "minimum": 20, "maximum": 30}, {"9": 100, "3": 110}),
+    Keyword("min_length", {"type": "string", "minLength": 5}, {'"': 100, "9": 50}),
+    Keyword("max_length", {"type": "string", "maxLength": 5}, {"9": 100}),
     Keyword("pattern", {"type": "string", "pattern": "^ab{2,4}c$"}, {"9": 100, '"': 90, "b": 50}),
-    Keyword("pattern_of_classes", {"type": "string", "pattern": "^[a-c]+[0-9]$"}, {"x": 100, '"': 90, "9": 50},
-            "pattern"),
-    Keyword("format_date", {"type": "string", "format": "date"}, {"9": 100, '"': 90}, "format"),
-    Keyword("format_time", {"type": "string", "format": "time"}, {"9": 100, '"': 90}, "format"),
-    Keyword("format_date_time", {"type": "string", "format": "date-time"}, {"9": 100, '"': 90}, "format"),
-    Keyword("format_uuid", {"type": "string", "format": "uuid"}, {"x": 100, '"': 90}, "format"),
+    Keyword("pattern_of_classes", {"type": "string", "pattern": "^[a-c]+[0-9]$"}, {"x": 100, '"': 90, "9": 50}),
+    Keyword("format_date", {"type": "string", "format": "date"}, {"9": 100, '"': 90}),
+    Keyword("format_time", {"type": "string", "format": "time"}, {"9": 100, '"': 90}),
+    Keyword("format_date_time", {"type": "string", "format": "date-time"}, {"9": 100, '"': 90}),
+    Keyword("format_uuid", {"type": "string", "format": "uuid"}, {"x": 100, '"': 90}),
     Keyword("properties", _object(a=_NUMBER, b=_YES), {"9": 100, '"': 70}),
     Keyword("required", _object(a=_NUMBER, b=_YES), {"}": 100}),
-    Keyword("additional_properties", _object(a=_NUMBER), {",": 100}, "additionalProperties"),
+    Keyword("additional_properties", _object(a=_NUMBER), {",": 100}),
     Keyword("additional_of_type", {"type": "object", "additionalProperties": {"type": "boolean"}},
-            {'"': 120, "x": 110, "9": 100, "}": 50}, "additionalProperties"),
+            {'"': 120, "x": 110, "9": 100, "}": 50}),
     Keyword("items", {"type": "array", "items": _YES, "minItems": 1, "maxItems": 2}, {"9": 100, "t": 50}),
-    Keyword("min_items", {"type": "array", "items": _NUMBER, "minItems": 3, "maxItems": 4}, {"]": 100}, "minItems"),
-    Keyword("max_items", {"type": "array", "items": _NUMBER, "maxItems": 3}, {"1": 100, ",": 120}, "maxItems"),
-    Keyword("prefix_items", {"type": "array", "prefixItems": [_NUMBER, _YES]}, {"t": 100, "1": 90}, "prefixItems"),
-    Keyword("any_of", {"anyOf": [_NUMBER, _YES]}, {'"': 100, "[": 90, "1": 50}, "anyOf"),
-    Keyword("one_of", {"oneOf": [{"const": "a"}, _YES]}, {"9": 100, "t": 50}, "oneOf"),
+    Keyword("min_items", {"type": "array", "items": _NUMBER, "minItems": 3, "maxItems": 4}, {"]": 100}),
+    Keyword("max_items", {"type": "array", "items": _NUMBER, "maxItems": 3}, {"1": 100, ",": 120}),
+    Keyword("prefix_items", {"type": "array", "prefixItems": [_NUMBER, _YES]}, {"t": 100, "1": 90}),
+    Keyword("any_of", {"anyOf": [_NUMBER, _YES]}, {'"': 100, "[": 90, "1": 50}),
+    Keyword("one_of", {"oneOf": [{"const": "a"}, _YES]}, {"9": 100, "t": 50}),
     Keyword("all_of", {"allOf": [_object(a=_NUMBER) | {"additionalProperties": True}, {"properties": {"b": _YES},
-            "required": ["b"]}]}, {"9": 90, "}": 100}, "allOf"),
+            "required": ["b"]}]}, {"9": 90, "}": 100}),
     Keyword("ref", {"type": "object", "properties": {"a": {"$ref": "#/$defs/yes"}}, "required": ["a"],
-            "additionalProperties": False, "$defs": {"yes": _YES}}, {"9": 100, "t": 50}, "$ref"),
+            "additionalProperties": False, "$defs": {"yes": _YES}}, {"9": 100, "t": 50}),
     Keyword("ref_to_itself", {"$ref": "#/$defs/list", "$defs": {"list": {"type": "array", "maxItems": 1, "items":
-            {"$ref": "#/$defs/list"}}}}, {"9": 100, "]": 50}, "$ref"),
+            {"$ref": "#/$defs/list"}}}}, {"9": 100, "]": 50}),
     Keyword("nested", _object(a=_object(b={"type": "array", "items": _object(c={"enum": [1, 2]}), "minItems": 1,
-            "maxItems": 1})), {"9": 100, "2": 70}, "enum"),
+            "maxItems": 1})), {"9": 100, "2": 70}),
 )  # fmt: skip
 UNENFORCED = (
     Keyword(
@@ -105,7 +102,7 @@ def bias_of(ctx: Context, keyword: Keyword) -> list[list[float]]:
 
 def answer_to(ctx: Context, schema: dict[str, Any], bias: list[list[float]], way: str) -> tuple[Answer, str]:
     """The answer to a request for this schema, in one of WAYS, and the text that is to fit it."""
-    asked: dict[str, Any] = {"logit_bias": bias, "temperature": 0, "cache_prompt": False, "max_tokens": _MOST}
+    asked: dict[str, Any] = {**_LIKELIEST, "logit_bias": bias, "max_tokens": _MOST}
     if way == "json_schema":
         answer = ctx.client.post("/completion", {**asked, "prompt": "model\n", "json_schema": schema})
         return answer, str(answer.body.get("content")) if answer.status == 200 else ""
@@ -183,7 +180,7 @@ def of_tools(ctx: Context) -> str:
     for keyword in some:
         answer = ctx.client.chat(
             PROMPT, tools=[_tool(keyword.schema)], tool_choice="required", logit_bias=bias_of(ctx, keyword),
-            temperature=0, max_tokens=_MOST, cache_prompt=False, parallel_tool_calls=False,
+            max_tokens=_MOST, parallel_tool_calls=False, **_LIKELIEST,
         )  # fmt: skip
         expect(answer.status == 200, f"a chat with a tool answered {answer.status}: {str(answer.body)[:120]}")
         text = str(at(answer.body, "choices", 0, "message", "tool_calls", 0, "function", "arguments"))
@@ -239,27 +236,9 @@ def grammar(ctx: Context) -> str:
     }
     for what, (text, wants, fits) in rows.items():
         bias = [[token_of(ctx, one), value] for one, value in wants.items()]
-        asked = {"prompt": "model\n", "n_predict": 20, "temperature": 0, "grammar": text, "logit_bias": bias}
+        asked = {**_LIKELIEST, "prompt": "model\n", "n_predict": 20, "grammar": text, "logit_bias": bias}
         answer = ctx.client.post("/completion", asked)
         expect(answer.status == 200, f"{what}: {text!r} got {answer.status}")
         said = at(answer.body, "content")
         expect(said == fits, f"{what}: {text!r} lets {said!r} through, {fits!r} is what it leaves")
     return f"{len(rows)} grammars"
-
-
-def control(ctx: Context, keyword: Keyword) -> str:
-    """Why an answer made without the keyword does not fit. Raises Unmet when it does: the keyword is not proved."""
-    name = keyword.drop or keyword.name
-    _, said = answer_to(ctx, without(keyword.schema, name), bias_of(ctx, keyword), WAYS[0])
-    if wrong := misfit(said, keyword.schema):
-        return wrong
-    raise Unmet(f"without {name} the answer is {said[:60]}, which fits all the same")
-
-
-def without(schema: Any, keyword: str) -> Any:
-    """A schema without this keyword, at every depth."""
-    if isinstance(schema, list):
-        return [without(each, keyword) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {name: without(value, keyword) for name, value in schema.items() if name != keyword}

@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks.contracts.chat import said, streamed
 from tasks.contracts.promises import Context, at, expect, promise, slot_tokens
-from tasks.contracts.sampling import PROMPT, token_of
+from tasks.contracts.sampling import NEUTRAL, PROMPT, token_of
 from tasks.contracts.scripted import COUNTED
 
 _SEEDS = range(1, 7)
@@ -59,7 +59,7 @@ def until_idle(ctx: Context) -> int:
     must=True,
 )
 def streams_do_not_mix(ctx: Context) -> str:
-    asked = {"cache_prompt": False, "max_tokens": _LONG, "logit_bias": endless(ctx)["logit_bias"]}
+    asked = {**NEUTRAL, "cache_prompt": False, "max_tokens": _LONG, "logit_bias": endless(ctx)["logit_bias"]}
     alone = [said(ctx.client.chat(PROMPT, seed=seed, **asked)) for seed in _SEEDS]
     expect(len(set(alone)) > 2, f"{len(_SEEDS)} seeds have {len(set(alone))} answers between them")
     seeds, at_once = [*_SEEDS] * 2, Barrier(2 * len(_SEEDS))
@@ -91,25 +91,6 @@ def _overlaps(spans: list[tuple[float, float]]) -> int:
     return sum(a[0] < b[1] and b[0] < a[1] for a, b in combinations(spans, 2))
 
 
-@promise(
-    "slots.cancelled",
-    "a slot is free soon after its client has gone",
-    f"{_SOURCE}; llama.cpp ends a task whose connection is closed",
-    server="counting",
-)
-def cancelled(ctx: Context) -> str:
-    fits = min(_ENDLESS, slot_tokens(ctx) - 100)
-    if fits < _ENDLESS // 2:
-        return "a slot is too small to tell"
-    longest = 0
-    for _ in range(_ROUNDS):  # on a busy machine the first look may come when the slot has nearly gone on to the end
-        with ctx.client.open_stream(PROMPT, **endless(ctx)) as lines:
-            next(lines)
-        longest = max(longest, until_idle(ctx))
-        expect(longest < fits // 2, f"the slot was seen to go on for {longest} of {fits} tokens for nobody")
-    return f"{_ROUNDS} times seen to go on for at most {longest} of {fits} tokens, then the slot was free"
-
-
 def _streams(ctx: Context) -> dict[str, dict[str, Any]]:
     """Route -> a request for a stream that goes on for as long as the server lets it."""
     more = {**endless(ctx), "stream": True}
@@ -125,7 +106,7 @@ def _streams(ctx: Context) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def _left_early(ctx: Context, route: str, body: dict[str, Any]) -> Iterator[None]:
+def left_early(ctx: Context, route: str, body: dict[str, Any]) -> Iterator[None]:
     """The block runs while this request is under way; then its client is gone."""
     key = ("Authorization", f"Bearer {ctx.client.endpoint.api_key}")
     with ctx.client.wire() as wire:
@@ -147,7 +128,7 @@ def cancelled_anywhere(ctx: Context) -> str:
     streams = _streams(ctx)
     for route, body in streams.items():
         for _ in range(_ROUNDS):
-            with _left_early(ctx, route, body):
+            with left_early(ctx, route, body):
                 pass
             longest = max(longest, until_idle(ctx))
             expect(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.promises import Context, expect, promise
 from tasks.contracts.sampling import LIKELIEST
 from tasks.contracts.sampling import PROMPT as COUNT
 from tasks.contracts.scripted import COUNTED
@@ -228,17 +228,3 @@ def held_back(ctx: Context) -> str:
     expect(whole.content == "".join(_PIECES[:5]), f"unstreamed it says {whole.content!r}")
     expect(streamed.content == whole.content, f"streamed it says {streamed.content!r}, unstreamed {whole.content!r}")
     return "nothing lost"
-
-
-@promise(
-    "stops.never_filtered",
-    "no answer is ended by a filter or without a reason",
-    "OpenAI API, finish_reason",
-    server="counting",
-)
-def never_filtered(ctx: Context) -> str:
-    for more in ({}, {"max_tokens": 3}, {"stop": ["w3"]}, {"n": 1, "seed": 3, "temperature": 1.5}):
-        answer = ctx.client.chat(COUNT, **{"max_tokens": 60, "cache_prompt": False, **more})
-        reason = at(answer.body, "choices", 0, "finish_reason")
-        expect(reason in ("stop", "length"), f"finish_reason is {reason!r} with {more}")
-    return "stop or length"

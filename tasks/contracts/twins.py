@@ -12,8 +12,8 @@ from typing import Any
 from tasks.contracts.chat import EXACT
 from tasks.contracts.conversations import bodies
 from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.sampling import NEUTRAL, token_of
 from tasks.contracts.sampling import PROMPT as COUNT
-from tasks.contracts.sampling import token_of
 from tasks.contracts.sayings import READERS, Saying, differences
 from tasks.contracts.scripted import TURN_END
 from tasks.contracts.thinking import LIMIT, PROMPT
@@ -203,7 +203,7 @@ def choices(ctx: Context) -> str:
     slots = at(ctx.client.get("/props").body, "total_slots")
     if slots < 2:
         return "one slot: one answer"
-    asked = {**chat_body(COUNT), **_SAME, "temperature": 1.5, "max_tokens": 12}
+    asked = {**chat_body(COUNT), **NEUTRAL, **_SAME, "temperature": 1.5, "max_tokens": 12}
     different = set()
     for seed in range(4):
         whole, streamed = (each(ctx, CHAT, {**asked, "n": 2, "seed": seed}) for each in (ask, ask_streamed))

@@ -25,10 +25,6 @@ class Heard:
     headers: tuple[tuple[str, str], ...]
     body: bytes
 
-    def header(self, name: str) -> str | None:
-        """The value of a header, whatever its case; None when it is not there."""
-        return next((value for each, value in self.headers if each.lower() == name.lower()), None)
-
 
 class Wire:
     """Asks one endpoint, over one connection for as long as the server keeps it; a context manager. Sends no key.
