@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,6 +29,9 @@ from tasks.release import (
 Server = Literal["starting", "model", "scripted", "calling", "counting", "seeing"]
 """Which trial server a promise is checked on: one just started, one with the release's model, or one with a scripted
 model (trials.SCRIPTS): it thinks, calls tools, counts by chance, or thinks and sees."""
+
+Routes = Sequence[tuple[str, str]]
+"""(method, path) of what a server's source registers, as far as it is known."""
 
 _ROOM: dict[Server, int] = {"calling": 512}  # tokens: the descriptions of two tools, a call and its answer
 TIMEOUT_S = 60.0
@@ -69,8 +72,9 @@ def slot_tokens(ctx: Context) -> int:
 class Recorder(Client):
     """The client that promises use: every exchange is kept as evidence."""
 
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S, routes: Routes = ()) -> None:
         super().__init__(endpoint, timeout_s=timeout_s)
+        self.routes = routes
         self.exchanges: list[dict[str, Any]] = []
         self.tokens: dict[str, int] = {}
         """Text -> its token's id, of what was asked for so far: hundreds of promises ask for the same few."""

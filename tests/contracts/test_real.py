@@ -11,19 +11,19 @@ import pytest
 
 from tasks import contracts
 from tasks.contracts import schemas
-from tasks.contracts.auth import private_routes
-from tasks.contracts.promises import CONTRACTS, Context, Recorder, Server, verify
+from tasks.contracts.auth import private_routes, routes_to_close
+from tasks.contracts.promises import CONTRACTS, Context, Recorder, Routes, Server, verify
 from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_forever
 from tasks.contracts.trials import trial_release, with_model
 from tasks.endpoint import Client
 from tasks.platforms.local import LocalPlatform
-from tasks.release import UNMET, Build, Endpoint, Release, Verdict
+from tasks.release import UNMET, Build, Endpoint, Release, Verdict, Verification
 from tasks.settings import Settings
 from tasks.sources import Sources
 from tests.contracts.breakages import BROKEN, LIVE, BuffersStreams, FailsWhileLoading, HealthyTooEarly, title
 from tests.contracts.breaking_proxy import Breakage, broken
-from tests.contracts.broken_kinds import KINDS, Broken
+from tests.contracts.broken_kinds import KINDS, Broken, Lets
 from tests.contracts.conftest import Serving
 
 pytestmark = pytest.mark.real
@@ -222,13 +222,24 @@ def test_every_route_in_upstreams_code_is_asked_for_a_key(
     build_at(tag)  # its source is here then
     code = Sources(base.cache).git("show", f"refs/upstream/{tag}:tools/server/server.cpp").stdout
     found = re.findall(r'ctx_http\.(get|post|del) *\("([^"]+)"', code)
-    routes = {({"del": "DELETE"}.get(how, how.upper()), path.replace(":id_slot", "0")) for how, path in found}
-    lists_models = {(how, "/models") for how in ("GET", "POST", "DELETE")} | {
-        ("GET", "/v1/models"),
-        ("GET", "/api/tags"),
-    }
+    routes = [({"del": "DELETE"}.get(how, how.upper()), path) for how, path in found]
     assert len(routes) > 30
-    assert routes - set(private_routes()) - lists_models == {("GET", "/health"), ("GET", "/v1/health")}
+    assert routes_to_close(routes) == private_routes()
+
+
+def test_a_route_that_came_with_a_build_is_asked_for_a_key_too(serving: Serving) -> None:
+    endpoint, runs = serving("scripted")
+    registered = [("GET", "/health"), ("POST", "/v1/new/:id")]
+    opens = Lets(lambda _came, _key, ask: ask.path == "/v1/new/0")
+
+    def asked(of: Endpoint, routes: Routes) -> Verification:
+        with Recorder(of, routes=routes) as client:
+            return verify(CONTRACTS["contracts.auth.no_key"], client, runs, subject=runs, basis="0")
+
+    with broken(endpoint, opens) as proxied:
+        assert "not refused: {'POST /v1/new/0': 404}" in asked(proxied, registered).evidence[UNMET]
+        assert asked(proxied, ()).verdict is Verdict.PASSED
+    assert asked(endpoint, registered).verdict is Verdict.PASSED
 
 
 def test_thinking_for_ever_is_ended_by_a_budget_and_by_nothing_else(
