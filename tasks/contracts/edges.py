@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.contracts.promises import Context, at, expect, promise, slot_tokens
-from tasks.contracts.sampling import token_of
+from tasks.contracts.sampling import NEUTRAL, token_of
 from tasks.contracts.scripted import COUNTED
 from tasks.contracts.twins import CHAT, NATIVE, ask
 from tasks.endpoint import Answer, chat_body
@@ -20,7 +20,7 @@ _MOST = 8192
 
 def _complete(ctx: Context, tokens: int, **params: Any) -> Answer:
     prompt = [token_of(ctx, "w7 ")] * (tokens - 1) + [token_of(ctx, "model\n")]
-    return ctx.client.post(NATIVE, {"prompt": prompt, "temperature": 0, "cache_prompt": True, **params})
+    return ctx.client.post(NATIVE, {**NEUTRAL, "prompt": prompt, "temperature": 0, "cache_prompt": True, **params})
 
 
 @promise(
@@ -55,9 +55,11 @@ def answer_fits(ctx: Context) -> str:
     if fits > _MOST:
         return f"a slot of {fits} tokens is too large to fill here"
     shifts = "--context-shift" in ctx.release.argv
+    own = int(ctx.option("-n", "--predict", "--n-predict") or -1)  # what n_predict -1 means to a server with a limit
     for room, limit in ((COUNTED + 10, -1), (30, 20), (30, -1), (30, 100000)):
         body = _complete(ctx, fits - room, n_predict=limit).body
-        whole = min(COUNTED + 1, limit if limit > 0 else COUNTED + 1)
+        most = limit if limit > 0 else own
+        whole = min(COUNTED + 1, most if most > 0 else COUNTED + 1)
         said, cut = at(body, "tokens_predicted"), at(body, "truncated")
         if not shifts:
             expect(said == min(whole, room), f"with room for {room} tokens and n_predict {limit} it says {said}")

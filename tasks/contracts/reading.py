@@ -55,7 +55,7 @@ TOOLS: list[dict[str, Any]] = [
 ]
 
 
-def image(data: str) -> dict[str, Any]:
+def image_part(data: str) -> dict[str, Any]:
     """The part of a chat's turn that is this PNG (base64)."""
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
@@ -184,7 +184,7 @@ def images(ctx: Context) -> str:
     def seen(*parts: dict[str, Any]) -> dict[int, float]:
         return next_token(ctx, [{"role": "user", "content": [{"type": "text", "text": "Compare."}, *parts]}])
 
-    red, blue = image(RED), image(BLUE)
+    red, blue = image_part(RED), image_part(BLUE)
     plain, near = measured(partial(seen, red, blue))
     for what, other in {
         "the second image": seen(red, red), "the first image": seen(blue, blue), "their order": seen(blue, red),
@@ -236,7 +236,7 @@ def as_rendered(ctx: Context) -> str:
 )
 def images_as_rendered(ctx: Context) -> str:
     words = [{"type": "text", "text": text} for text in ("Compare ", " with ", ".")]
-    turns = [{"role": "user", "content": [words[0], image(RED), words[1], image(BLUE), words[2]]}]
+    turns = [{"role": "user", "content": [words[0], image_part(RED), words[1], image_part(BLUE), words[2]]}]
     prompt = str(at(ctx.client.post("/apply-template", {"messages": turns}).body, "prompt"))
     marker = str(at(ctx.client.get("/props").body, "media_marker"))
     expect(prompt.count(marker) == 2, f"{prompt.count(marker)} of 2 images are in the rendered prompt")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from tasks.contracts import reading
 from tasks.contracts.chat import EXACT
 from tasks.contracts.projector import BLUE, RED
 from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.reading import apart, image_part, measured, next_token
 from tasks.contracts.thinking import ANSWER
 from tasks.endpoint import Answer, content
 
@@ -23,7 +23,7 @@ _SOURCE = "OpenAI API `POST /v1/chat/completions`, image_url; llama.cpp docs/mul
 def _messages(image: str | None) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = [{"type": "text", "text": "What is this?"}]
     if image:
-        parts.append(reading.image(image))
+        parts.append(image_part(image))
     return [{"role": "user", "content": parts}]
 
 
@@ -54,8 +54,8 @@ def counts(ctx: Context) -> str:
     server="seeing",
 )
 def sees(ctx: Context) -> str:
-    red, near = reading.measured(partial(reading.next_token, ctx, _messages(RED)))
-    moved = reading.apart(red, reading.next_token(ctx, _messages(BLUE)))
+    red, near = measured(partial(next_token, ctx, _messages(RED)))
+    moved = apart(red, next_token(ctx, _messages(BLUE)))
     expect(moved > near, f"two images give log-probabilities {moved:.4f} apart")
     return f"{moved:.1f} apart"
 

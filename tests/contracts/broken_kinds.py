@@ -445,9 +445,14 @@ def same_choices(body: Any) -> None:
         choice["message"] = body["choices"][0]["message"]
 
 
-def all_but_one_cached(usage: Any) -> None:
-    if usage["prompt_tokens_details"]["cached_tokens"]:
-        usage["prompt_tokens_details"]["cached_tokens"] = usage["prompt_tokens"] - 1
+def all_but_one_cached(body: Any) -> None:
+    usage = body["usage"]
+    usage["prompt_tokens_details"]["cached_tokens"] = usage["prompt_tokens"] - 1
+
+
+def caches_all(ask: Ask, reply: Reply, _key: str) -> Reply:
+    hit = ask.path == CHAT and reply.status == 200 and b'"cache_prompt":true' in ask.body.replace(b" ", b"")
+    return edited(reply, all_but_one_cached) if hit else reply
 
 
 def tells_the_key(ask: Ask, reply: Reply, key: str) -> Reply:
@@ -950,7 +955,7 @@ READ = _kind(
         "reading",
     ),
     ("case is lost", "seeing", Asks(texts(str.lower), CHAT), "reading"),
-    ("template arguments are not heard", "seeing", Asks(drop("chat_template_kwargs"), CHAT), "reading thinking"),
+    ("template arguments are not heard", "scripted", Asks(drop("chat_template_kwargs"), CHAT), "reading thinking"),
     (
         "the template's last line is lost",
         "seeing",
@@ -1021,7 +1026,7 @@ STATE = _kind(
         Says(inside("usage", inside("prompt_tokens_details", put(cached_tokens=0))), CHAT),
         "state",
     ),
-    ("all of a new prompt is said to be cached", "seeing", Says(inside("usage", all_but_one_cached), CHAT), "state"),
+    ("all of a new prompt is said to be cached", "seeing", Changes(reply=caches_all), "state"),
     ("id_slot is not heard", "seeing", Asks(drop("id_slot")), "state"),
 )
 
