@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -133,10 +134,30 @@ def exits() -> str:
 def promises() -> str:
     """Every promise, by subject."""
     rows = (
-        (f"`{name.removeprefix('contracts.')}`", c.text, "always" if c.must else "if production does", c.known)
+        (
+            f"`{name.removeprefix('contracts.')}`", c.text, c.source, c.server,
+            "always" if c.must else "if production does", c.known,
+        )
         for name, c in CONTRACTS.items()
+    )  # fmt: skip
+    return _table(("promise", "what is promised", "why", "asked of", "must be kept", "known of upstream"), rows)
+
+
+def breaks() -> str:
+    """The broken servers that the tests put in front of the promises, by subject."""
+    from tests.contracts.breakages import BROKEN, title
+    from tests.contracts.broken_kinds import KINDS
+
+    wrong: dict[str, list[str]] = {}
+    for breakage, _, changed in BROKEN:
+        for subject in {name.split(".")[0] for name in changed}:
+            wrong.setdefault(subject, []).append(title(breakage))
+    for each in KINDS:
+        for subject in each.caught_by:
+            wrong.setdefault(subject, []).append(each.what)
+    return _table(
+        ("subject", "what is wrong"), ((f"`{subject}`", "; ".join(wrong[subject])) for subject in sorted(wrong))
     )
-    return _table(("promise", "what is promised", "must be kept", "known of upstream"), rows)
 
 
 def runbook() -> str:
@@ -171,6 +192,7 @@ MADE: dict[str, Callable[[str | None], str]] = {
     "commands": lambda _: commands(),
     "exits": lambda _: exits(),
     "promises": lambda _: promises(),
+    "breaks": lambda _: breaks(),
     "runbook": lambda _: runbook(),
     "collect": lambda _: collect(),
 }
@@ -186,6 +208,7 @@ def made(text: str) -> str:
 
 
 def main() -> None:
+    sys.path.append(str(REPOSITORY))  # the tests are in no package that is installed
     os.environ.pop("XDG_CACHE_HOME", None)  # a default that it moves would be shown where it is on this machine
     for page in pages():
         before = page.read_text(encoding="utf-8")

@@ -377,6 +377,25 @@ def plan(to: To = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def contracts(
+    against: Annotated[str, typer.Option(help="base URL of a running server, without /v1")],
+    key: Annotated[
+        str, typer.Option(envvar="LLAMA_RELEASE_API_KEY", show_envvar=True, help="its API key; none is sent without")
+    ] = "",
+    junit: Annotated[Path | None, typer.Option(help="write a JUnit report to this file")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask any running server which promises it keeps: those that hold whatever model it serves. Changes nothing there.
+
+    Exits 0 when it keeps all, 1 when it does not keep one, 3 when one got no answer.
+    """
+    from flows.contracts import ask_and_show
+
+    console.stderr = as_json
+    raise typer.Exit(ask_and_show(against, key, as_json, junit))
+
+
+@app.command()
 def status(
     as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", help="again every two seconds, until Ctrl-C")] = False,

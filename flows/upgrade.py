@@ -58,7 +58,7 @@ def upgrade(to: Tag | None = None, again: bool = False) -> State[Outcome]:
         if there := settled(store, release, again):
             return ended(there.kind, there.release, there.note)
 
-        contracts.check(platform, release, production.release)
+        contracts.check(platform, release, production.release, preflight.routes(platform, settings, built))
         promote.staging(platform, release)
         restore.check(platform, "staging", release, settings.restore)
         evals.check(platform, release, production.release, settings.evals)

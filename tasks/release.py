@@ -274,7 +274,14 @@ class Verification(Model):
     seconds: float = 0.0
     at: datetime = Field(default_factory=now)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it passed although its promise is not kept: production does not keep it either."""
+        return self.verdict is Verdict.PASSED and UNMET in self.evidence
 
+
+UNMET = "unmet"
+"""In a verification's evidence: how its promise is not kept."""
 NOT_ASKED = "not_asked"
 """In a verification's evidence: why it could not be asked at all, in words that are the same for all that share it."""
 SERVER_SAID = "server_said"

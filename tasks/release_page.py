@@ -48,7 +48,7 @@ class OpenPromise(NamedTuple):
     """A promise that is not kept, or all that could not be asked for one reason."""
 
     name: str
-    verdict: Verdict
+    verdict: str
     summary: str
     promise: str
 
@@ -118,8 +118,8 @@ def subjects(verifications: Sequence[Verification]) -> list[Subject]:
     return [
         Subject(
             name,
-            tuple(v for v in found if v.verdict is Verdict.PASSED),
-            tuple(v for v in found if v.verdict is not Verdict.PASSED),
+            tuple(v for v in found if v.verdict is Verdict.PASSED and not v.is_known),
+            tuple(v for v in found if v.verdict is not Verdict.PASSED or v.is_known),
         )
         for name, found in sorted(groups.items())
     ]
@@ -127,8 +127,12 @@ def subjects(verifications: Sequence[Verification]) -> list[Subject]:
 
 def open_promises(verifications: Sequence[Verification]) -> list[OpenPromise]:
     """What is not kept or could not be asked, one row a cause, by verdict."""
-    left = [v for v in verifications if v.name.startswith(CONTRACTS) and v.verdict is not Verdict.PASSED]
-    rows = [OpenPromise(named(g), g[0].verdict, g[0].summary, promised(g)) for g in by_cause(left)]
+    ours = [v for v in verifications if v.name.startswith(CONTRACTS)]
+    left = [v for v in ours if v.verdict is not Verdict.PASSED or v.is_known]
+    rows = [
+        OpenPromise(named(g), "known" if g[0].is_known else g[0].verdict, g[0].summary, promised(g))
+        for g in by_cause(left)
+    ]
     return sorted(rows, key=lambda row: row.verdict)
 
 

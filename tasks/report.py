@@ -76,12 +76,15 @@ def show_dossier(dossier: Dossier) -> None:
 
 
 def _grouped(verifications: Sequence[Verification]) -> list[tuple[str, list[Verification]]]:
-    """Verifications that passed, by subject (`contracts.chat`); of the others those of one cause (see `by_cause`)."""
+    """Verifications that passed, by subject (`contracts.chat`); of the others those of one cause (see `by_cause`).
+
+    What is known and not kept stands alone.
+    """
     groups: dict[str, list[Verification]] = {}
     for same in by_cause(verifications):
         first = same[0]
         name = first.name if len(same) == 1 else f"{first.name} and {len(same) - 1} more"
-        if first.verdict is Verdict.PASSED:
+        if first.verdict is Verdict.PASSED and not first.is_known:
             name = first.name.rpartition(".")[0] or first.name
         groups.setdefault(name, []).extend(same)
     return list(groups.items())
@@ -90,7 +93,8 @@ def _grouped(verifications: Sequence[Verification]) -> list[tuple[str, list[Veri
 def _together(found: list[Verification]) -> str:
     if SERVER_SAID in found[0].evidence:
         return headlines([found])[0]
-    if len(found) == 1 and ("." not in found[0].name or found[0].verdict is not Verdict.PASSED):
+    first = found[0]
+    if len(found) == 1 and ("." not in first.name or first.verdict is not Verdict.PASSED or first.is_known):
         return found[0].summary
     return f"{len(found)} kept: {', '.join(v.name.rpartition('.')[2].replace('_', ' ') for v in found)}"
 

@@ -66,6 +66,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "patches watch": (("patches", "watch"), ("patches", "watch", "--json")),
     "start": (("start",),),
     "stop": (("stop",),),
+    "contracts": (("contracts", "--against", SHORT), ("contracts", "--against", "http://127.0.0.1:1")),
     "doctor": (("doctor", "--argv", TEXT),),
     "explain": (("explain", TEXT), ("explain", f"CUDA error: out of memory {SHORT}")),
     "cost": (("cost", SHORT),),

@@ -4,10 +4,13 @@
     trials.py       the servers that promises are checked on, most of them with a model whose weights are a script:
     scripted.py     that model, and projector.py what makes it see
     toolbox.py      what the promises about tools ask with
+    conversations.py, sayings.py   one conversation as each API wants it, and what each says, in one shape
+    wire.py         an exchange over HTTP as it is spelled
     judge.py        no new failure: what a promise that is not kept means, by what production does
     probes.py       promises as the proofs of patches
 
-Every other module is one subject, and each of its promises one function.
+Every other module is one subject, and each of its promises one function. From twins on they are relations: two ways of
+asking that must agree, whatever is asked, so that they see faults which nobody listed.
 """
 
 from __future__ import annotations
@@ -20,19 +23,27 @@ from pathlib import Path
 from tasks.behaviour import digest_of_code
 from tasks.contracts import (
     auth,
+    chance,
     chat,
+    edges,
     errors,
     health,
     messages,
     metrics,
     models,
+    reading,
     responses,
     sampling,
+    schemas,
     settings,
     slots,
+    state,
+    stops,
     template,
     thinking,
+    tokens,
     tools,
+    twins,
     vision,
 )
 from tasks.contracts.judge import judge, kept, named, promised, told
@@ -42,6 +53,7 @@ from tasks.contracts.promises import (
     REFUSED,
     Contract,
     Recorder,
+    Routes,
     Server,
     ended_by,
     verification,
@@ -65,7 +77,7 @@ from tasks.stage import Row, stage
 
 SUBJECTS = (
     health, models, chat, sampling, auth, metrics, responses, messages, errors, settings, slots, template, thinking,
-    tools, vision,
+    tools, vision, twins, stops, reading, state, chance, schemas, tokens, edges,
 )  # fmt: skip
 
 
@@ -80,12 +92,12 @@ def basis() -> str:
     return digest_of_code(here, here.parent / "endpoint")
 
 
-def run_all(platform: Platform, release: Release, progress: Progress) -> list[Verification]:
+def run_all(platform: Platform, release: Release, progress: Progress, routes: Routes = ()) -> list[Verification]:
     """Check every promise of a release; one verification for each, sorted by name: passed, or failed when not kept.
 
     Starts the trial servers of ORDER one after the other. A server that does not come up, or dies, fails what it was
     to be asked; one that our tooling could not start leaves it errored. `progress` is told before each server and
-    after each promise.
+    after each promise; `routes` are those that its source registers.
     """
     found: list[Verification] = []
     with tempfile.TemporaryDirectory(prefix="llama-release-") as folder:
@@ -96,7 +108,9 @@ def run_all(platform: Platform, release: Release, progress: Progress) -> list[Ve
             checks = (
                 _not_checked(server, down, release)
                 if down
-                else check_server(server, platform.trial(runs, wait=server != "starting"), runs, subject=release)
+                else check_server(
+                    server, platform.trial(runs, wait=server != "starting"), runs, subject=release, routes=routes
+                )
             )
             for done in checks:
                 found.append(done)
@@ -111,6 +125,7 @@ def check_server(
     *,
     subject: Release,
     only: Iterable[Contract] | None = None,
+    routes: Routes = (),
 ) -> Iterator[Verification]:
     """Check the promises of one kind of server on one trial server, which runs `runs` on behalf of `subject`.
 
@@ -121,7 +136,7 @@ def check_server(
     asked: list[str] = []
     latest: Verification | None = None
     try:
-        with trial as endpoint, Recorder(endpoint) as client:
+        with trial as endpoint, Recorder(endpoint, routes=routes) as client:
             for contract in contracts:
                 done = verify(contract, client, runs, subject=subject, basis=basis())
                 if done.evidence.get(DIED) == REFUSED:
@@ -200,7 +215,7 @@ def look_here(platform: Platform, production: Release, found: Sequence[Verificat
 
 
 def weigh(
-    platform: Platform, release: Release, production: Release | None, progress: Progress
+    platform: Platform, release: Release, production: Release | None, progress: Progress, routes: Routes = ()
 ) -> tuple[list[Verification], list[Verification], bool]:
     """(verifications of the release by what production does, those of production, whether nothing was asked now).
 
@@ -211,7 +226,7 @@ def weigh(
     if asked:
         theirs = judge(theirs, None, [])
         _record(platform, [v for v in theirs if kept(v) is not None])  # what could not be asked is asked again
-    found, asked_now = _measured(platform, release, progress)
+    found, asked_now = _measured(platform, release, progress, routes)
     if production and asked_now and not asked:
         here = {v.name: v for v in look_here(platform, production, found)}
         theirs = [here.get(v.name, v) for v in theirs]
@@ -220,11 +235,13 @@ def weigh(
     return found, theirs, not asked_now
 
 
-def _measured(platform: Platform, release: Release, progress: Progress) -> tuple[list[Verification], bool]:
+def _measured(
+    platform: Platform, release: Release, progress: Progress, routes: Routes = ()
+) -> tuple[list[Verification], bool]:
     """(what is known of each promise of a release, whether it was asked for now)."""
     if found := platform.store.fresh(release.id, required(), basis()):
         return found, False
-    return run_all(platform, release, progress), True
+    return run_all(platform, release, progress, routes), True
 
 
 def _record(platform: Platform, found: Iterable[Verification]) -> None:
@@ -234,13 +251,17 @@ def _record(platform: Platform, found: Iterable[Verification]) -> None:
 
 
 @stage("contracts", "contracts of {release.label}")
-def check(row: Row, platform: Platform, release: Release, production: str | None) -> list[Verification]:
+def check(
+    row: Row, platform: Platform, release: Release, production: str | None, routes: Routes = ()
+) -> list[Verification]:
     """Every promise checked, judged by what production (a release's id) does, and recorded, or as recorded before.
+
+    `routes` are those that the release's source registers.
 
     Raises ReleaseFailed when a promise is newly broken, ToolingError when one could not be checked.
     """
     serving = platform.store.get_release(production) if production else None
-    found, theirs, again = weigh(platform, release, serving, row.progress)
+    found, theirs, again = weigh(platform, release, serving, row.progress, routes)
     rows = [(named(group), group[0].verdict, group[0].summary, promised(group)) for group in by_cause(found)]
     row.judged(
         found,

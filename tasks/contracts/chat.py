@@ -31,7 +31,13 @@ def streamed(stream: Stream, field: str) -> str:
     return "".join(delta.get(field) or "" for delta in deltas)
 
 
-@promise("chat.answers", "an unstreamed chat answer is a chat.completion with an assistant's text", OPENAI, must=True)
+@promise(
+    "chat.answers",
+    "an unstreamed chat answer is a chat.completion with an assistant's text",
+    OPENAI,
+    must=True,
+    anywhere=True,
+)
 def answers(ctx: Context) -> str:
     answer = ctx.client.chat(PROMPT, max_tokens=12, **EXACT)
     text = said(answer)
@@ -41,7 +47,7 @@ def answers(ctx: Context) -> str:
     return f"{len(text)} characters in {answer.seconds:.2f} s"
 
 
-@promise("chat.usage", "usage counts prompt and completion tokens, and total is their sum", OPENAI)
+@promise("chat.usage", "usage counts prompt and completion tokens, and total is their sum", OPENAI, anywhere=True)
 def usage(ctx: Context) -> str:
     answer = ctx.client.chat(PROMPT, max_tokens=4, **EXACT)
     counted = at(answer.body, "usage")
@@ -134,7 +140,13 @@ def stream_ends(ctx: Context) -> str:
     return f"{stream.finish_reason}, then [DONE]"
 
 
-@promise("chat.stream_same_text", "at temperature 0 a stream holds the unstreamed answer's text", OPENAI, must=True)
+@promise(
+    "chat.stream_same_text",
+    "at temperature 0 a stream holds the unstreamed answer's text",
+    OPENAI,
+    must=True,
+    anywhere=True,
+)
 def stream_same_text(ctx: Context) -> str:
     whole = said(ctx.client.chat(PROMPT, max_tokens=12, **EXACT))
     stream = ctx.client.stream(PROMPT, max_tokens=12, **EXACT)

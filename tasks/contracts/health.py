@@ -47,7 +47,7 @@ def never_early(ctx: Context) -> str:
     return f"200 after {time.monotonic() - start:.1f} s, {seen.get(503, 0)} times 503 before; the first request worked"
 
 
-@promise("health.ok", 'after loading, /health is 200 {"status":"ok"}, without a key', _SOURCE, must=True)
+@promise("health.ok", 'after loading, /health is 200 {"status":"ok"}, without a key', _SOURCE, must=True, anywhere=True)
 def ok(ctx: Context) -> str:
     answer = ctx.client.get("/health", key=None)
     expect(answer.status == 200, f"/health answered {answer.status}")

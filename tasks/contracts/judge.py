@@ -1,8 +1,9 @@
 """No new failure: what a promise that is not kept means for a release, by what production does.
 
 A promise that `must` be kept is failed when it is not. Any other one is failed when production keeps it: it is newly
-broken. What production does not keep either (or there is no production) is inconclusive: it was measured, and whether
-to live with it is for a person to decide. What is known of it upstream (Contract.known) is told with it.
+broken. What production does not keep either is known: a shortcoming that users live with already is no reason against
+a release. It passes, and is told with what is known of it upstream (Contract.known). Without a production there is
+nothing to compare with: inconclusive, for a person to decide.
 
 A server that does not come up, or dies, fails what it was to be asked. Unless production's build can't be asked the
 same here and now: then it is the machine, or the compiler that both were built by, and nothing is known of the release.
@@ -14,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.contracts.promises import CONTRACTS, DIED
-from tasks.release import NOT_ASKED, SERVER_SAID, Release, Verdict, Verification, by_cause, headlines
+from tasks.release import NOT_ASKED, SERVER_SAID, UNMET, Release, Verdict, Verification, by_cause, headlines
 
 
 def kept(verification: Verification) -> bool | None:
     """Whether a promise was kept; None when it could not be asked: the server was not there, or our tooling broke."""
-    if verification.verdict is Verdict.PASSED:
-        return True
-    return False if "unmet" in verification.evidence else None
+    if UNMET in verification.evidence and SERVER_SAID not in verification.evidence:
+        return False
+    return True if verification.verdict is Verdict.PASSED else None
 
 
 def judge(
@@ -53,7 +54,7 @@ def _blamed(found: Verification, production: Release | None, before: Verificatio
 
 
 def _judged(found: Verification, production: Release | None, theirs: Mapping[str, Verification]) -> Verification:
-    contract, seen = CONTRACTS[found.name], str(found.evidence["unmet"])
+    contract, seen = CONTRACTS[found.name], str(found.evidence[UNMET])
     known = f"; known: {contract.known}" if contract.known else ""
     before = theirs.get(found.name)
     theirs_kept = kept(before) if before else None
@@ -61,7 +62,7 @@ def _judged(found: Verification, production: Release | None, theirs: Mapping[str
         return _with(found, Verdict.FAILED, seen, {})
     if production is None:
         return _with(found, Verdict.INCONCLUSIVE, f"not kept, with no production to compare: {seen}{known}", {})
-    saw = before.evidence.get("unmet", before.summary) if before else "nothing"
+    saw = before.evidence.get(UNMET, before.summary) if before else "nothing"
     told = {"production": {"release": production.label, "kept": theirs_kept, "saw": saw}}
     if theirs_kept is None:
         return _with(
@@ -69,7 +70,7 @@ def _judged(found: Verification, production: Release | None, theirs: Mapping[str
         )
     if theirs_kept:
         return _with(found, Verdict.FAILED, f"newly broken, {production.label} keeps it: {seen}", told)
-    return _with(found, Verdict.INCONCLUSIVE, f"not kept, as by {production.label}: {seen}{known}", told)
+    return _with(found, Verdict.PASSED, f"known, {production.label} does not keep it either: {seen}{known}", told)
 
 
 def _with(found: Verification, verdict: Verdict, summary: str, told: Mapping[str, Any]) -> Verification:
@@ -84,23 +85,23 @@ def newly_kept(found: Sequence[Verification], theirs: Sequence[Verification]) ->
 
 
 def told(found: Sequence[Verification], theirs: Sequence[Verification]) -> str:
-    """One line for a person: `58 promises kept, 0 newly broken, 2 known upstream shortcomings`."""
+    """One line for a person: `58 promises kept, 0 newly broken, 2 known shortcomings`."""
     lost = [group for group in by_cause(found) if SERVER_SAID in group[0].evidence]
     lost.sort(key=lambda group: NOT_ASKED in group[0].evidence)
     asked = [v for v in found if SERVER_SAID not in v.evidence]
+    known = [v for v in asked if v.is_known]
     left = [v for v in asked if v.verdict is Verdict.INCONCLUSIVE]
-    known = [v for v in left if CONTRACTS[v.name].known]
     broken = [v for v in asked if v.verdict is Verdict.FAILED]
     must = sum(CONTRACTS[v.name].must for v in broken)
     parts = [
-        f"{sum(v.verdict is Verdict.PASSED for v in found)} promises kept",
+        f"{sum(kept(v) is True for v in found)} promises kept",
         f"{len(broken) - must} newly broken",
-        f"{len(known)} known upstream shortcoming{'' if len(known) == 1 else 's'}",
+        f"{len(known)} known shortcoming{'' if len(known) == 1 else 's'}",
     ]
     if must:
         parts.insert(2, f"{must} broken that must hold")
-    if others := len(left) - len(known):
-        parts.append(f"{others} not kept for reasons unknown")
+    if left:
+        parts.append(f"{len(left)} not kept, with no production to compare")
     if errored := [v for v in asked if v.verdict is Verdict.ERRORED]:
         parts.append(f"{len(errored)} errored")
     if newly := newly_kept(found, theirs):

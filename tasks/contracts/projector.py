@@ -54,6 +54,9 @@ def picture(red: int, green: int, blue: int) -> str:
     return png(side, bytes((red, green, blue)) * side**2)
 
 
+RED, BLUE = picture(255, 0, 0), picture(0, 0, 255)
+
+
 def _tensors(text_width: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     chance = np.random.default_rng(0)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from modal_app.redaction import redact
+from tasks.contracts.wire import Wire
 from tasks.endpoint import Answer, Client, Stream, chat_body
 from tasks.endpoint.listening import nobody_listens
 from tasks.release import (
     NOT_ASKED,
     SERVER_SAID,
+    UNMET,
     Endpoint,
     Problem,
     Release,
@@ -27,9 +30,14 @@ Server = Literal["starting", "model", "scripted", "calling", "counting", "seeing
 """Which trial server a promise is checked on: one just started, one with the release's model, or one with a scripted
 model (trials.SCRIPTS): it thinks, calls tools, counts by chance, or thinks and sees."""
 
+Routes = Sequence[tuple[str, str]]
+"""(method, path) of what a server's source registers, as far as it is known."""
+
+_ROOM: dict[Server, int] = {"calling": 512}  # tokens: the descriptions of two tools, a call and its answer
 TIMEOUT_S = 60.0
 _CLIP = 2000  # characters of one string kept as evidence
 _REVIVE_S = 2.0
+_WORDS = 200  # characters of what a server says of its error
 DIED = "died"
 """In the evidence of a verification: the server is gone since it was asked this, and how it ended."""
 REFUSED = "nobody listened when it was to be asked"
@@ -56,12 +64,24 @@ def at(body: Any, *path: str | int) -> Any:
     return found
 
 
+def slot_tokens(ctx: Context) -> int:
+    """Tokens of context that a slot of the server has."""
+    return int(at(ctx.client.get("/props").body, "default_generation_settings", "n_ctx"))
+
+
 class Recorder(Client):
     """The client that promises use: every exchange is kept as evidence."""
 
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S, routes: Routes = ()) -> None:
         super().__init__(endpoint, timeout_s=timeout_s)
+        self.routes = routes
         self.exchanges: list[dict[str, Any]] = []
+        self.tokens: dict[str, int] = {}
+        """Text -> its token's id, of what was asked for so far: hundreds of promises ask for the same few."""
+
+    def wire(self) -> Wire:
+        """A connection for requests that are to be spelled just so; its exchanges are this client's."""
+        return Wire(self.endpoint, timeout_s=self.timeout_s, exchanges=self.exchanges)
 
     def request(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
         try:
@@ -124,6 +144,25 @@ class Context:
         return None
 
 
+_PARALLEL = ("--parallel", "-np")
+_CTX = ("--ctx-size", "-c")
+
+
+def slots_asked(ctx: Context) -> int | None:
+    """The number of slots that argv asks for; None when the server may choose."""
+    asked = int(ctx.option(*_PARALLEL) or -1)
+    return asked if asked > 0 else None
+
+
+def ctx_asked(ctx: Context) -> int | None:
+    """Tokens of context for each slot that argv asks for; None when the server may choose."""
+    total, slots = int(ctx.option(*_CTX) or 0), slots_asked(ctx)
+    if not total or slots is None:
+        return None
+    shared = any(flag in ctx.release.argv for flag in ("--kv-unified", "-kvu"))
+    return total if shared else total // slots
+
+
 @dataclass(frozen=True)
 class Contract:
     """One promise: what is promised, who says so, and the function that checks it."""
@@ -137,25 +176,45 @@ class Contract:
     """Whether it must be kept whatever production does. Else it must be kept if production keeps it."""
     known: str = ""
     """What is known of upstream not keeping it: the upstream issue, or a description where there is none."""
+    anywhere: bool = False
+    """Whether it may be asked of anybody's server: it holds whatever the model says, and changes nothing there."""
+    room: int = 0
+    """Tokens of context that a slot must have for it: in a smaller one a right server could not keep it."""
+
+    def ask(self, ctx: Context) -> str:
+        """As `check` where a slot has room for what it asks; in a smaller slot a summary that says so."""
+        fits = ctx_asked(ctx)
+        if fits is not None and fits < self.room:
+            return f"a slot of {fits} tokens is too small to tell"
+        return self.check(ctx)
 
 
 CONTRACTS: dict[str, Contract] = {}
 
 
 def promise(
-    name: str, text: str, source: str, *, server: Server = "model", must: bool = False, known: str = ""
+    name: str,
+    text: str,
+    source: str,
+    *,
+    server: Server = "model",
+    must: bool = False,
+    known: str = "",
+    anywhere: bool = False,
+    room: int = 0,
 ) -> Callable[[Callable[[Context], str]], Callable[[Context], str]]:
     """Register a function as the contract `contracts.<name>`.
 
-    It returns a one-line summary when the promise is kept, and raises Unmet (see `expect`) when it is not. For `must`
-    and `known` see Contract.
+    It returns a one-line summary when the promise is kept, and raises Unmet (see `expect`) when it is not. For `must`,
+    `known`, `anywhere` and `room` see Contract.
     """
 
     def register(check: Callable[[Context], str]) -> Callable[[Context], str]:
         full = f"contracts.{name}"
         if full in CONTRACTS:
             raise ValueError(f"two promises are called {full}")
-        CONTRACTS[full] = Contract(full, text, source, server, check, must, known)
+        needs = room or _ROOM.get(server, 0)
+        CONTRACTS[full] = Contract(full, text, source, server, check, must, known, anywhere, needs)
         return check
 
     return register
@@ -166,38 +225,95 @@ def verify(contract: Contract, client: Recorder, release: Release, *, subject: R
 
     `release` is what the server runs (perhaps with the scripted model), `subject` is the release that the
     verification is of. An exception of our own, or no HTTP answer two times over, is `errored` while the server lives
-    and `failed` when it does no more; the evidence has DIED then. That there was no answer at first is told.
+    and `failed` when it does no more; the evidence has DIED then. That there was no answer at first is told. A 5xx that
+    our own code fails on is `failed` when it comes again.
     """
-    start, key = time.monotonic(), client.endpoint.api_key
+    start = time.monotonic()
     client.exchanges = []
     context = Context(client, release)
     try:
         try:
-            verdict, summary = Verdict.PASSED, contract.check(context)
+            verdict, summary = Verdict.PASSED, contract.ask(context)
         except ToolingError as error:
             if not _alive(client):
                 raise
             context.notes["first_try"] = str(error)
-            verdict, summary = Verdict.PASSED, f"{contract.check(context)}; only when asked again: {error.what}"
+            verdict, summary = Verdict.PASSED, f"{contract.ask(context)}; only when asked again: {error.what}"
     except Unmet as unmet:
-        verdict, summary = Verdict.FAILED, str(unmet)
-        context.notes["unmet"] = summary
+        verdict, summary = Verdict.FAILED, _with_its_words(str(unmet), client)
+        context.notes.update({UNMET: summary, "ask_it": curl_of(client)})
     except Exception as error:  # whatever broke, it is the verdict of this promise alone
         alive = _alive(client)
+        if alive and (said := _repeated_error(contract, context)):
+            verdict, summary = Verdict.FAILED, said
+            context.notes.update({UNMET: said, "ask_it": curl_of(client)})
+            return _verified(contract, context, subject, verdict, summary, basis=basis, start=start)
         verdict = Verdict.ERRORED if alive else Verdict.FAILED
         summary = f"{type(error).__name__}: {error}".splitlines()[0] if alive else "the server died"
         if not alive:
             context.notes[DIED] = REFUSED if _never_reached(client) else summary
         context.notes["exception"] = f"{type(error).__name__}: {error}"
+    return _verified(contract, context, subject, verdict, summary, basis=basis, start=start)
+
+
+def _verified(
+    contract: Contract, context: Context, subject: Release, verdict: Verdict, summary: str, *, basis: str, start: float
+) -> Verification:
+    key = context.client.endpoint.api_key
     return verification(
         contract,
         subject,
         verdict,
         clipped(summary, key),
-        evidence=clipped({**context.notes, "exchanges": client.exchanges}, key),
+        evidence=clipped({**context.notes, "exchanges": context.client.exchanges}, key),
         basis=basis,
         seconds=time.monotonic() - start,
     )
+
+
+def _server_error(client: Recorder) -> str:
+    """What the server said with a 5xx to what it was asked last; '' when it said something else."""
+    last = client.exchanges[-1] if client.exchanges else {}
+    if (last.get("status") or 0) < 500:
+        return ""
+    body = last.get("response")
+    said = body.get("error") if isinstance(body, dict) else body
+    words = said.get("message") if isinstance(said, dict) else said
+    return f"{last['path']} answered {last['status']}" + (f": {str(words)[:_WORDS]}" if words else "")
+
+
+def _with_its_words(unmet: str, client: Recorder) -> str:
+    said = _server_error(client)
+    return f"{unmet} ({said})" if said and said not in unmet else unmet
+
+
+def _repeated_error(contract: Contract, context: Context) -> str:
+    """What the server says with a 5xx each time that it is asked, where our own code fails on it; '' when it does not.
+
+    A server that lives and answers so is wrong; it is nothing that another try of ours would mend.
+    """
+    first = _server_error(context.client)
+    if not first:
+        return ""
+    try:
+        contract.ask(context)
+    except Exception:
+        return _server_error(context.client) and first
+    return ""
+
+
+def curl_of(client: Recorder) -> str:
+    """The last exchange as a command that anybody can give; '' when there was none."""
+    last = client.exchanges[-1] if client.exchanges else None
+    if last is None:
+        return ""
+    body, path = last.get("request"), last["path"]
+    if isinstance(body, list):  # a stream's messages and parameters
+        body = chat_body(body[0], stream=True, **body[1])
+    sent = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+    data = [] if body is None else ["-H", "Content-Type: application/json", "-d", sent]
+    words = ["curl", "-sS", "-X", last["method"], *data]
+    return f'{shlex.join(words)} -H "Authorization: Bearer $KEY" "$URL{path}"'
 
 
 def ended_by(
@@ -214,7 +330,7 @@ def ended_by(
     evidence = {SERVER_SAID: clipped(error.evidence, None), "at_fault": verdict}
     if died is None:
         return verification(contract, subject, verdict, what, evidence=evidence | {NOT_ASKED: what}, basis=basis)
-    kept = {name: value for name, value in died.evidence.items() if name != "unmet"}
+    kept = {name: value for name, value in died.evidence.items() if name != UNMET}
     return died.model_copy(update={"verdict": verdict, "summary": what, "evidence": kept | evidence | {DIED: what}})
 
 

@@ -27,7 +27,7 @@ def output_text(response: Any) -> str:
     return "".join(at(part, "text") for part in parts if part.get("type") == "output_text")
 
 
-@promise("responses.answers", "a response is completed and holds output_text", _SOURCE)
+@promise("responses.answers", "a response is completed and holds output_text", _SOURCE, anywhere=True)
 def answers(ctx: Context) -> str:
     body = _ask(ctx, max_output_tokens=8).body
     kind, status = at(body, "object"), at(body, "status")

@@ -16,7 +16,27 @@ from tasks.contracts.scripted import counts_or_skips
 PROMPT = "Count."
 LIKELIEST = counts_or_skips().says(99).strip()
 _SEEDS = range(1, 9)
-_FREE: dict[str, Any] = {"cache_prompt": False, "temperature": 1.5}
+NEUTRAL: dict[str, Any] = {
+    "temperature": 1,
+    "dynatemp_range": 0,
+    "top_k": 40,  # upstream's default: with 0 candidates stay unsorted, and of equals another one comes first
+    "top_p": 1,
+    "min_p": 0,
+    "min_keep": 0,
+    "typical_p": 1,
+    "top_n_sigma": -1,
+    "xtc_probability": 0,
+    "mirostat": 0,
+    "repeat_penalty": 1,
+    "repeat_last_n": 64,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "dry_multiplier": 0,
+    "dry_penalty_last_n": 64,
+    "samplers": ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"],
+}
+"""Every sampler in its place, and without effect: what a request leaves out is up to the server's own flags."""
+FREE: dict[str, Any] = {**NEUTRAL, "cache_prompt": False, "temperature": 1.5, "max_tokens": 60}
 _SCHEMA = {
     "type": "object",
     "properties": {"answer": {"type": "boolean"}},
@@ -27,15 +47,18 @@ _LLAMA = "llama.cpp tools/server/README.md `POST /completion`; guide 07: verify 
 
 
 def token_of(ctx: Context, text: str) -> int:
-    """The id of a text that is one token. Raises Unmet when it is not."""
-    tokens = at(ctx.client.post("/tokenize", {"content": text}).body, "tokens")
-    expect(len(tokens) == 1, f"{text!r} is {len(tokens)} tokens")
-    return int(tokens[0])
+    """The id of a text that is one token, asked once of a server. Raises Unmet when it is not."""
+    known = ctx.client.tokens
+    if text not in known:
+        tokens = at(ctx.client.post("/tokenize", {"content": text}).body, "tokens")
+        expect(len(tokens) == 1, f"{text!r} is {len(tokens)} tokens")
+        known[text] = int(tokens[0])
+    return known[text]
 
 
 def _texts(ctx: Context, **params: Any) -> list[str]:
     """What is said with each seed."""
-    return [said(ctx.client.chat(PROMPT, seed=seed, **{**_FREE, **params})).strip() for seed in _SEEDS]
+    return [said(ctx.client.chat(PROMPT, seed=seed, **{**FREE, **params})).strip() for seed in _SEEDS]
 
 
 def _leaves_the_likeliest(ctx: Context, **params: Any) -> str:
@@ -76,7 +99,7 @@ def min_p(ctx: Context) -> str:
 
 
 def _once(ctx: Context, **params: Any) -> str:
-    return said(ctx.client.chat(PROMPT, cache_prompt=False, temperature=0, **params)).strip()
+    return said(ctx.client.chat(PROMPT, **{**FREE, "temperature": 0, **params})).strip()
 
 
 @promise("sampling.logit_bias", "logit_bias -100 keeps a token away, +100 calls it", EFFECT, server="counting")
@@ -103,7 +126,7 @@ def repeats(ctx: Context) -> str:
 
 @promise("sampling.logprobs", "logprobs and top_logprobs tell each token's log-probability", OPENAI, server="counting")
 def logprobs(ctx: Context) -> str:
-    asked = {"max_tokens": 3, "temperature": 0, "cache_prompt": False}
+    asked = {**FREE, "max_tokens": 3, "temperature": 0}
     plain = ctx.client.chat(PROMPT, **asked)
     answer = ctx.client.chat(PROMPT, logprobs=True, top_logprobs=2, **asked)
     told = at(answer.body, "choices", 0, "logprobs", "content")

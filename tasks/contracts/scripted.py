@@ -4,7 +4,8 @@ The file has the architecture `gemma4` and Gemma 4's chat template, so the serve
 the thought channel, applies budgets, and so on. What it says is not left to chance. Each token has one successor:
 
     embeddings      one-hot and tied, so a hidden state is a token and a logit is its amount in the hidden state
-    attention       zero, so only the last token counts; or (`attends`) a little of everything before it counts too
+    attention       zero, so only the last token counts; or (`attends`) random, so that a little of everything before it
+                    counts too, and its order
     feed forward    gate and up are the identity, down has a 1 at (successor, token), and less at (second choice, token)
     post_ffw_norm   large, so that the successor outweighs the token itself at any temperature
 
@@ -50,6 +51,7 @@ _SUCCESSOR_WEIGHT = 20.0
 _LOGIT_SCALE = 4.0
 _NEVER, _SOMETIMES = 0.5, 0.97  # of the successor's logit: e^-25 and about e^-1 times as likely, for 200 tokens
 _ATTENTION_WEIGHT = 1.0  # moves logits by about one, which no successor notices
+_ATTENTION_SHARPNESS = 0.5  # of q and k: some tokens count for ten times others, and where they stand counts
 
 
 @dataclass(frozen=True)
@@ -275,13 +277,14 @@ def _tensors(tokens: list[str], script: Script, attends: bool) -> Iterator[tuple
     yield "rope_freqs.weight", np.ones(_HEAD // 2, np.float32)
     for block in range(_BLOCKS):
         speaks = block == _BLOCKS - 1
-        for name in ("attn_q", "attn_k"):
-            yield f"blk.{block}.{name}.weight", np.zeros((_HEAD, width), np.float16)
-        for name, shape in (("attn_v", (_HEAD, width)), ("attn_output", (width, _HEAD))):
+        for name, shape in (
+            ("attn_q", (_HEAD, width)), ("attn_k", (_HEAD, width)), ("attn_v", (_HEAD, width)),
+            ("attn_output", (width, _HEAD)),
+        ):  # fmt: skip
             weights = chance.normal(size=shape) if attends and speaks else np.zeros(shape)
             yield f"blk.{block}.{name}.weight", weights.astype(np.float16)
         for name in ("attn_q_norm", "attn_k_norm"):
-            yield f"blk.{block}.{name}.weight", np.ones(_HEAD, np.float32)
+            yield f"blk.{block}.{name}.weight", np.full(_HEAD, _ATTENTION_SHARPNESS, np.float32)
         for name in ("attn_norm", "ffn_norm"):
             yield f"blk.{block}.{name}.weight", np.ones(width, np.float32)
         yield f"blk.{block}.post_attention_norm.weight", np.full(width, _ATTENTION_WEIGHT, np.float32)

@@ -3,26 +3,9 @@
 from __future__ import annotations
 
 from tasks.contracts.chat import EXACT
-from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.promises import Context, at, ctx_asked, expect, promise, slot_tokens, slots_asked
 
 _SOURCE = "llama.cpp tools/server/README.md options; guide 05: incidents must show whether flags were correct"
-_PARALLEL = ("--parallel", "-np")
-_CTX = ("--ctx-size", "-c")
-
-
-def slots_asked(ctx: Context) -> int | None:
-    """The number of slots that argv asks for; None when the server may choose."""
-    asked = int(ctx.option(*_PARALLEL) or -1)
-    return asked if asked > 0 else None
-
-
-def ctx_asked(ctx: Context) -> int | None:
-    """Tokens of context for each slot that argv asks for; None when the server may choose."""
-    total, slots = int(ctx.option(*_CTX) or 0), slots_asked(ctx)
-    if not total or slots is None:
-        return None
-    shared = any(flag in ctx.release.argv for flag in ("--kv-unified", "-kvu"))
-    return total if shared else total // slots
 
 
 @promise("settings.alias", "a chat answer names the served alias as its model", f"{_SOURCE} (`--alias`)", must=True)
@@ -49,7 +32,7 @@ def ctx_per_slot(ctx: Context) -> str:
     asked = ctx_asked(ctx)
     if asked is None:
         return "argv leaves it to the server"
-    has = at(ctx.client.get("/props").body, "default_generation_settings", "n_ctx")
+    has = slot_tokens(ctx)
     expect(has == asked, f"a slot has {has} tokens of context, argv asks for {asked}")
     return f"{has} tokens a slot"
 

@@ -5,21 +5,30 @@ Checked on the model that counts by chance, so that each seed has an answer of i
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import combinations
 from threading import Barrier
 from typing import Any
 
 from tasks.contracts.chat import said, streamed
-from tasks.contracts.promises import Context, at, expect, promise
-from tasks.contracts.sampling import PROMPT, token_of
+from tasks.contracts.promises import Context, at, expect, promise, slot_tokens
+from tasks.contracts.sampling import NEUTRAL, PROMPT, token_of
 from tasks.contracts.scripted import COUNTED
 
 _SEEDS = range(1, 7)
 _MEET_S = 30.0
 _ENDLESS = 3000  # tokens: some seconds, unless somebody ends it
-_ROUNDS = 3  # on a busy machine one may show nothing: short streams may come one after the other, with nothing to mix
+_ROUNDS = 3  # on a busy machine one may show nothing
+_LONG = 160  # tokens of a stream that is to run beside another: a short one is over before the next has begun
+_ENOUGH, _MEETINGS = 6, 8
+"""So many pairs of streams must have been seen side by side, in at most so many rounds: without, there was nothing to
+mix, and a server that mixes was passed (once in twelve times at a load of seven a core)."""
 _SETTLE_S = 10.0
+_LOOKS = 100  # a second at least; and the server's own loop has turned so many times
 _SOURCE = "llama.cpp tools/server/README.md `--parallel`, GET /slots"
 
 
@@ -36,6 +45,8 @@ def until_idle(ctx: Context) -> int:
     while working := [slot for slot in ctx.client.get("/slots").body if at(slot, "is_processing")]:
         seen.append(max(at(slot, "next_token", 0, "n_decoded") for slot in working))
         expect(time.monotonic() < deadline, f"a slot still works {_SETTLE_S:.0f} s after its client has gone")
+        idle = len(seen) > _LOOKS and len(set(seen[-_LOOKS:])) == 1
+        expect(not idle, f"a slot is held by nobody: {_LOOKS} looks at it, and it is said to work and does not")
         time.sleep(0.01)
     return max(seen) - seen[0] if seen else 0
 
@@ -48,36 +59,79 @@ def until_idle(ctx: Context) -> int:
     must=True,
 )
 def streams_do_not_mix(ctx: Context) -> str:
-    alone = [said(ctx.client.chat(PROMPT, seed=seed, cache_prompt=False)) for seed in _SEEDS]
+    asked = {**NEUTRAL, "cache_prompt": False, "max_tokens": _LONG, "logit_bias": endless(ctx)["logit_bias"]}
+    alone = [said(ctx.client.chat(PROMPT, seed=seed, **asked)) for seed in _SEEDS]
     expect(len(set(alone)) > 2, f"{len(_SEEDS)} seeds have {len(set(alone))} answers between them")
     seeds, at_once = [*_SEEDS] * 2, Barrier(2 * len(_SEEDS))
 
-    def one_of_many(seed: int) -> str:
+    def one_of_many(seed: int) -> tuple[str, float, float]:
         at_once.wait(_MEET_S)
-        return streamed(ctx.client.stream(PROMPT, seed=seed, cache_prompt=False), "content")
+        start = time.monotonic()
+        stream = ctx.client.stream(PROMPT, seed=seed, **asked)
+        return streamed(stream, "content"), start + stream.arrived_s[0], start + stream.arrived_s[-1]
 
+    overlaps = 0
     with ThreadPoolExecutor(len(seeds)) as pool:
-        for _ in range(_ROUNDS):
+        for _ in range(_MEETINGS):
             together = list(pool.map(one_of_many, seeds))
-            mixed = [seed for seed, one, other in zip(seeds, alone * 2, together, strict=True) if one != other]
+            mixed = [seed for seed, one, (other, *_) in zip(seeds, alone * 2, together, strict=True) if one != other]
             expect(not mixed, f"the streams of seeds {mixed} hold something else when {len(seeds)} run at once")
-    return f"{_ROUNDS} times {len(seeds)} streams, {len(set(alone))} different answers"
+            overlaps += _overlaps([(first, last) for _, first, last in together])
+            if overlaps >= _ENOUGH:
+                return (
+                    f"{len(seeds)} streams at once, {overlaps} pairs side by side, {len(set(alone))} different answers"
+                )
+    # a server of one slot serves one after the other; nothing can mix there, and nothing did
+    met = overlaps or at(ctx.client.get("/props").body, "total_slots") == 1
+    expect(met, f"{_MEETINGS} times no two of {len(seeds)} streams ran side by side")
+    return f"{overlaps} pairs side by side, {len(set(alone))} different answers"
+
+
+def _overlaps(spans: list[tuple[float, float]]) -> int:
+    return sum(a[0] < b[1] and b[0] < a[1] for a, b in combinations(spans, 2))
+
+
+def _streams(ctx: Context) -> dict[str, dict[str, Any]]:
+    """Route -> a request for a stream that goes on for as long as the server lets it."""
+    more = {**endless(ctx), "stream": True}
+    limit = more.pop("max_tokens")
+    user = [{"role": "user", "content": PROMPT}]
+    return {
+        "/completion": {"prompt": "model\n", "n_predict": limit, **more},
+        "/v1/completions": {"prompt": "model\n", "max_tokens": limit, **more},
+        "/v1/chat/completions": {"messages": user, "max_tokens": limit, **more},
+        "/v1/responses": {"input": PROMPT, "max_output_tokens": limit, **more},
+        "/v1/messages": {"messages": user, "max_tokens": limit, **more},
+    }
+
+
+@contextmanager
+def left_early(ctx: Context, route: str, body: dict[str, Any]) -> Iterator[None]:
+    """The block runs while this request is under way; then its client is gone."""
+    key = ("Authorization", f"Bearer {ctx.client.endpoint.api_key}")
+    with ctx.client.wire() as wire:
+        wire.begin("POST", route, [key], json.dumps(body).encode())
+        yield
 
 
 @promise(
-    "slots.cancelled",
-    "a slot is free soon after its client has gone",
+    "slots.cancelled_anywhere",
+    "a stream of any API whose client has gone frees its slot",
     f"{_SOURCE}; llama.cpp ends a task whose connection is closed",
     server="counting",
 )
-def cancelled(ctx: Context) -> str:
-    fits = min(_ENDLESS, at(ctx.client.get("/props").body, "default_generation_settings", "n_ctx") - 100)
+def cancelled_anywhere(ctx: Context) -> str:
+    fits = min(_ENDLESS, slot_tokens(ctx) - 100)
     if fits < _ENDLESS // 2:
         return "a slot is too small to tell"
     longest = 0
-    for _ in range(_ROUNDS):  # on a busy machine the first look may come when the slot has nearly gone on to the end
-        with ctx.client.open_stream(PROMPT, **endless(ctx)) as lines:
-            next(lines)
-        longest = max(longest, until_idle(ctx))
-        expect(longest < fits // 2, f"the slot was seen to go on for {longest} of {fits} tokens for nobody")
-    return f"{_ROUNDS} times seen to go on for at most {longest} of {fits} tokens, then the slot was free"
+    streams = _streams(ctx)
+    for route, body in streams.items():
+        for _ in range(_ROUNDS):
+            with left_early(ctx, route, body):
+                pass
+            longest = max(longest, until_idle(ctx))
+            expect(
+                longest < fits // 2, f"{route}: the slot was seen to go on for {longest} of {fits} tokens for nobody"
+            )
+    return f"{len(streams)} routes, seen to go on for at most {longest} of {fits} tokens"

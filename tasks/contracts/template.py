@@ -43,7 +43,12 @@ def keeps_reasoning(ctx: Context) -> str:
     return _keeps(ctx)
 
 
-@promise("template.of_release", "so it is with the template that the release serves, if it knows of reasoning", _SOURCE)
+@promise(
+    "template.of_release",
+    "so it is with the template that the release serves, if it knows of reasoning",
+    _SOURCE,
+    anywhere=True,
+)
 def of_release(ctx: Context) -> str:
     template = str(at(ctx.client.get("/props").body, "chat_template"))
     if "reasoning" not in template:

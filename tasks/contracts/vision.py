@@ -6,24 +6,24 @@ what it sees moves its log-probabilities.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from tasks.contracts.chat import EXACT
-from tasks.contracts.projector import picture
+from tasks.contracts.projector import BLUE, RED
 from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.reading import apart, image_part, measured, next_token
 from tasks.contracts.thinking import ANSWER
 from tasks.endpoint import Answer, content
 
-RED, BLUE = picture(255, 0, 0), picture(0, 0, 255)
 _FEWEST = 16  # prompt tokens that an image is at least
-_APART = 0.1  # of log-probability: ten times what two runs of the same image differ by
 _SOURCE = "OpenAI API `POST /v1/chat/completions`, image_url; llama.cpp docs/multimodal.md; guide 08: vision and text"
 
 
 def _messages(image: str | None) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = [{"type": "text", "text": "What is this?"}]
     if image:
-        parts.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}})
+        parts.append(image_part(image))
     return [{"role": "user", "content": parts}]
 
 
@@ -31,19 +31,6 @@ def _ask(ctx: Context, image: str | None, **params: Any) -> Answer:
     answer = ctx.client.chat(_messages(image), **{"max_tokens": 8, **EXACT, **params})
     expect(answer.status == 200, f"a chat with{'' if image else 'out'} an image answered {answer.status}")
     return answer
-
-
-def _first_words(ctx: Context, image: str | None) -> dict[int, float]:
-    """Token id -> log-probability of the likeliest first tokens."""
-    answer = _ask(ctx, image, logprobs=True, top_logprobs=8)
-    return {
-        at(t, "id"): at(t, "logprob") for t in at(answer.body, "choices", 0, "logprobs", "content", 0, "top_logprobs")
-    }
-
-
-def _apart(one: dict[int, float], other: dict[int, float]) -> float:
-    shared = one.keys() & other.keys()
-    return max((abs(one[token] - other[token]) for token in shared), default=99.0)
 
 
 @promise("vision.answers", "a chat with an image in base64 is answered", _SOURCE, server="seeing")
@@ -67,10 +54,10 @@ def counts(ctx: Context) -> str:
     server="seeing",
 )
 def sees(ctx: Context) -> str:
-    red, again, blue = (_first_words(ctx, image) for image in (RED, RED, BLUE))
-    expect(_apart(red, again) < _APART, f"the same image gives log-probabilities {_apart(red, again):.2f} apart")
-    expect(_apart(red, blue) > _APART, f"two images give log-probabilities {_apart(red, blue):.2f} apart")
-    return f"{_apart(red, blue):.1f} apart"
+    red, near = measured(partial(next_token, ctx, _messages(RED)))
+    moved = apart(red, next_token(ctx, _messages(BLUE)))
+    expect(moved > near, f"two images give log-probabilities {moved:.4f} apart")
+    return f"{moved:.1f} apart"
 
 
 @promise("vision.broken_image", "what is no image gets a 4xx, and the server lives on", _SOURCE, server="seeing")

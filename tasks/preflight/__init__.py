@@ -30,7 +30,7 @@ from tasks.sources import Sources
 from tasks.stage import Row, stage
 from tasks.upstream import open_upstream
 
-__all__ = ["NAME", "SURFACE", "bundle", "check", "render", "wants"]
+__all__ = ["NAME", "SURFACE", "bundle", "check", "render", "routes", "wants"]
 
 NAME, SURFACE = "preflight", "surface"
 OURS = ("LLAMA_", "GGML_", "MTMD_")
@@ -55,6 +55,11 @@ def surface_of(platform: Platform, settings: Settings, build: Build) -> Surface:
     found = still.model_copy(update={"exchanges": observe(platform, build, still.routes)})
     store.save_surface(build.digest, basis(), found)
     return found
+
+
+def routes(platform: Platform, settings: Settings, build: Build) -> list[tuple[str, str]]:
+    """(method, path) of every route that a build's source registers. Raises what `surface_of` raises."""
+    return [(route.method, route.path) for route in surface_of(platform, settings, build).routes]
 
 
 def _read(platform: Platform, settings: Settings, build: Build) -> Surface:

@@ -165,6 +165,10 @@ class _Reader(ast.NodeVisitor):
             if value in self._seen or not value.__module__.startswith(_OURS):
                 return
             self._seen.add(value)
+            if value.__name__ == "<lambda>":  # its source is of the statement around it, or no statement at all
+                for inner in (*value.__code__.co_consts, *map(value.__globals__.get, value.__code__.co_names)):
+                    self.follow(inner)
+                return
             body = _body(value)
             own = {node.id for node in ast.walk(body) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
             own.update(inspect.signature(value).parameters)

@@ -1,4 +1,7 @@
-"""A loopback proxy in front of a real llama-server that breaks exactly one thing."""
+"""A loopback proxy in front of a real llama-server that breaks exactly one thing.
+
+What it is not told to change it passes on as it came: methods, paths, headers, bytes.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,26 @@ from urllib.parse import urlsplit
 
 from tasks.release import Endpoint
 
+Headers = tuple[tuple[str, str], ...]
+_OF_THE_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "date", "server"}
+
 
 @dataclass(frozen=True)
 class Ask:
-    """A request on its way to the server. `key` is what follows `Bearer`."""
+    """A request on its way to the server. `key` is what follows `Bearer`; any other Authorization is in the headers."""
 
     method: str
     path: str
     body: bytes
     key: str | None
+    headers: Headers = ()
 
 
 @dataclass(frozen=True)
 class Reply:
     status: int
     body: bytes
+    headers: Headers = ()
 
 
 class Breakage:
@@ -69,37 +77,68 @@ def broken(upstream: Endpoint, breakage: Breakage) -> Iterator[Endpoint]:
         def do_DELETE(self) -> None:
             self._pass_on()
 
+        def do_HEAD(self) -> None:
+            self._pass_on()
+
+        def do_OPTIONS(self) -> None:
+            self._pass_on()
+
+        def do_PUT(self) -> None:
+            self._pass_on()
+
         def log_message(self, format: str, *args: object) -> None:
             pass
 
         def _pass_on(self) -> None:
-            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            key = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
-            ask = breakage.ask(Ask(self.command, self.path, sent, key))
+            ask = breakage.ask(self._ask())
             connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=120)
-            headers = {"Content-Type": "application/json", "User-Agent": self.headers.get("User-Agent", "")}
-            headers |= {"Authorization": f"Bearer {ask.key}"} if ask.key else {}
+            headers = (*ask.headers, *((("Authorization", f"Bearer {ask.key}"),) if ask.key is not None else ()))
             try:
-                connection.request(ask.method, ask.path, ask.body or None, headers)
+                connection.putrequest(ask.method, ask.path, skip_accept_encoding=True)
+                for name, value in (*headers, ("Content-Length", str(len(ask.body)))):
+                    connection.putheader(name, value)
+                connection.endheaders(ask.body or None)
                 response = connection.getresponse()
+                kept = tuple(each for each in response.getheaders() if each[0].lower() not in _OF_THE_HOP)
                 if response.headers.get_content_type() == "text/event-stream":
-                    self._stream(ask, response)
+                    self._stream(ask, response, kept)
                 else:
-                    self._answer(breakage.reply(ask, Reply(response.status, response.read())))
+                    self._answer(breakage.reply(ask, Reply(response.status, response.read(), kept)))
             except (OSError, http.client.HTTPException):
                 self._answer(breakage.reply(ask, Reply(502, b"{}")))
             finally:
                 connection.close()
 
+        def _ask(self) -> Ask:
+            headers = tuple(each for each in self.headers.items() if each[0].lower() not in _OF_THE_HOP)
+            said = [value for name, value in headers if name.lower() == "authorization"]
+            key = said[0].removeprefix("Bearer ") if len(said) == 1 and said[0].startswith("Bearer ") else None
+            rest = headers if key is None else tuple(h for h in headers if h[0].lower() != "authorization")
+            path = self.requestline.split()[1]  # http.server makes one slash of two
+            return Ask(self.command, path, self._body(), key, rest)
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            sent = b""
+            while size := int(self.rfile.readline(), 16):
+                sent += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return sent
+
         def _answer(self, reply: Reply) -> None:
             self.send_response(reply.status)
-            self.send_header("Content-Length", str(len(reply.body)))
+            for name, value in (*reply.headers, ("Content-Length", str(len(reply.body)))):
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(reply.body)
+            if self.command != "HEAD":
+                self.wfile.write(reply.body)
 
-        def _stream(self, ask: Ask, response: http.client.HTTPResponse) -> None:
+        def _stream(self, ask: Ask, response: http.client.HTTPResponse, headers: Headers) -> None:
             self.send_response(response.status)
-            self.send_header("Content-Type", "text/event-stream")
+            for name, value in headers:
+                self.send_header(name, value)
             self.end_headers()
             lines = (breakage.line(ask, line) for line in response)
             try:

@@ -3,29 +3,74 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks import contracts
-from tasks.contracts.auth import private_routes
-from tasks.contracts.promises import CONTRACTS, Recorder, Server, verify
+from tasks.contracts import schemas
+from tasks.contracts.auth import private_routes, routes_to_close
+from tasks.contracts.promises import CONTRACTS, Context, Recorder, Routes, Server, verify
 from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_forever
-from tasks.contracts.trials import with_model
+from tasks.contracts.trials import trial_release, with_model
 from tasks.endpoint import Client
 from tasks.platforms.local import LocalPlatform
-from tasks.release import Build, Endpoint, Release, Verdict
+from tasks.release import UNMET, Build, Endpoint, Release, Verdict, Verification
 from tasks.settings import Settings
 from tasks.sources import Sources
 from tests.contracts.breakages import BROKEN, LIVE, BuffersStreams, FailsWhileLoading, HealthyTooEarly, title
 from tests.contracts.breaking_proxy import Breakage, broken
+from tests.contracts.broken_kinds import KINDS, Broken, Lets
 from tests.contracts.conftest import Serving
 
 pytestmark = pytest.mark.real
-SHORTCOMINGS = {"errors.unknown_model", "errors.wrong_tools", "messages.thinking_disabled", "tools.none_clean"}
+SHORTCOMINGS = {
+    "errors.unknown_model", "errors.wrong_tools", "messages.thinking_disabled", "schemas.bad", "schemas.of_tools",
+    "schemas.refused", "stops.held_back", "stops.limit_of_response", "stops.nothing_asked", "stops.reason_of_message",
+    "tools.none_clean",
+}  # fmt: skip
 """What b11434 does not keep."""
+OF_ANY_TEXT = {"tokens.pieces", "tokens.round_trip", "tokens.streamed"}
+"""What takes a model that has tokens for any text: a scripted one has those of its script."""
+NOT_TEMPTED = {"type_object", "additional_properties"}
+SPELLED = {
+    "type_null": "type",
+    "type_number": "type",
+    "type_object": "type",
+    "type_array": "type",
+    "nullable": "type",
+    "minimum_negative": "minimum",
+    "maximum_large": "maximum",
+    "exclusive_minimum": "exclusiveMinimum",
+    "exclusive_maximum": "exclusiveMaximum",
+    "between": "maximum",
+    "min_length": "minLength",
+    "max_length": "maxLength",
+    "pattern_of_classes": "pattern",
+    "format_date": "format",
+    "format_time": "format",
+    "format_date_time": "format",
+    "format_uuid": "format",
+    "additional_properties": "additionalProperties",
+    "additional_of_type": "additionalProperties",
+    "min_items": "minItems",
+    "max_items": "maxItems",
+    "prefix_items": "prefixItems",
+    "any_of": "anyOf",
+    "one_of": "oneOf",
+    "all_of": "allOf",
+    "ref": "$ref",
+    "ref_to_itself": "$ref",
+    "nested": "enum",
+}
+"""Keyword of schemas.KEYWORDS -> how a schema spells it, where that is another word."""
+SHORT = {min(group, key=lambda b: b.what).what for group in (
+    [b for b in KINDS if b.kind == kind] for kind in {b.kind for b in KINDS}
+)}  # fmt: skip
+"""One of each kind."""
 
 
 def names_of(*servers: Server) -> list[str]:
@@ -35,17 +80,23 @@ def names_of(*servers: Server) -> list[str]:
 
 def check(endpoint: Endpoint, release: Release, names: Iterable[str]) -> dict[str, str]:
     """Subject.promise -> summary of each of these promises that the endpoint does not keep."""
+    return dict(unkept(endpoint, release, names))
+
+
+def unkept(endpoint: Endpoint, release: Release, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """As `check`, one by one as they are found. A proxy that fails is no server that is caught: it makes an error."""
     with Recorder(endpoint) as client:
-        every = [
-            verify(CONTRACTS[f"contracts.{n}"], client, release, subject=release, basis="0") for n in sorted(names)
-        ]
-    assert endpoint.api_key and endpoint.api_key not in "".join(v.model_dump_json() for v in every)
-    return {v.name.removeprefix("contracts."): v.summary for v in every if v.verdict is not Verdict.PASSED}
+        for name in sorted(names):
+            done = verify(CONTRACTS[f"contracts.{name}"], client, release, subject=release, basis="0")
+            assert endpoint.api_key and endpoint.api_key not in done.model_dump_json()
+            assert done.verdict is not Verdict.ERRORED, f"{name}: {done.summary}"
+            if UNMET in done.evidence:
+                yield name, done.summary
 
 
 def watched(server: Server, changed: Iterable[str]) -> set[str]:
     """The promises that are checked on this kind of server: all of the subjects of `changed`, or of all subjects."""
-    names = set(names_of("model", server) if server == "scripted" else names_of(server)) - {LIVE}
+    names = set(names_of("model", server) if server == "scripted" else names_of(server)) - {LIVE} - OF_ANY_TEXT
     subjects = {name.split(".")[0] for name in changed}
     return {name for name in names if name.split(".")[0] in subjects} if subjects else names
 
@@ -58,6 +109,72 @@ def test_a_broken_server_breaks_its_promise_and_no_other_of_the_subject(
     names = watched(server, changed)
     with broken(endpoint, breakage) as proxied:
         assert set(check(proxied, runs, names)) == set(changed) ^ (SHORTCOMINGS & names)
+
+
+@pytest.mark.parametrize(
+    "each", [pytest.param(b, marks=() if b.what in SHORT else pytest.mark.long, id=b.what) for b in KINDS]
+)
+def test_a_server_that_is_wrong_in_a_way_of_its_kind_is_caught(each: Broken, serving: Serving) -> None:
+    endpoint, runs = serving(each.server)
+    servers = ("model", "scripted") if each.server == "scripted" else (each.server,)
+    names = {n for n in names_of(*servers) if n.split(".")[0] in each.caught_by} - SHORTCOMINGS - {LIVE}
+    with broken(endpoint, each.breakage) as proxied:
+        assert next(unkept(proxied, runs, names), None)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("settings", "servers"),
+    [
+        pytest.param({"--ctx-size": "512"}, ("scripted", "calling", "counting", "seeing"), id="slots of 256 tokens"),
+        pytest.param({"--ctx-size": "1024"}, ("counting", "seeing"), id="slots of 512 tokens"),
+        pytest.param(
+            {"--presence-penalty": "1.5", "--top-k": "1", "-n": "16", "--seed": "0"}, ("counting",), id="other samplers"
+        ),
+    ],
+)
+def test_a_right_server_is_found_right_whatever_it_is_set_to(
+    settings: dict[str, str], servers: tuple[Server, ...], platform: LocalPlatform, release: Release, tmp_path: Path
+) -> None:
+    changed = release.model_copy(update={"argv": with_settings(release.argv, settings)})
+    for server in servers:
+        runs = trial_release(platform.store, changed, server, tmp_path)
+        with platform.trial(runs) as endpoint:
+            assert set(check(endpoint, runs, names_of(server))) <= SHORTCOMINGS
+
+
+def with_settings(argv: Sequence[str], settings: dict[str, str]) -> tuple[str, ...]:
+    """The command line with these values, where it has the flag and where it has not."""
+    kept = list(argv)
+    for flag, value in settings.items():
+        if flag in kept:
+            kept[kept.index(flag) + 1] = value
+        else:
+            kept += [flag, value]
+    return tuple(kept)
+
+
+@pytest.mark.parametrize("keyword", schemas.KEYWORDS, ids=[keyword.name for keyword in schemas.KEYWORDS])
+def test_what_a_model_wants_breaks_the_keyword_that_is_to_keep_it_from_it(
+    keyword: schemas.Keyword, serving: Serving
+) -> None:
+    if keyword.name in NOT_TEMPTED:
+        pytest.skip("without the keyword llama-server takes it for granted")
+    endpoint, runs = serving("counting")
+    free = without(keyword.schema, SPELLED.get(keyword.name, keyword.name))
+    with Recorder(endpoint) as client:
+        ctx = Context(client, runs)
+        _, said = schemas.answer_to(ctx, free, schemas.bias_of(ctx, keyword), schemas.WAYS[0])
+    assert schemas.misfit(said, keyword.schema)
+
+
+def without(schema: Any, keyword: str) -> Any:
+    """A schema without this keyword, at every depth."""
+    if isinstance(schema, list):
+        return [without(each, keyword) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {name: without(value, keyword) for name, value in schema.items() if name != keyword}
 
 
 def test_a_server_that_holds_its_streams_back_is_caught(platform: LocalPlatform, release: Release) -> None:
@@ -105,13 +222,24 @@ def test_every_route_in_upstreams_code_is_asked_for_a_key(
     build_at(tag)  # its source is here then
     code = Sources(base.cache).git("show", f"refs/upstream/{tag}:tools/server/server.cpp").stdout
     found = re.findall(r'ctx_http\.(get|post|del) *\("([^"]+)"', code)
-    routes = {({"del": "DELETE"}.get(how, how.upper()), path.replace(":id_slot", "0")) for how, path in found}
-    lists_models = {(how, "/models") for how in ("GET", "POST", "DELETE")} | {
-        ("GET", "/v1/models"),
-        ("GET", "/api/tags"),
-    }
+    routes = [({"del": "DELETE"}.get(how, how.upper()), path) for how, path in found]
     assert len(routes) > 30
-    assert routes - set(private_routes()) - lists_models == {("GET", "/health"), ("GET", "/v1/health")}
+    assert routes_to_close(routes) == private_routes()
+
+
+def test_a_route_that_came_with_a_build_is_asked_for_a_key_too(serving: Serving) -> None:
+    endpoint, runs = serving("scripted")
+    registered = [("GET", "/health"), ("POST", "/v1/new/:id")]
+    opens = Lets(lambda _came, _key, ask: ask.path == "/v1/new/0")
+
+    def asked(of: Endpoint, routes: Routes) -> Verification:
+        with Recorder(of, routes=routes) as client:
+            return verify(CONTRACTS["contracts.auth.no_key"], client, runs, subject=runs, basis="0")
+
+    with broken(endpoint, opens) as proxied:
+        assert "not refused: {'POST /v1/new/0': 404}" in asked(proxied, registered).evidence[UNMET]
+        assert asked(proxied, ()).verdict is Verdict.PASSED
+    assert asked(endpoint, registered).verdict is Verdict.PASSED
 
 
 def test_thinking_for_ever_is_ended_by_a_budget_and_by_nothing_else(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
 
 from tasks import contracts
-from tasks.contracts.promises import CONTRACTS, Context, Contract, Recorder, Unmet, clipped, verify
+from tasks.contracts.promises import CONTRACTS, Context, Contract, Recorder, Unmet, clipped, expect, verify
 from tasks.release import (
     BadInput,
     Endpoint,
@@ -35,6 +38,17 @@ class _Echo(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = f'{{"you sent": "{self.headers.get("Authorization")}"}}'.encode()
         self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        """Fails on the words `fail`, and the first time on `once`."""
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        fails = b"fail" in sent or (b"once" in sent and not self.server.__dict__.setdefault("failed", False))
+        self.server.__dict__["failed"] = True
+        body = b'{"error": {"message": "out of luck"}}' if fails else b'{"choices": []}'
+        self.send_response(500 if fails else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -80,6 +94,21 @@ def test_an_unmet_promise_fails(echo: Endpoint) -> None:
     assert (done.verdict, done.summary) == (Verdict.FAILED, "it does not")
 
 
+def test_what_a_slot_has_no_room_for_is_not_held_against_the_server(echo: Endpoint) -> None:
+    def check(_: Context) -> str:
+        raise Unmet("a chat answered 400")
+
+    def asked(room: int, *argv: str) -> Verification:
+        small = RELEASE.model_copy(update={"argv": argv})
+        with Recorder(echo) as client:
+            return verify(replace(contract(check), room=room), client, small, subject=small, basis="0")
+
+    two_slots = ("--ctx-size", "512", "--parallel", "2")
+    assert [asked(room, *two_slots).verdict for room in (0, 256, 257)] == ["failed", "failed", "passed"]
+    assert asked(257, *two_slots).summary == "a slot of 256 tokens is too small to tell"
+    assert asked(257).verdict is asked(257, *two_slots, "--kv-unified").verdict is Verdict.FAILED
+
+
 def test_our_own_mistake_is_errored_while_the_server_lives(echo: Endpoint) -> None:
     nothing: dict[str, str] = {}
     done = run(lambda _: nothing["oops"], echo)
@@ -107,6 +136,30 @@ def test_no_answer_two_times_over_is_errored(echo: Endpoint) -> None:
         raise ToolingError("no answer from there")
 
     assert run(silent, echo).verdict is Verdict.ERRORED
+
+
+def test_a_5xx_that_comes_each_time_is_a_wrong_answer_with_its_words(echo: Endpoint) -> None:
+    done = run(lambda ctx: str(ctx.client.chat("fail").body["choices"]), echo)
+    assert (done.verdict, done.summary) == (Verdict.FAILED, "/v1/chat/completions answered 500: out of luck")
+    assert done.evidence["unmet"] == done.summary
+
+
+def test_a_5xx_that_does_not_come_again_is_no_wrong_answer(echo: Endpoint) -> None:
+    assert run(lambda ctx: str(ctx.client.chat("once").body["choices"]), echo).verdict is Verdict.ERRORED
+
+
+def test_what_is_not_kept_can_be_asked_by_anybody_and_the_command_holds_no_key(echo: Endpoint) -> None:
+    def check(ctx: Context) -> str:
+        expect(ctx.client.chat("it's", max_tokens=1).body["choices"], "it says nothing")
+        return ""
+
+    asked = run(check, echo).evidence["ask_it"]
+    words = shlex.split(asked.replace("$KEY", "k").replace("$URL", "u"))
+    assert json.loads(words[words.index("-d") + 1]) == {
+        "messages": [{"role": "user", "content": "it's"}], "max_tokens": 1,
+    }  # fmt: skip
+    assert words[-1] == "u/v1/chat/completions"
+    assert KEY not in asked
 
 
 def test_a_dead_server_is_a_failure_with_the_exchange_that_killed_it(nobody: Endpoint) -> None:

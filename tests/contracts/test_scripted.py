@@ -53,7 +53,7 @@ def test_a_model_that_attends_has_all_the_same_weights_but_for_its_attention(tmp
         for sees in (False, True)
     )
     changed = {name for name in blind if not np.array_equal(blind[name], seeing[name])}
-    assert changed == {"blk.1.attn_v.weight", "blk.1.attn_output.weight"}
+    assert changed == {f"blk.1.attn_{part}.weight" for part in ("q", "k", "v", "output")}
 
 
 def test_a_projector_is_small_and_always_the_same_and_gives_what_the_text_model_takes(tmp_path: Path) -> None:
