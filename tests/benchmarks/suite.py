@@ -201,6 +201,17 @@ BREAKS = (
         "tests/patches/test_watch.py",
     ),
     Break(
+        "flows/__main__.py", "the key of one's own servers is sent to nobody else",
+        'key: Annotated[str, typer.Option(help="its API',
+        'key: Annotated[str, typer.Option(envvar="LLAMA_RELEASE_API_KEY", help="its API',
+        "tests/contracts/test_against.py::test_productions_key_goes_to_no_server_that_it_was_not_given_for",
+    ),
+    Break(
+        "flows/contracts.py", "what is no URL of a server is asked nothing",
+        'if known.scheme not in ("http", "https") or not known.host:', "if not known.host:",
+        "tests/contracts/test_against.py::test_what_is_no_url_of_a_server_is_bad_input",
+    ),
+    Break(
         "flows/demo.py", "the demo leaves what a user has set",
         "environment.setdefault(name, value)", "environment[name] = value",
         "tests/flows/test_demo.py",

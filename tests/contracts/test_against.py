@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from xml.etree import ElementTree
 
 import pytest
+from typer.testing import CliRunner
 
+from flows.__main__ import app
 from flows.contracts import as_junit, ask_and_show, base_url
 from tasks.contracts.promises import CONTRACTS, verification
 from tasks.release import BadInput, Release, UpstreamRelease, Verdict
@@ -37,6 +43,37 @@ def test_what_is_no_url_of_a_server_is_bad_input(url: str) -> None:
 
 def test_v1_is_not_part_of_the_base() -> None:
     assert base_url("http://host:1/v1/") == base_url("http://host:1") == "http://host:1"
+
+
+@contextmanager
+def somebody_elses() -> Iterator[tuple[str, list[str]]]:
+    """The URL of a server that is not ours and wants a key, and the headers that it gets to see."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(str(self.headers))
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", seen
+        server.shutdown()
+
+
+def test_productions_key_goes_to_no_server_that_it_was_not_given_for() -> None:
+    with somebody_elses() as (url, seen):
+        done = CliRunner().invoke(
+            app, ["contracts", "--against", url], env={"LLAMA_RELEASE_API_KEY": "the-key-of-production"}
+        )
+    assert isinstance(done.exception, BadInput)
+    assert done.exception.todo == "give --key"
+    assert seen and not [headers for headers in seen if "the-key-of-production" in headers]
 
 
 @pytest.mark.real
