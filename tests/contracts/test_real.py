@@ -138,13 +138,11 @@ class RefusesStreams(Breakage):
 
 
 class ServesItsPage(Breakage):
-    """Nothing is told: whatever path is not there gets the web page that everybody gets."""
-
-    def ask(self, ask: Ask) -> Ask:
-        return replace(ask, path="/nothing") if ask.path == "/" else ask
+    """Nothing is told: whatever path is no route gets the web page that everybody gets."""
 
     def reply(self, ask: Ask, reply: Reply) -> Reply:
-        pages = reply.status == 404 and ask.method in ("GET", "HEAD")
+        routes = {path for _, path in private_routes()} | {"/health"}
+        pages = ask.method in ("GET", "HEAD") and ask.path.partition("?")[0] not in routes
         return Reply(200, b"<html>ours</html>", (("Content-Type", "text/html"),)) if pages else reply
 
 
