@@ -379,9 +379,7 @@ def plan(to: To = None, as_json: Json = False) -> None:
 @app.command()
 def contracts(
     against: Annotated[str, typer.Option(help="base URL of a running server, without /v1")],
-    key: Annotated[
-        str, typer.Option(envvar="LLAMA_RELEASE_API_KEY", show_envvar=True, help="its API key; none is sent without")
-    ] = "",
+    key: Annotated[str, typer.Option(help="its API key; without, none is sent")] = "",
     junit: Annotated[Path | None, typer.Option(help="write a JUnit report to this file")] = None,
     as_json: Json = False,
 ) -> None:

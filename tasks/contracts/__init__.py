@@ -6,6 +6,7 @@
     toolbox.py      what the promises about tools ask with
     conversations.py, sayings.py   one conversation as each API wants it, and what each says, in one shape
     wire.py         an exchange over HTTP as it is spelled
+    rendering.py    what jinja2 makes of a chat template, in a process of its own
     judge.py        no new failure: what a promise that is not kept means, by what production does
     probes.py       promises as the proofs of patches
 

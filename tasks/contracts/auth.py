@@ -7,8 +7,9 @@ import json
 import re
 from collections.abc import Iterator
 
-from tasks.contracts.promises import Context, Routes, expect, promise
-from tasks.contracts.wire import Headers
+from modal_app.redaction import SHORTEST
+from tasks.contracts.promises import LAST, Context, Routes, expect, promise
+from tasks.contracts.wire import Headers, Heard
 from tasks.endpoint import chat_body
 
 WRONG_KEY = "not-the-key"
@@ -54,13 +55,15 @@ def right_key(ctx: Context) -> str:
 
 
 def _are_closed(ctx: Context, key: str | None) -> str:
-    statuses = {
-        f"{method} {path}": ctx.client.request(method, path, _ASK if method == "POST" else None, key=key).status
-        for method, path in routes_to_close(ctx.client.routes)
-    }
-    open_to_all = {route: status for route, status in statuses.items() if status != 401}
-    expect(not open_to_all, f"not refused: {open_to_all}")
-    return f"401 from {len(statuses)} routes"
+    routes, shown = routes_to_close(ctx.client.routes), LAST
+    open_to_all: dict[str, int] = {}
+    for method, path in routes:
+        status = ctx.client.request(method, path, _ASK if method == "POST" else None, key=key).status
+        if status != 401:
+            shown = shown or ctx.client.exchanges[-1]
+            open_to_all[f"{method} {path}"] = status
+    expect(not open_to_all, f"not refused: {open_to_all}", shown=shown)
+    return f"401 from {len(routes)} routes"
 
 
 @promise("auth.no_key", "every route but /health and the list of models wants the key", _SOURCE, must=True)
@@ -85,8 +88,9 @@ def wrong_key(ctx: Context) -> str:
 )
 def models(ctx: Context) -> str:
     for path in ("/v1/models", "/models"):
-        for answer in (ctx.client.get(path, key=None), ctx.client.get(path, key=WRONG_KEY)):
-            expect(answer.status == 401, f"{path} answered {answer.status} without the right key")
+        for key in (None, WRONG_KEY):
+            status = ctx.client.get(path, key=key).status
+            expect(status == 401, f"{path} answered {status} without the right key")
     status = ctx.client.request("DELETE", "/models", key=WRONG_KEY).status  # it was the path alone that counted
     expect(status == 401, f"DELETE /models answered {status} to a wrong key")
     return "401"
@@ -116,19 +120,26 @@ def wrong_spellings(key: str) -> dict[str, list[tuple[str, str]]]:
         "a star": "*",
         "null": "null",
     }
-    return {what: [] if sent is None else [("Authorization", f"Bearer {sent}")] for what, sent in near.items()} | {
-        "Bearer alone": [("Authorization", "Bearer")],
-        "the key as Basic": [("Authorization", f"Basic {base64.b64encode(f':{key}'.encode()).decode()}")],
-        "the key under another scheme": [("Authorization", f"Token {key}")],
-        "Bearer twice": [("Authorization", f"Bearer Bearer {key}")],
-        "a wrong X-Api-Key": [("X-Api-Key", WRONG_KEY)],
-        "an empty X-Api-Key": [("X-Api-Key", "")],
-        "a prefix as X-Api-Key": [("X-Api-Key", key[:-1])],
-        "a wrong key twice": [("Authorization", f"Bearer {WRONG_KEY}")] * 2,
-        "the key as a cookie": [("Cookie", f"api_key={key}; Authorization=Bearer {key}")],
-        "no key, from this machine": [("X-Forwarded-For", "127.0.0.1"), ("X-Real-Ip", "127.0.0.1")],
-        "no key, from a page of its own": [("Origin", "http://localhost"), ("Referer", "http://localhost/")],
-    }
+    return (
+        {
+            what: [] if sent is None else [("Authorization", f"Bearer {sent}")]
+            for what, sent in near.items()
+            if sent != key  # one without letters is itself in other case
+        }
+        | {
+            "Bearer alone": [("Authorization", "Bearer")],
+            "the key as Basic": [("Authorization", f"Basic {base64.b64encode(f':{key}'.encode()).decode()}")],
+            "the key under another scheme": [("Authorization", f"Token {key}")],
+            "Bearer twice": [("Authorization", f"Bearer Bearer {key}")],
+            "a wrong X-Api-Key": [("X-Api-Key", WRONG_KEY)],
+            "an empty X-Api-Key": [("X-Api-Key", "")],
+            "a prefix as X-Api-Key": [("X-Api-Key", key[:-1])],
+            "a wrong key twice": [("Authorization", f"Bearer {WRONG_KEY}")] * 2,
+            "the key as a cookie": [("Cookie", f"api_key={key}; Authorization=Bearer {key}")],
+            "no key, from this machine": [("X-Forwarded-For", "127.0.0.1"), ("X-Real-Ip", "127.0.0.1")],
+            "no key, from a page of its own": [("Origin", "http://localhost"), ("Referer", "http://localhost/")],
+        }
+    )
 
 
 def _another(character: str) -> str:
@@ -165,14 +176,24 @@ def every_way(ctx: Context) -> str:
     some = [wrong[what] for what in ("an empty key", "all of the key but its last character", "a wrong X-Api-Key")]
     asked = 0
     with ctx.client.wire() as wire:
+        pages = {method: wire.ask(method, "/") for method in ("GET", "HEAD", "PUT", "DELETE", "POST")}
         for method, path, headers in _ways(key, some):
             heard = wire.ask(method, path, headers)
-            refused = heard.status == 401 if (method, path) in private_routes() else heard.status >= 400
+            if (method, path) in private_routes():
+                refused = heard.status == 401
+            else:  # a web page that stands for every unknown path tells nothing
+                refused = heard.status >= 400 or _is_page(heard, pages[method])
             expect(refused, f"{method} {_masked(path, key)} answered {heard.status} without the key")
             asked += 1
         heard = wire.ask("OPTIONS", "/v1/chat/completions", [("Origin", "http://localhost")])
         expect(not heard.body or heard.status >= 400, "OPTIONS says something without the key")
     return f"{asked} ways refused"
+
+
+def _is_page(heard: Heard, page: Heard) -> bool:
+    """Whether this is the page that anybody gets; of a HEAD its size alone is told."""
+    sizes = [dict(each.headers).get("Content-Length") for each in (heard, page)]
+    return heard.status == page.status == 200 and heard.body == page.body and sizes[0] == sizes[1]
 
 
 def _masked(path: str, key: str) -> str:
@@ -222,6 +243,8 @@ def accepted(ctx: Context) -> str:
 )
 def untold(ctx: Context) -> str:
     key = str(ctx.client.endpoint.api_key)
+    if len(key) < SHORTEST:
+        return "a key as short as this one may stand anywhere"
     right, wrong = [("Authorization", f"Bearer {key}")], [("Authorization", f"Bearer {WRONG_KEY}")]
     paths = ("/props", "/slots", "/v1/models", "/metrics", "/health", "/nothing")
     with ctx.client.wire() as wire:

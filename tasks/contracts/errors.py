@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tasks.contracts.auth import WRONG_KEY
 from tasks.contracts.promises import Context, at, expect, promise, slot_tokens
+from tasks.endpoint import Answer
 
 _ROUTE = "/v1/chat/completions"
 _MALFORMED = b'{"messages": [{"role": "user", "content": '
@@ -65,16 +68,20 @@ def wrong_tools(ctx: Context) -> str:
 
 @promise("errors.object", "a refused request gets an error object with code, message and type", _SOURCE, anywhere=True)
 def error_object(ctx: Context) -> str:
-    refused = {
-        "no messages": ctx.client.post(_ROUTE, {"max_tokens": 1}),
-        "a wrong key": ctx.client.post("/tokenize", {"content": "Hi"}, key=WRONG_KEY),
-        "an unknown route": ctx.client.get("/v1/nothing"),
+    ask: dict[str, Callable[[], Answer]] = {
+        "no messages": lambda: ctx.client.post(_ROUTE, {"max_tokens": 1}),
+        "an unknown route": lambda: ctx.client.get("/v1/nothing"),
     }
-    for what, answer in refused.items():
+    if ctx.client.endpoint.api_key:  # a server without one refuses nobody
+        ask["a wrong key"] = lambda: ctx.client.post("/tokenize", {"content": "Hi"}, key=WRONG_KEY)
+    kinds = []
+    for what, refused in ask.items():
+        answer = refused()
         error = at(answer.body, "error")
         expect(at(error, "code") == answer.status, f"{what}: code {error.get('code')!r} with status {answer.status}")
         expect(at(error, "message") and at(error, "type"), f"{what}: message or type is empty")
-    return ", ".join(f"{what}: {at(answer.body, 'error', 'type')}" for what, answer in refused.items())
+        kinds.append(f"{what}: {error['type']}")
+    return ", ".join(kinds)
 
 
 @promise("errors.unknown_route", "an unknown route gets 404", _SOURCE, anywhere=True)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import current_thread
 from typing import Any, Literal
 
 from modal_app.redaction import redact
@@ -43,14 +44,27 @@ DIED = "died"
 REFUSED = "nobody listened when it was to be asked"
 
 
+Exchange = dict[str, Any]
+"""What was asked, and what came back, as evidence."""
+LAST: Exchange = {}
+"""Stands for the exchange that came last."""
+
+
 class Unmet(Exception):
-    """A promise that was not kept; the message is the verification's summary."""
+    """A promise that was not kept; the message is the verification's summary.
+
+    `shown` is the exchange that shows it when it is asked again; None where no single one does.
+    """
+
+    def __init__(self, said: str, shown: Exchange | None = LAST) -> None:
+        super().__init__(said)
+        self.shown = shown
 
 
-def expect(condition: object, otherwise: str) -> None:
+def expect(condition: object, otherwise: str, *, shown: Exchange | None = LAST) -> None:
     """Raise Unmet with `otherwise` unless the condition holds."""
     if not condition:
-        raise Unmet(otherwise)
+        raise Unmet(otherwise, shown)
 
 
 def at(body: Any, *path: str | int) -> Any:
@@ -75,27 +89,41 @@ class Recorder(Client):
     def __init__(self, endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S, routes: Routes = ()) -> None:
         super().__init__(endpoint, timeout_s=timeout_s)
         self.routes = routes
-        self.exchanges: list[dict[str, Any]] = []
+        self.exchanges: list[Exchange] = []
         self.tokens: dict[str, int] = {}
         """Text -> its token's id, of what was asked for so far: hundreds of promises ask for the same few."""
+        self._thread = current_thread()
+
+    def begin(self) -> None:
+        """From now on exchanges are of another promise."""
+        self.exchanges, self._thread = [], current_thread()
+
+    def _keep(self, exchange: Exchange) -> Exchange:
+        if current_thread() is not self._thread:
+            exchange["at_once"] = True  # with others
+        self.exchanges.append(exchange)
+        return exchange
 
     def wire(self) -> Wire:
         """A connection for requests that are to be spelled just so; its exchanges are this client's."""
         return Wire(self.endpoint, timeout_s=self.timeout_s, exchanges=self.exchanges)
 
     def request(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
+        key, raw = options.get("key", ""), options.get("content")
+        sent = {"sent_key": "right" if key == "" else "wrong" if key else "none"}
+        if raw is not None:
+            sent["request"] = raw.decode(errors="replace")
         try:
             answer = super().request(method, path, body, **options)
         except ToolingError as error:
-            self.exchanges.append({"method": method, "path": path, "request": body, "error": error.evidence})
+            self._keep({"method": method, "path": path, "request": body, "error": error.evidence} | sent)
             raise
-        self.exchanges.append(answer.evidence)
+        self._keep(answer.evidence | sent)
         return answer
 
     def stream(self, messages: list[dict[str, Any]] | str, **params: Any) -> Stream:
         """As Client.stream. Raises Unmet when an event is not JSON."""
-        exchange: dict[str, Any] = {"method": "POST", "path": "/v1/chat/completions", "request": [messages, params]}
-        self.exchanges.append(exchange)
+        exchange = self._keep({"method": "POST", "path": "/v1/chat/completions", "request": [messages, params]})
         try:
             stream = super().stream(messages, **params)
         except ToolingError as error:
@@ -117,8 +145,7 @@ class Recorder(Client):
     def open_stream(self, messages: list[dict[str, Any]] | str, **params: Any) -> Iterator[Iterator[str]]:
         """The lines of a streamed chat as they come; the connection is closed on exit, whatever is left of it."""
         body = chat_body(messages, stream=True, **params)
-        exchange: dict[str, Any] = {"method": "POST", "path": "/v1/chat/completions", "request": body, "closed": False}
-        self.exchanges.append(exchange)
+        exchange = self._keep({"method": "POST", "path": "/v1/chat/completions", "request": body, "closed": False})
         headers = {"Authorization": f"Bearer {self.endpoint.api_key}"}
         with self._http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
             exchange["status"] = response.status_code
@@ -229,7 +256,7 @@ def verify(contract: Contract, client: Recorder, release: Release, *, subject: R
     our own code fails on is `failed` when it comes again.
     """
     start = time.monotonic()
-    client.exchanges = []
+    client.begin()
     context = Context(client, release)
     try:
         try:
@@ -241,12 +268,12 @@ def verify(contract: Contract, client: Recorder, release: Release, *, subject: R
             verdict, summary = Verdict.PASSED, f"{contract.ask(context)}; only when asked again: {error.what}"
     except Unmet as unmet:
         verdict, summary = Verdict.FAILED, _with_its_words(str(unmet), client)
-        context.notes.update({UNMET: summary, "ask_it": curl_of(client)})
+        context.notes.update({UNMET: summary, "ask_it": curl_of(_meant(unmet.shown, client))})
     except Exception as error:  # whatever broke, it is the verdict of this promise alone
         alive = _alive(client)
         if alive and (said := _repeated_error(contract, context)):
             verdict, summary = Verdict.FAILED, said
-            context.notes.update({UNMET: said, "ask_it": curl_of(client)})
+            context.notes.update({UNMET: said, "ask_it": curl_of(_meant(LAST, client))})
             return _verified(contract, context, subject, verdict, summary, basis=basis, start=start)
         verdict = Verdict.ERRORED if alive else Verdict.FAILED
         summary = f"{type(error).__name__}: {error}".splitlines()[0] if alive else "the server died"
@@ -302,18 +329,35 @@ def _repeated_error(contract: Contract, context: Context) -> str:
     return ""
 
 
-def curl_of(client: Recorder) -> str:
-    """The last exchange as a command that anybody can give; '' when there was none."""
+def _meant(shown: Exchange | None, client: Recorder) -> Exchange | None:
+    """The exchange that shows what is not kept; None for one of several at once, which alone shows nothing."""
+    if shown is not LAST:
+        return shown
     last = client.exchanges[-1] if client.exchanges else None
-    if last is None:
+    return None if last is None or last.get("at_once") else last
+
+
+# as a header it would be redacted: whatever stands behind `Authorization:` is
+_KEY_SENT = {"right": ' --oauth2-bearer "$KEY"', "wrong": " --oauth2-bearer not-the-key", "none": ""}
+
+
+def curl_of(exchange: Exchange | None) -> str:
+    """An exchange as a command that anybody can give; '' where none can be given.
+
+    None can send what is all of a key but a character, or a fragment, and one that is cut is none.
+    """
+    if exchange is None or "#" in exchange["path"] or exchange.get("sent_key", "right") not in _KEY_SENT:
         return ""
-    body, path = last.get("request"), last["path"]
-    if isinstance(body, list):  # a stream's messages and parameters
+    body, path = exchange.get("request"), exchange["path"]
+    if isinstance(body, list) and len(body) == 2 and isinstance(body[1], dict):  # a stream's messages and parameters
         body = chat_body(body[0], stream=True, **body[1])
     sent = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
     data = [] if body is None else ["-H", "Content-Type: application/json", "-d", sent]
-    words = ["curl", "-sS", "-X", last["method"], *data]
-    return f'{shlex.join(words)} -H "Authorization: Bearer $KEY" "$URL{path}"'
+    how = ["-I"] if exchange["method"] == "HEAD" else ["-X", exchange["method"]]
+    as_is = ["--path-as-is"] if "/." in path else []
+    words = shlex.join(["curl", "-sS", *how, *as_is, *data])
+    command = f'{words}{_KEY_SENT[exchange.get("sent_key", "right")]} "$URL{path}"'
+    return command if len(command) <= _CLIP else ""
 
 
 def ended_by(

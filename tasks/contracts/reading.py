@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from tasks import process
 from tasks.contracts.conversations import bodies
 from tasks.contracts.projector import BLUE, RED
-from tasks.contracts.promises import Context, Unmet, at, expect, promise
+from tasks.contracts.promises import Context, at, expect, promise
 from tasks.contracts.twins import CHAT, MESSAGES, NATIVE, RESPONSES, ask
-
-if TYPE_CHECKING:
-    from jinja2 import Environment  # slow to load, and every command loads the promises
 
 _SOURCE = "the model answers what it has read; llama.cpp tools/server/README.md `POST /v1/chat/completions`"
 _ALIKE = 0.0003  # of log-probability: on a CPU, alone and without a cache, one request differs by 0 from itself
 _NOISE = 0.05  # of log-probability: a server whose answers to one request are further apart is wrong
 _SEEN = 150  # candidates told of the next token: nearly all that the scripted model has
+_RENDER_CPU_S, _RENDER_S = 10, 120.0  # a busy machine may give it a tenth of its time
+_NOT_OURS = re.compile(r"strftime_now|\{%[-+]?\s*generation\b")  # of llama.cpp's and transformers' alone
 _EXACT: dict[str, Any] = {"temperature": 0, "seed": 1, "cache_prompt": False, "max_tokens": 1, "id_slot": 0}
 ROOM = 768  # tokens: the conversation with its tools, and what is added to it
 
@@ -327,53 +330,65 @@ def input_tokens(ctx: Context) -> str:
     return f"{whole} tokens"
 
 
-def environment() -> Environment:
-    """Jinja2 as chat templates expect it (transformers' `_compile_jinja_template`)."""
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def rendered(template: str, values: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(prompt, '') that this chat template makes of each of these by jinja2, or ('', why it makes none).
 
-    def refuse(said: str) -> None:
-        raise TemplateError(said)
+    In a process of its own, which is given so much memory and time (rendering.py). Raises ToolingError when that can't
+    be started, or gets no time to run.
+    """
+    asked = json.dumps({"template": template, "values": values, "cpu_s": _RENDER_CPU_S})
+    argv: list[str | Path] = [sys.executable, "-I", Path(__file__).with_name("rendering.py")]
+    said = process.run(argv, timeout_s=_RENDER_S, stdin=asked, check=False)
+    if said.code:
+        return [("", f"it ended with {said.code}, within {_RENDER_CPU_S} s: {said.stderr[-200:]}")] * len(values)
+    return [(str(prompt), str(why)) for prompt, why in json.loads(said.stdout)]
 
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    made.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    made.globals["raise_exception"] = refuse
-    return made
+
+Case = tuple[Any, Any, dict[str, Any]]
+"""Turns, tools, and what the template is told besides."""
 
 
-def rendered(template: str, turns: Any, tools: Any, **values: Any) -> str:
-    """The prompt that this chat template makes, by jinja2. Raises Unmet where jinja2 cannot render it."""
-    from jinja2 import TemplateError
-
-    turns = copy.deepcopy(turns)
+def _values(case: Case, tokens: dict[str, str]) -> dict[str, Any]:
+    turns, tools, more = copy.deepcopy(case)
     for turn in turns:
         for call in turn.get("tool_calls") or []:
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-    try:
-        made = environment().from_string(template)
-        return made.render(messages=turns, tools=tools or None, add_generation_prompt=True, **values)
-    except TemplateError as error:
-        raise Unmet(f"jinja2 does not render the server's chat template: {error}") from error
+    told = {"messages": turns, "tools": tools or None, "add_generation_prompt": True, "enable_thinking": True}
+    return told | tokens | more
 
 
-def _renders_alike(ctx: Context, cases: dict[str, tuple[Any, Any, dict[str, Any]]]) -> str:
+def _ours(ctx: Context, cases: dict[str, Case]) -> dict[str, tuple[str, str]]:
+    """Case -> what jinja2 makes of it by the server's own template."""
     props = ctx.client.get("/props").body
-    template, tokens = str(at(props, "chat_template")), {n: at(props, n) for n in ("bos_token", "eos_token")}
+    template, tokens = str(at(props, "chat_template")), {n: str(at(props, n)) for n in ("bos_token", "eos_token")}
+    if _NOT_OURS.search(template):
+        return dict.fromkeys(cases, ("", "it asks for what jinja2 has not"))
+    made = rendered(template, [_values(case, tokens) for case in cases.values()])
+    return dict(zip(cases, made, strict=True))
+
+
+def _renders_alike(ctx: Context, cases: dict[str, Case], ours: dict[str, tuple[str, str]]) -> str:
+    tokens = [str(at(ctx.client.get("/props").body, name)) for name in ("bos_token", "eos_token")]
     for what, (turns, tools, values) in cases.items():
         kwargs = {"enable_thinking": True, **values}
         asked = {"messages": turns, "chat_template_kwargs": kwargs, **({"tools": tools} if tools else {})}
         answer = ctx.client.post("/apply-template", asked)
         expect(answer.status == 200, f"/apply-template answered {answer.status} to {what}")
-        prompt, ours = str(at(answer.body, "prompt")), rendered(template, turns, tools, **tokens, **kwargs)
-        ours = ours.removeprefix(tokens["bos_token"]) if not prompt.startswith(tokens["bos_token"]) else ours
-        place = next((n for n, (a, b) in enumerate(zip(prompt, ours, strict=False)) if a != b), len(ours))
+        prompt = str(at(answer.body, "prompt"))
+        mine = _without_ends(ours[what][0], prompt, *tokens)
+        place = next((n for n, (a, b) in enumerate(zip(prompt, mine, strict=False)) if a != b), len(mine))
         near = slice(max(0, place - 20), place + 30)
-        expect(prompt == ours, f"{what}: the server renders {prompt[near]!r}, jinja2 {ours[near]!r}")
+        expect(prompt == mine, f"{what}: the server renders {prompt[near]!r}, jinja2 {mine[near]!r}")
     return f"{len(cases)} conversations rendered as jinja2 does"
 
 
-def _simple_cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
+def _without_ends(ours: str, prompt: str, bos: str, eos: str) -> str:
+    """Ours without the tokens that the server puts there when it tokenizes, and so leaves out of its text."""
+    ours = ours if prompt.startswith(bos) else ours.removeprefix(bos)
+    return ours if prompt.endswith(eos) else ours.removesuffix(eos)
+
+
+def _simple_cases() -> dict[str, Case]:
     user = {"role": "user", "content": "How? <b>&amp; \"quotes\" 'single' \\ \n\n  {{ x }} {% y %} \u00e4\U0001f600"}
     answer = {"role": "assistant", "content": "So. "}
     return {
@@ -394,18 +409,38 @@ def _simple_cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
 def template(ctx: Context) -> str:
     turns = conversation()
     turns[5]["content"] = "What is the answer? "  # of parts, builds before b11401 make lines
-    return _renders_alike(ctx, _simple_cases() | {
+    cases = _simple_cases() | {
         "no thinking": ([{"role": "user", "content": "Hi"}], [], {"enable_thinking": False}),
         "tools": (turns[:2], TOOLS, {}), "a call and its result": (turns, TOOLS, {}),
         "a result at the end": (turns[:4], TOOLS, {}),
-    })  # fmt: skip
+    }  # fmt: skip
+    ours = _ours(ctx, cases)
+    for what, (_, why) in ours.items():
+        expect(not why, f"{what}: jinja2 does not render the server's chat template: {why}")
+    return _renders_alike(ctx, cases, ours)
 
 
 @promise(
     "reading.template_of_release",
-    "so is the prompt of the release's own template",
+    "so is the prompt of the release's own template, where jinja2 renders it",
     "Jinja 3; transformers docs, chat templates",
-    anywhere=True,
 )
 def template_of_release(ctx: Context) -> str:
-    return _renders_alike(ctx, _simple_cases())
+    cases = _simple_cases()
+    try:
+        ours = _ours(ctx, cases)
+    except process.TimedOut as error:
+        return f"nothing to compare: {error.what}"
+    some = {what: case for what, case in cases.items() if _is_whole(case, *ours[what])}
+    if not some:
+        return f"jinja2 does not render it, nothing to compare: {next(iter(ours.values()))[1]}"
+    return _renders_alike(ctx, some, ours)
+
+
+def _is_whole(case: Case, prompt: str, why: str) -> bool:
+    """Whether a template renders all that is said, as it is given.
+
+    Where it does not, llama.cpp gives it something else (common/chat.cpp, b11434): a system message becomes part of the
+    next turn, a text a list of parts.
+    """
+    return not why and all(turn["content"].strip() in prompt for turn in case[0])

@@ -38,10 +38,10 @@ class Saying:
     """Token by token, as JSON."""
 
 
-def differences(one: Saying, other: Saying) -> list[str]:
-    """What two sayings do not agree on, of what both tell: `field: this, that`."""
+def differences(one: Saying, other: Saying) -> dict[str, str]:
+    """Field -> `this, that`: what two sayings do not agree on, of what both tell."""
     pairs = [(f.name, getattr(one, f.name), getattr(other, f.name)) for f in fields(Saying)]
-    return [f"{n}: {_short(a)}, {_short(b)}" for n, a, b in pairs if a is not None and b is not None and a != b]
+    return {n: f"{_short(a)}, {_short(b)}" for n, a, b in pairs if a is not None and b is not None and a != b}
 
 
 def _short(value: Any) -> str:
@@ -146,7 +146,9 @@ def chat(body: Any) -> list[Saying]:
 
 def _logprobs(choices: Sequence[Any]) -> str:
     tokens = [token for choice in choices for token in ((choice.get("logprobs") or {}).get("content") or [])]
-    return json.dumps([[at(t, "token"), round(at(t, "logprob"), 4), len(at(t, "top_logprobs"))] for t in tokens])
+    # a whole answer tells the end of its turn too, a token of no text; a stream does not (b11434)
+    told = [token for token in tokens if at(token, "token")]
+    return json.dumps([[t["token"], round(at(t, "logprob"), 4), len(at(t, "top_logprobs"))] for t in told])
 
 
 def _in_order(found: dict[int, Saying], count: int) -> list[Saying]:
@@ -308,7 +310,7 @@ def streamed_response(text: Any) -> list[Saying]:
     for name, data in events:
         expect(at(data, "type") == name, f"an event called {name!r} is of the type {data['type']!r}")
     last = events[-1][1]
-    expect(last["type"] == "response.completed", f"the last event is {last['type']!r}")
+    expect(last["type"] in ("response.completed", "response.incomplete"), f"the last event is {last['type']!r}")
     _one([at(data, "response", "id") for _, data in events if "response" in data], "the response's id")
     (said,) = response(at(last, "response"))
     deltas = {

@@ -9,15 +9,17 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import combinations
-from threading import Barrier
+from threading import Barrier, Event, Thread
 from typing import Any
 
 from tasks.contracts.chat import said, streamed
 from tasks.contracts.promises import Context, at, expect, promise, slot_tokens
 from tasks.contracts.sampling import NEUTRAL, PROMPT, token_of
 from tasks.contracts.scripted import COUNTED
+from tasks.endpoint import Client
+from tasks.release import ToolingError
 
 _SEEDS = range(1, 7)
 _MEET_S = 30.0
@@ -27,6 +29,7 @@ _LONG = 160  # tokens of a stream that is to run beside another: a short one is 
 _ENOUGH, _MEETINGS = 6, 8
 """So many pairs of streams must have been seen side by side, in at most so many rounds: without, there was nothing to
 mix, and a server that mixes was passed (once in twelve times at a load of seven a core)."""
+_LOOK_S = 0.02
 _SETTLE_S = 10.0
 _LOOKS = 100  # a second at least; and the server's own loop has turned so many times
 _SOURCE = "llama.cpp tools/server/README.md `--parallel`, GET /slots"
@@ -68,23 +71,47 @@ def streams_do_not_mix(ctx: Context) -> str:
         at_once.wait(_MEET_S)
         start = time.monotonic()
         stream = ctx.client.stream(PROMPT, seed=seed, **asked)
+        expect(stream.status == 200 and stream.arrived_s, f"a stream answered {stream.status}", shown=None)
         return streamed(stream, "content"), start + stream.arrived_s[0], start + stream.arrived_s[-1]
 
-    overlaps = 0
+    met = 0
     with ThreadPoolExecutor(len(seeds)) as pool:
         for _ in range(_MEETINGS):
-            together = list(pool.map(one_of_many, seeds))
+            with _meetings(ctx) as seen:
+                together = list(pool.map(one_of_many, seeds))
             mixed = [seed for seed, one, (other, *_) in zip(seeds, alone * 2, together, strict=True) if one != other]
             expect(not mixed, f"the streams of seeds {mixed} hold something else when {len(seeds)} run at once")
-            overlaps += _overlaps([(first, last) for _, first, last in together])
-            if overlaps >= _ENOUGH:
-                return (
-                    f"{len(seeds)} streams at once, {overlaps} pairs side by side, {len(set(alone))} different answers"
-                )
+            met += _overlaps([(first, last) for _, first, last in together]) + sum(seen)
+            if met >= _ENOUGH:
+                break
     # a server of one slot serves one after the other; nothing can mix there, and nothing did
-    met = overlaps or at(ctx.client.get("/props").body, "total_slots") == 1
-    expect(met, f"{_MEETINGS} times no two of {len(seeds)} streams ran side by side")
-    return f"{overlaps} pairs side by side, {len(set(alone))} different answers"
+    if not met and at(ctx.client.get("/props").body, "total_slots") > 1:
+        raise ToolingError(
+            f"{_MEETINGS} times no two of {len(seeds)} streams were seen side by side",
+            todo="run it again when the machine has less to do",
+        )
+    return f"{len(seeds)} streams at once, {met} times side by side, {len(set(alone))} different answers"
+
+
+@contextmanager
+def _meetings(ctx: Context) -> Iterator[list[bool]]:
+    """Looks at /slots while the block runs, for two at work: on a busy machine a client may find all of a stream in its
+    socket at once, and what ran side by side then looks as if it came one after the other."""
+    over, seen = Event(), list[bool]()
+
+    def look() -> None:
+        with Client(ctx.client.endpoint) as client, suppress(ToolingError):
+            while not over.wait(_LOOK_S):
+                slots = client.get("/slots").body
+                seen.append(isinstance(slots, list) and sum(bool(slot.get("is_processing")) for slot in slots) > 1)
+
+    looks = Thread(target=look)
+    looks.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        looks.join()
 
 
 def _overlaps(spans: list[tuple[float, float]]) -> int:
@@ -132,6 +159,8 @@ def cancelled_anywhere(ctx: Context) -> str:
                 pass
             longest = max(longest, until_idle(ctx))
             expect(
-                longest < fits // 2, f"{route}: the slot was seen to go on for {longest} of {fits} tokens for nobody"
+                longest < fits // 2,
+                f"{route}: the slot was seen to go on for {longest} of {fits} tokens for nobody",
+                shown=None,
             )
     return f"{len(streams)} routes, seen to go on for at most {longest} of {fits} tokens"

@@ -6,10 +6,12 @@ Checked on the models whose words are a script, so that no difference is chance.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from tasks.contracts.chat import EXACT
+from tasks.contracts.chat import EXACT, NO_THINKING
 from tasks.contracts.conversations import bodies
 from tasks.contracts.promises import Context, at, expect, promise
 from tasks.contracts.sampling import NEUTRAL, token_of
@@ -19,6 +21,7 @@ from tasks.contracts.scripted import TURN_END
 from tasks.contracts.thinking import LIMIT, PROMPT
 from tasks.contracts.toolbox import PROMPT as CALL
 from tasks.contracts.toolbox import TOOLS
+from tasks.contracts.wire import Wire
 from tasks.endpoint import chat_body
 
 CHAT, COMPLETIONS, NATIVE, RESPONSES, MESSAGES = READERS
@@ -27,6 +30,9 @@ _SAME: dict[str, Any] = {"temperature": 0, "seed": 1, "cache_prompt": False}
 _USER = [{"role": "user", "content": PROMPT}]
 _OFF: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
 _AFTER = "model\n<channel|>"  # the scripted models answer at once
+_TRIES = 2  # more; on a GPU that others use too, what is batched together moves what is said
+StatusAndBody = tuple[int, Any]
+_ENDED = ("stop", "tool_calls", "eos", "word", "end_turn", "stop_sequence", "tool_use")  # of itself, not by the limit
 
 
 def ask(ctx: Context, route: str, body: dict[str, Any]) -> list[Saying]:
@@ -49,16 +55,47 @@ def ask_streamed(ctx: Context, route: str, body: dict[str, Any]) -> list[Saying]
 
 
 def agree(ctx: Context, route: str, variants: Iterable[dict[str, Any]]) -> str:
-    """A summary when each of these requests is answered the same whole and streamed."""
+    """A summary when each of these requests is answered the same whole and streamed.
+
+    What a server does not say twice in the same words is no fault of its streams: a field counts where its whole
+    answers agree on it, and each of its streams says something else.
+    """
     count = 0
     for body in variants:
-        whole, streamed = ask(ctx, route, body), ask_streamed(ctx, route, body)
-        expect(len(whole) == len(streamed), f"{len(whole)} choices whole, {len(streamed)} streamed")
-        for one, other in zip(whole, streamed, strict=True):
-            apart = differences(one, other)
-            expect(not apart, f"whole and streamed differ in {'; '.join(apart)} ({_but(body)})")
+        whole, apart = _compared(ctx, route, body)
+        for _ in range(_TRIES if apart else 0):
+            again, still = _compared(ctx, route, body)
+            unsteady = {name for one, other in zip(whole, again, strict=False) for name in differences(one, other)}
+            apart = {name: said for name, said in apart.items() if name in still and name not in unsteady}
+        said = "; ".join(f"{name}: {each}" for name, each in apart.items())
+        expect(not apart, f"whole and streamed differ in {said} ({_but(body)})")
         count += 1
     return f"{count} requests of {route}, the same whole and streamed"
+
+
+def _compared(ctx: Context, route: str, body: dict[str, Any]) -> tuple[list[Saying], dict[str, str]]:
+    """(the whole answer, what of a field is streamed otherwise), but for what stops.held_back tells of."""
+    whole, streamed = ask(ctx, route, body), ask_streamed(ctx, route, body)
+    expect(len(whole) == len(streamed), f"{len(whole)} choices whole, {len(streamed)} streamed")
+    stops = (*body.get("stop", ()), *body.get("stop_sequences", ()))
+    apart: dict[str, str] = {}
+    for one, other in zip(whole, streamed, strict=True):
+        apart |= differences(one, other if one.reason in _ENDED else _with_held_back(one, other, stops))
+    return whole, apart
+
+
+def _with_held_back(whole: Saying, streamed: Saying, stops: Sequence[str]) -> Saying:
+    """The stream with what it lacks at its end, where that might have begun a stop sequence."""
+
+    def completed(said: str, sent: str) -> str:
+        held = said.startswith(sent) and any(stop.startswith(said.removeprefix(sent)) for stop in stops)
+        return said if held else sent
+
+    return replace(
+        streamed,
+        content=completed(whole.content, streamed.content),
+        reasoning=completed(whole.reasoning, streamed.reasoning),
+    )
 
 
 def _but(body: dict[str, Any]) -> str:
@@ -185,11 +222,13 @@ def messages_calls(ctx: Context) -> str:
     anywhere=True,
 )
 def logprobs(ctx: Context) -> str:
-    asked = {"logprobs": True, "top_logprobs": 3, "max_tokens": 12, "seed": 3, "temperature": 1.5}
+    asked = {**NO_THINKING, "logprobs": True, "top_logprobs": 3, "max_tokens": 12, "seed": 3, "temperature": 1.5}
     said = agree(ctx, CHAT, [{**chat_body(COUNT), **_SAME, **asked}])
     (whole,) = ask(ctx, CHAT, {**chat_body(COUNT), **_SAME, **asked})
     tokens = "".join(token for token, _, _ in json.loads(whole.logprobs or "[]"))
-    expect(tokens == whole.content, f"the log-probabilities are of {tokens!r}, the text is {whole.content!r}")
+    # a thought has tokens that are in no content, and a character may be cut into tokens that are no text
+    told = whole.content.strip() in tokens or "\ufffd" in tokens
+    expect(told, f"the log-probabilities are of {tokens!r}, the text is {whole.content!r}")
     return said
 
 
@@ -263,7 +302,7 @@ def apis_agree_on_calls(ctx: Context) -> str:
     return ", ".join(_as_chat_says(ctx, bodies(turns, 60, TOOLS, **_SAME)) for turns in (first, second))
 
 
-def _spelled(body: dict[str, Any]) -> Sequence[tuple[str, str, Any]]:
+def _spelled(body: dict[str, Any], served: str) -> Sequence[tuple[str, str, Any]]:
     """(what is other about it, route, body) of the same request."""
     parts = [{"role": "user", "content": [{"type": "text", "text": body["messages"][0]["content"]}]}]
     without = {name: value for name, value in body.items() if name != "max_tokens"}
@@ -273,7 +312,7 @@ def _spelled(body: dict[str, Any]) -> Sequence[tuple[str, str, Any]]:
         ("n_predict", CHAT, {**without, "n_predict": body["max_tokens"]}),
         ("fields in another order", CHAT, dict(reversed(body.items()))),
         ("content in parts", CHAT, {**body, "messages": parts}),
-        ("a model named", CHAT, {**body, "model": "another"}),
+        ("its model named", CHAT, {**body, "model": served}),  # of another one errors.unknown_model tells
         ("a field that nobody knows", CHAT, {**body, "x-unknown": {"a": [1]}}),
         ("a stop that never comes", CHAT, {**body, "stop": ["never said"]}),
         ("n 1", CHAT, {**body, "n": 1}),
@@ -291,25 +330,49 @@ def _spelled(body: dict[str, Any]) -> Sequence[tuple[str, str, Any]]:
 )
 def spellings(ctx: Context) -> str:
     body = {**chat_body(PROMPT + " \u00e4\U0001f600"), "max_tokens": 12, **EXACT, "chat_template_kwargs": {}}
-    plain = ctx.client.post(CHAT, body)
-    expect(plain.status == 200, f"a chat answered {plain.status}")
-    wanted = _told(plain.body)
-    ways = _spelled(body)
-    for what, route, other in ways:
-        answer = ctx.client.post(route, other)
-        expect(answer.status == 200, f"with {what} it answered {answer.status}")
-        expect(_told(answer.body) == wanted, f"with {what} the answer is {_told(answer.body)}, not {wanted}")
-    for what, content in _written(body).items():
-        answer = ctx.client.request("POST", CHAT, content=content)
-        expect(answer.status == 200, f"with {what} it answered {answer.status}")
-        expect(_told(answer.body) == wanted, f"with {what} the answer is {_told(answer.body)}, not {wanted}")
+
+    def plain() -> StatusAndBody:
+        answer = ctx.client.post(CHAT, body)
+        return answer.status, answer.body
+
+    status, said = plain()
+    expect(status == 200, f"a chat answered {status}")
+    wanted = _told(said)
     with ctx.client.wire() as wire:
-        raw = json.dumps(body).encode()
-        for what, sent in (("chunks", [raw[:9], raw[9:40], raw[40:]]), ("one piece", raw), ("one piece, again", raw)):
-            heard = wire.ask("POST", CHAT, [("Authorization", f"Bearer {ctx.client.endpoint.api_key}")], sent)
-            expect(heard.status == 200, f"sent in {what} it answered {heard.status}")
-            expect(_told(json.loads(heard.body)) == wanted, f"sent in {what} the answer is another")
-    return f"{len(ways) + 5} ways to ask, one answer"
+        ways = _ways(ctx, wire, body)
+        for what, way in ways.items():
+            for _ in range(1 + _TRIES):
+                status, said = way()
+                expect(status == 200, f"with {what} it answered {status}")
+                if _told(said) == wanted or _told(plain()[1]) != wanted:
+                    break
+            else:
+                expect(False, f"with {what} the answer is {_told(said)}, not {wanted}")
+    return f"{len(ways)} ways to ask, one answer"
+
+
+def _ways(ctx: Context, wire: Wire, body: dict[str, Any]) -> Mapping[str, Callable[[], StatusAndBody]]:
+    """What is other about it -> asks the same in that way."""
+    key, raw = [("Authorization", f"Bearer {ctx.client.endpoint.api_key}")], json.dumps(body).encode()
+
+    def post(route: str, other: Any) -> StatusAndBody:
+        answer = ctx.client.post(route, other)
+        return answer.status, answer.body
+
+    def write(content: bytes) -> StatusAndBody:
+        answer = ctx.client.request("POST", CHAT, content=content)
+        return answer.status, answer.body
+
+    def send(sent: bytes | list[bytes]) -> StatusAndBody:
+        heard = wire.ask("POST", CHAT, key, sent)
+        return heard.status, json.loads(heard.body)
+
+    return (
+        {what: partial(post, route, other) for what, route, other in _spelled(body, ctx.release.alias)}
+        | {what: partial(write, content) for what, content in _written(body).items()}
+        | {"chunks": partial(send, [raw[:9], raw[9:40], raw[40:]])}
+        | {what: partial(send, raw) for what in ("one piece", "one piece, again")}
+    )
 
 
 def _written(body: dict[str, Any]) -> dict[str, bytes]:

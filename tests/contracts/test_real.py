@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
 
 from tasks import contracts
-from tasks.contracts import schemas
+from tasks.contracts import schemas, slots
 from tasks.contracts.auth import private_routes, routes_to_close
 from tasks.contracts.promises import CONTRACTS, Context, Recorder, Routes, Server, verify
+from tasks.contracts.scripted import COUNTED, thinks_forever
 from tasks.contracts.scripted import build as build_model
-from tasks.contracts.scripted import thinks_forever
 from tasks.contracts.trials import trial_release, with_model
 from tasks.endpoint import Client
 from tasks.platforms.local import LocalPlatform
 from tasks.release import UNMET, Build, Endpoint, Release, Verdict, Verification
 from tasks.settings import Settings
 from tasks.sources import Sources
-from tests.contracts.breakages import BROKEN, LIVE, BuffersStreams, FailsWhileLoading, HealthyTooEarly, title
-from tests.contracts.breaking_proxy import Breakage, broken
+from tests.contracts.breakages import BROKEN, LIVE, BuffersStreams, FailsWhileLoading, HealthyTooEarly, edited, title
+from tests.contracts.breaking_proxy import Ask, Breakage, Reply, broken
 from tests.contracts.broken_kinds import KINDS, Broken, Lets
 from tests.contracts.conftest import Serving
 
@@ -152,6 +155,104 @@ def with_settings(argv: Sequence[str], settings: dict[str, str]) -> tuple[str, .
         else:
             kept += [flag, value]
     return tuple(kept)
+
+
+class EndsIncomplete(Breakage):
+    """Nothing is broken: a response that the limit ended says so, as OpenAI's does."""
+
+    def reply(self, ask: Ask, reply: Reply) -> Reply:
+        if ask.path != "/v1/responses" or reply.status != 200:
+            return reply
+        return edited(reply, lambda body: self._end(body, json.loads(ask.body).get("max_output_tokens")))
+
+    def line(self, ask: Ask, line: bytes) -> bytes:
+        if ask.path != "/v1/responses" or b"response.completed" not in line:
+            return line
+        if line.startswith(b"event:"):
+            return b""  # it is told with its data
+        event = json.loads(line[6:])
+        self._end(event["response"], json.loads(ask.body).get("max_output_tokens"))
+        event["type"] = f"response.{event['response']['status']}"
+        return f"event: {event['type']}\ndata: {json.dumps(event)}\n".encode()
+
+    def _end(self, response: Any, most: int) -> None:
+        if response["usage"]["output_tokens"] == most <= COUNTED:  # of one more, the last is the end of its turn
+            response |= {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+
+
+class KnowsItsModel(Breakage):
+    """Nothing is broken: a model that is not served is not found."""
+
+    def reply(self, ask: Ask, reply: Reply) -> Reply:
+        named = re.search(rb'"model": ?"([^"]+)"', ask.body)
+        return replace(reply, status=404) if named and named[1] != b"smollm2" else reply
+
+
+class OneStreamAtATime(Breakage):
+    """Streams come one after the other, each when the one before it is over."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+
+    def ask(self, ask: Ask) -> Ask:
+        if b'"stream":true' in ask.body.replace(b" ", b""):
+            self.lock.acquire()
+        return ask
+
+    def ended(self, _ask: Ask) -> None:
+        self.lock.release()
+
+
+class RefusesStreams(Breakage):
+    def ask(self, ask: Ask) -> Ask:
+        return replace(ask, body=b"{}") if b'"stream":true' in ask.body.replace(b" ", b"") else ask
+
+
+class ServesItsPage(Breakage):
+    """Nothing is told: whatever path is no route gets the web page that everybody gets."""
+
+    def reply(self, ask: Ask, reply: Reply) -> Reply:
+        routes = {path for _, path in private_routes()} | {"/health"}
+        pages = ask.method in ("GET", "HEAD") and ask.path.partition("?")[0] not in routes
+        return Reply(200, b"<html>ours</html>", (("Content-Type", "text/html"),)) if pages else reply
+
+
+@pytest.mark.parametrize(
+    ("mended", "server", "names", "known"),
+    [
+        (EndsIncomplete(), "counting", ("stops.limit", "responses.answers"), "stops.limit_of_response"),
+        (EndsIncomplete(), "scripted", ("twins.responses",), ""),
+        (KnowsItsModel(), "scripted", ("twins.spellings", "messages.usage"), "errors.unknown_model"),
+        (ServesItsPage(), "scripted", ("auth.every_way",), ""),
+        (BuffersStreams(), "counting", ("slots.streams_do_not_mix",), ""),  # as on a machine too busy to see them meet
+    ],
+    ids=["incomplete: counting", "incomplete: scripted", "unknown model", "a page for any path", "streams held back"],
+)
+def test_what_is_right_or_may_be_mended_is_held_against_no_release(
+    mended: Breakage, server: Server, names: tuple[str, ...], known: str, serving: Serving
+) -> None:
+    endpoint, runs = serving(server)
+    with broken(endpoint, mended) as proxied:
+        assert check(proxied, runs, [*names, *filter(None, [known])]) == {}
+
+
+@pytest.mark.parametrize(
+    ("breakage", "verdict", "said"),
+    [
+        (OneStreamAtATime(), Verdict.ERRORED, "no two of 12 streams were seen side by side"),
+        (RefusesStreams(), Verdict.FAILED, "a stream answered 400"),
+    ],
+    ids=["one at a time", "refused"],
+)
+def test_streams_that_were_not_seen_together_are_no_fault_and_those_refused_are(
+    breakage: Breakage, verdict: Verdict, said: str, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "_MEETINGS", 1)
+    endpoint, runs = serving("counting")
+    with broken(endpoint, breakage) as proxied, Recorder(proxied) as client:
+        found = verify(CONTRACTS["contracts.slots.streams_do_not_mix"], client, runs, subject=runs, basis="0")
+    assert found.verdict is verdict
+    assert said in found.summary
 
 
 @pytest.mark.parametrize("keyword", schemas.KEYWORDS, ids=[keyword.name for keyword in schemas.KEYWORDS])

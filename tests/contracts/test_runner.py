@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -13,6 +14,7 @@ import pytest
 
 from tasks import contracts
 from tasks.contracts.promises import CONTRACTS, Context, Contract, Recorder, Unmet, clipped, expect, verify
+from tasks.contracts.wire import Headers
 from tasks.release import (
     BadInput,
     Endpoint,
@@ -160,6 +162,86 @@ def test_what_is_not_kept_can_be_asked_by_anybody_and_the_command_holds_no_key(e
     }  # fmt: skip
     assert words[-1] == "u/v1/chat/completions"
     assert KEY not in asked
+
+
+BODY = {"content": "Hi"}
+RIGHT, WRONG = "$KEY", "not-the-key"
+
+
+def _wire(headers: Headers, path: str = "/tokenize", method: str = "POST") -> Callable[[Context], object]:
+    def ask(ctx: Context) -> object:
+        with ctx.client.wire() as wire:
+            return wire.ask(method, path, headers, json.dumps(BODY).encode() if method == "POST" else b"")
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("ask", "key", "body"),
+    [
+        (lambda ctx: ctx.client.get("/props"), RIGHT, None),
+        (lambda ctx: ctx.client.get("/props", key=None), None, None),
+        (lambda ctx: ctx.client.post("/tokenize", BODY, key="no"), WRONG, BODY),
+        (lambda ctx: ctx.client.request("POST", "/tokenize", content=b'{"content": "Hi"}'), RIGHT, BODY),
+        (_wire([]), None, BODY),
+        (_wire([("Authorization", f"Bearer {KEY}")]), RIGHT, BODY),
+        (_wire([("x-api-key", KEY)]), RIGHT, BODY),
+    ],
+    ids=["the key", "no key", "a wrong key", "raw", "wire: none", "wire: the key", "wire: the key, otherwise"],
+)
+def test_the_command_sends_the_key_and_the_body_that_were_sent(
+    ask: Callable[[Context], object], key: str | None, body: object, echo: Endpoint
+) -> None:
+    def check(ctx: Context) -> str:
+        expect(not ask(ctx), "it answers")
+        return ""
+
+    words = shlex.split(run(check, echo).evidence["ask_it"].replace("$URL", "u"))
+    assert [words[n + 1] for n, word in enumerate(words) if word == "--oauth2-bearer"] == ([key] if key else [])
+    assert json.loads(words[words.index("-d") + 1] if "-d" in words else "null") == body
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        _wire([("Authorization", f"Bearer {KEY[:-1]}")]),
+        _wire([("Cookie", f"api_key={KEY}")]),
+        _wire([], f"/props?api_key={KEY}"),
+        _wire([], "/props#/health", "GET"),
+        lambda ctx: ctx.client.chat("x" * 5000),
+    ],
+    ids=["all of a key but a character", "the key elsewhere", "the key in the path", "a fragment", "too long to show"],
+)
+def test_what_no_command_can_send_has_none(ask: Callable[[Context], object], echo: Endpoint) -> None:
+    def check(ctx: Context) -> str:
+        expect(not ask(ctx), "it answers")
+        return ""
+
+    done = run(check, echo)
+    assert (done.verdict, done.evidence["ask_it"]) == (Verdict.FAILED, "")
+
+
+def test_the_command_is_that_of_the_exchange_that_is_meant_and_of_none_among_several_at_once(echo: Endpoint) -> None:
+    def meant(ctx: Context) -> str:
+        ctx.client.get("/first", key=None)
+        first = ctx.client.exchanges[-1]
+        ctx.client.get("/second")
+        expect(False, "the first is wrong", shown=first)
+        return ""
+
+    def none(ctx: Context) -> str:
+        ctx.client.get("/first")
+        expect(False, "they differ", shown=None)
+        return ""
+
+    def at_once(ctx: Context) -> str:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(ctx.client.get, ("/a", "/b")))
+        expect(False, "one of them is wrong")
+        return ""
+
+    asked = [run(check, echo).evidence["ask_it"] for check in (meant, none, at_once)]
+    assert asked == ['curl -sS -X GET "$URL/first"', "", ""]
 
 
 def test_a_dead_server_is_a_failure_with_the_exchange_that_killed_it(nobody: Endpoint) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from tasks.contracts.promises import Unmet
-from tasks.contracts.sayings import Saying, differences, events_of, streamed_chat, streamed_message
+from tasks.contracts.sayings import (
+    Saying,
+    differences,
+    events_of,
+    streamed_chat,
+    streamed_message,
+    streamed_response,
+)
 from tasks.contracts.stops import ends
 
 
@@ -79,12 +86,21 @@ def test_a_message_whose_block_is_never_closed_is_unmet() -> None:
         streamed_message(sent(events[:3] + events[4:]))
 
 
+@pytest.mark.parametrize("status", ["completed", "incomplete"])
+def test_a_response_that_the_limit_cut_may_end_as_incomplete(status: str) -> None:
+    usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+    response = {"id": "r", "object": "response", "model": "m", "output": [], "usage": usage, "status": status}
+    events = [{"type": f"response.{kind}", "response": response} for kind in ("created", status)]
+    (said,) = streamed_response("".join(f"event: {e['type']}\ndata: {json.dumps(e)}\n\n" for e in events))
+    assert said.reason == status
+
+
 def test_sayings_differ_in_what_both_tell_and_in_nothing_else() -> None:
     one = Saying(content="a", reason="stop", read=3)
-    assert differences(one, Saying(content="a", reason=None, read=3, wrote=1)) == []
-    assert differences(one, Saying(content="b", reason="length", read=3)) == [
-        "content: 'a', 'b'", "reason: 'stop', 'length'",
-    ]  # fmt: skip
+    assert differences(one, Saying(content="a", reason=None, read=3, wrote=1)) == {}
+    assert differences(one, Saying(content="b", reason="length", read=3)) == {
+        "content": "'a', 'b'", "reason": "'stop', 'length'",
+    }  # fmt: skip
 
 
 def test_comments_and_names_of_events_are_told_from_their_data() -> None:
