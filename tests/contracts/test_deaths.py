@@ -68,7 +68,7 @@ def test_servers_that_do_not_come_up_are_one_message_with_their_signal_and_words
     assert problem.what == f"{ALL} contracts could not be asked: {died}"
     assert died not in problem.evidence and problem.evidence.startswith("loading the model")
     assert told(found, []) == (
-        f"0 promises kept, 0 newly broken, 0 known upstream shortcomings; {ALL} contracts could not be asked: {died}"
+        f"0 promises kept, 0 newly broken, 0 known shortcomings; {ALL} contracts could not be asked: {died}"
     )
     dossier = platform.store.dossier(release, ()).model_copy(update={"verifications": tuple(found)})
     assert dossier_markdown(dossier, "nothing").count("SIGSEGV") == 1
