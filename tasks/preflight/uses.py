@@ -34,7 +34,7 @@ class Words:
     strings: frozenset[str]
     """Every string in it: routes, keys that it reads, values."""
     patterns: frozenset[str]
-    """Regular expressions for the strings that it puts together."""
+    """Regular expressions for the keys that it puts together."""
     sent: frozenset[str]
     """Keys of dicts and names of keyword arguments: what a request may be made of."""
 
@@ -101,8 +101,16 @@ def _speaks_of(words: Words, difference: Difference) -> bool:
         return bool(words.routes & paths) and odd <= words.cases
     if difference.kind is Kind.ROUTE:
         return bool(words.routes & paths)
-    last = {re.split(r"[.:\]]+ ?", name)[-1] for name in difference.names}
-    return bool(words.routes & paths) and any(words.reads(key) for key in last)
+    return bool(words.routes & paths) and any(all(map(words.reads, _keys_on(name))) for name in difference.names)
+
+
+def _keys_on(name: str) -> list[str]:
+    """The keys on the way to one of an answer (`chat.completion: choices[].delta.role`), or a metric's last word.
+
+    Whoever reads a key reads those that it stands in: a `type` alone is a word that requests have, too.
+    """
+    *_, path = re.split(r": ?", name)
+    return [key for key in re.split(r"\.|\[\]", path) if key]
 
 
 def route_path(exchange: str) -> str:
@@ -190,11 +198,21 @@ class _Reader(ast.NodeVisitor):
     def visit_Constant(self, node: ast.Constant) -> None:
         self.follow(node.value)
 
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        parts = [re.escape(str(p.value)) if isinstance(p, ast.Constant) else ".+" for p in node.values]
-        if {".+"} < set(parts):
-            self.patterns.add("".join(parts))
+    def visit_Call(self, node: ast.Call) -> None:
+        if isinstance(node.func, ast.Name) and node.func.id == "at":
+            self._keys(node.args)
         self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        self._keys([node.slice])
+        self.generic_visit(node)
+
+    def _keys(self, nodes: Sequence[ast.expr]) -> None:
+        """The keys among these that are put together: what else is put together are words for a person or a model."""
+        for joined in (node for node in nodes if isinstance(node, ast.JoinedStr)):
+            parts = [re.escape(str(p.value)) if isinstance(p, ast.Constant) else ".+" for p in joined.values]
+            if {".+"} < set(parts):
+                self.patterns.add("".join(parts))
 
     def visit_Name(self, node: ast.Name) -> None:
         self.follow(self._globals.get(node.id))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tasks import contracts  # noqa: F401  (registers the promises)
 from tasks.contracts.promises import CONTRACTS
-from tasks.preflight.uses import Words, words_of
+from tasks.preflight.compare import Difference, Kind, What
+from tasks.preflight.uses import Uses, Words, words_of
 
 
 def words(name: str) -> Words:
@@ -46,3 +47,20 @@ def test_odd_requests_are_known() -> None:
 def test_every_promise_asks_some_route() -> None:
     silent = [name for name, contract in CONTRACTS.items() if not words_of(contract.check).routes]
     assert silent == []
+
+
+def test_a_key_is_read_by_whoever_reads_what_it_stands_in() -> None:
+    def users(name: str, route: str) -> tuple[str, ...]:
+        gone = Difference(kind=Kind.KEY, what=What.REMOVED, names=(name,), gone=True, where=(route,))
+        everybody = {each: words_of(contract.check) for each, contract in CONTRACTS.items()}
+        return Uses(contracts=everybody).mark(gone).used_by
+
+    assert users("generation_settings.speculative.type", "GET /props") == ()
+    assert "contracts.settings.ctx_per_slot" in users("default_generation_settings.n_ctx", "GET /props")
+    assert "contracts.chat.answers" in users("choices[].message.content", "POST /v1/chat/completions")
+
+
+def test_a_route_that_has_to_be_closed_need_not_be_there() -> None:
+    gone = Difference(kind=Kind.ROUTE, what=What.REMOVED, names=("GET /api/tags",), gone=True)
+    everybody = {each: words_of(contract.check) for each, contract in CONTRACTS.items()}
+    assert Uses(contracts=everybody).mark(gone).used_by == ()

@@ -114,7 +114,10 @@ def test_what_is_ours_is_read_from_the_code_that_uses_it(tmp_path: Path) -> None
         ("llama : set flash attention to auto by default", "setting flash_attention (--flash-attn)"),
         ("server : remove n-gpu-layers from the settings", "setting gpu_layers (--n-gpu-layers)"),
         ("server : drop /metrics", "contracts metrics (route /metrics)"),
-        ("server : rename `thinking_budget_tokens`", "contracts responses, thinking (field thinking_budget_tokens)"),
+        (
+            "server : rename `thinking_budget_tokens`",
+            "contracts responses, state, thinking, twins (field thinking_budget_tokens)",
+        ),
         ("chat : strict Gemma-4 thoughts", "model architecture gemma4"),
         ("cmake : rename GGML_NATIVE", "build option GGML_NATIVE"),
     ],
