@@ -88,9 +88,10 @@ def wrong_key(ctx: Context) -> str:
 )
 def models(ctx: Context) -> str:
     for path in ("/v1/models", "/models"):
-        for key in (None, WRONG_KEY):
-            status = ctx.client.get(path, key=key).status
-            expect(status == 401, f"{path} answered {status} without the right key")
+        status = ctx.client.get(path, key=None).status
+        expect(status == 401, f"{path} answered {status} without a key")
+        status = ctx.client.get(path, key=WRONG_KEY).status
+        expect(status == 401, f"{path} answered {status} to a wrong key")
     status = ctx.client.request("DELETE", "/models", key=WRONG_KEY).status  # it was the path alone that counted
     expect(status == 401, f"DELETE /models answered {status} to a wrong key")
     return "401"
