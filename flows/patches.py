@@ -18,15 +18,14 @@ from tasks.patches.export import refresh as export_series
 from tasks.platforms import open_store
 from tasks.probes import proposed
 from tasks.release import BadInput, Event
-from tasks.settings import load
+from tasks.settings import Settings, load
 from tasks.sources import Sources
 from tasks.store import Store
 from tasks.upstream.github import Github
 
 
-def _work(to: str | None) -> change.Work:
+def _work(settings: Settings, to: str | None) -> change.Work:
     """The series and the release that it is brought to. Raises BadInput for a build that upstream does not have."""
-    settings = load()
     source_of = upstream.open_upstream(settings)
     release = upstream.choose(source_of, to, None)
     if release is None:
@@ -51,7 +50,7 @@ def show(to: str | None, culprit: bool, as_json: bool) -> None:
     blocked.
     """
     console.stderr = as_json
-    work = _work(to)
+    work = _work(load(), to)
     placed = work.placed()
     if culprit:
         placed = blame(work.sources, placed, work.release, work.upstream, tell=_say)
@@ -72,8 +71,7 @@ def show(to: str | None, culprit: bool, as_json: bool) -> None:
 
 def refresh(to: str | None) -> None:
     """Write the series as it stands on a release. Writes nothing when a patch is blocked."""
-    work, store = _work(to), open_store(load())
-    with _changing(store, "refresh"):
+    with _changing("refresh", to) as (work, store):
         placed = work.placed()
         refuse_blocked(placed, work.release, work.folder)
         told = export_series(work.sources, placed, work.upstream_tree, work.release)
@@ -85,8 +83,7 @@ def refresh(to: str | None) -> None:
 
 def retire_one(which: str, to: str | None) -> None:
     """Take a patch out of the series when upstream has it or its probe passes without it, and commit that."""
-    work, store = _work(to), open_store(load())
-    with _changing(store, "retire"):
+    with _changing("retire", to) as (work, store):
         placed = work.placed()
         result = placed[_position(placed, which)].result
         console.print(retire.retire(store, work.folder, result, work.release))
@@ -114,7 +111,7 @@ def edit_one(which: str | None, to: str | None, go_on: bool, abort: bool) -> Non
 
 
 def _begin(store: Store, which: str, to: str | None) -> None:
-    series = _work(to)
+    series = _work(load(), to)
     placed = series.placed()
     at = _position(placed, which)
     result = placed[at].result
@@ -154,12 +151,17 @@ def _proposed(patch: Patch) -> str:
 
 
 @contextmanager
-def _changing(store: Store, doing: str) -> Iterator[None]:
-    """Raises BadInput while a patch is being edited: `--continue` writes it as it was begun, whatever became of it."""
+def _changing(doing: str, to: str | None) -> Iterator[tuple[change.Work, Store]]:
+    """The series to change and the store, whose lock is held.
+
+    Raises BadInput while a patch is being edited: `--continue` writes it as it was begun, whatever became of it.
+    """
+    settings = load()
+    work, store = _work(settings, to), open_store(settings)
     with store.lock("patches", holder={"doing": f"patches {doing}"}):
         if known := edit.under_way(store.root):
             raise known.refusal
-        yield
+        yield work, store
 
 
 def add(source: str, commit: str | None, to: str | None, reasons: Reasons) -> None:
@@ -177,8 +179,7 @@ def import_series(folder: Path, since: str | None, to: str | None, reasons: Reas
 
 
 def _add(some: Sequence[tuple[str, str]], to: str | None, reasons: Reasons) -> None:
-    work, store = _work(to), open_store(load())
-    with _changing(store, "add"):
+    with _changing("add", to) as (work, store):
         for added in change.add(work, [(name, reasons.on(text)) for name, text in some]):
             _tell(store, "added", f"{added.patch.title}: {added.result.status} on {work.release.tag}")
 
@@ -211,8 +212,7 @@ def _commits(repository: Path, what: str) -> list[str]:
 
 def drop(which: str, reason: str, to: str | None) -> None:
     """Take a patch out of the series because somebody says so."""
-    work, store = _work(to), open_store(load())
-    with _changing(store, "drop"):
+    with _changing("drop", to) as (work, store):
         patch = select(read_series(work.folder), which)
         change.drop(work, patch)
         _tell(store, "dropped", f"{patch.name}: {reason}")
@@ -220,8 +220,7 @@ def drop(which: str, reason: str, to: str | None) -> None:
 
 def reorder(some: Sequence[str], to: str | None) -> None:
     """Put these patches first, in this order."""
-    work, store = _work(to), open_store(load())
-    with _changing(store, "reorder"):
+    with _changing("reorder", to) as (work, store):
         patches = read_series(work.folder)
         names = change.reorder(work, [select(patches, which) for which in some])
         _tell(store, "reordered", ", ".join(names))
@@ -229,8 +228,7 @@ def reorder(some: Sequence[str], to: str | None) -> None:
 
 def fold(into: str, which: str, to: str | None) -> None:
     """Make a patch part of the one before it."""
-    work, store = _work(to), open_store(load())
-    with _changing(store, "fold"):
+    with _changing("fold", to) as (work, store):
         patches = read_series(work.folder)
         first, second = select(patches, into), select(patches, which)
         change.fold(work, first, second)
@@ -239,7 +237,7 @@ def fold(into: str, which: str, to: str | None) -> None:
 
 def export(folder: Path, to: str | None) -> None:
     """Write the series as it stands on a release into another folder."""
-    work = _work(to)
+    work = _work(load(), to)
     names = change.export_to(work, folder)
     told = f"{len(names)} patches as they stand on {work.release.tag}: {folder}"
     console.print(one_line(told), soft_wrap=True)

@@ -246,7 +246,7 @@ def untold(ctx: Context) -> str:
     key = str(ctx.client.endpoint.api_key)
     if len(key) < SHORTEST:
         return "a key as short as this one may stand anywhere"
-    right, wrong = [("Authorization", f"Bearer {key}")], [("Authorization", f"Bearer {WRONG_KEY}")]
+    right, wrong = [ctx.client.bearer], [("Authorization", f"Bearer {WRONG_KEY}")]
     paths = f"{_TOLD} /v1/models /health /nothing".split()
     with ctx.client.wire() as wire:
         for path in paths:

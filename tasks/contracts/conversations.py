@@ -98,3 +98,14 @@ def bodies(turns: Turns, limit: int, tools: Sequence[dict[str, Any]] = (), **par
             **as_message(turns), "max_tokens": limit, **({"tools": tools_as_message(tools)} if tools else {}), **params,
         },
     }  # fmt: skip
+
+
+def one_turn(prompt: str, rendered: str, limit: int, **params: Any) -> dict[str, dict[str, Any]]:
+    """Route -> body of one turn of a user to each API; completions get it as `rendered`."""
+    user = [{"role": "user", "content": prompt}]
+    return {
+        "/v1/chat/completions": {"messages": user, "max_tokens": limit, **params},
+        "/v1/completions": {"prompt": rendered, "max_tokens": limit, **params},
+        "/v1/responses": {"input": prompt, "max_output_tokens": limit, **params},
+        "/v1/messages": {"messages": user, "max_tokens": limit, **params},
+    }

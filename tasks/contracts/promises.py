@@ -83,6 +83,11 @@ def slot_tokens(ctx: Context) -> int:
     return int(at(ctx.client.get("/props").body, "default_generation_settings", "n_ctx"))
 
 
+def slot_count(ctx: Context) -> int:
+    """How many slots the server has."""
+    return int(at(ctx.client.get("/props").body, "total_slots"))
+
+
 class Recorder(Client):
     """The client that promises use: every exchange is kept as evidence."""
 
@@ -103,6 +108,11 @@ class Recorder(Client):
             exchange["at_once"] = True  # with others
         self.exchanges.append(exchange)
         return exchange
+
+    @property
+    def bearer(self) -> tuple[str, str]:
+        """The header with the right key, for a wire, which sends none of itself."""
+        return "Authorization", f"Bearer {self.endpoint.api_key}"
 
     def wire(self) -> Wire:
         """A connection for requests that are to be spelled just so; its exchanges are this client's."""
@@ -146,7 +156,7 @@ class Recorder(Client):
         """The lines of a streamed chat as they come; the connection is closed on exit, whatever is left of it."""
         body = chat_body(messages, stream=True, **params)
         exchange = self._keep({"method": "POST", "path": "/v1/chat/completions", "request": body, "closed": False})
-        headers = {"Authorization": f"Bearer {self.endpoint.api_key}"}
+        headers = dict([self.bearer])
         with self._http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
             exchange["status"] = response.status_code
             yield response.iter_lines()

@@ -10,7 +10,7 @@ import copy
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -125,10 +125,17 @@ CHANGES: dict[str, Edit] = {
 
 def next_token(ctx: Context, turns: Any, tools: Any = (), **params: Any) -> dict[int, float]:
     """Token id -> log-probability of the likeliest tokens to follow a chat."""
-    more = {"tools": tools} if tools else {}
-    answer = ctx.client.chat(turns, **{"logprobs": True, "top_logprobs": _SEEN, **more, **_EXACT, **params})
+    asked = {"logprobs": True, "top_logprobs": _SEEN, **_given(tools), **_EXACT, **params}
+    answer = ctx.client.chat(turns, **asked)
     expect(answer.status == 200, f"a chat answered {answer.status}")
-    told = at(answer.body, "choices", 0, "logprobs", "content", 0, "top_logprobs")
+    return _by_id(at(answer.body, "choices", 0, "logprobs", "content", 0, "top_logprobs"))
+
+
+def _given(tools: Any) -> dict[str, Any]:
+    return {"tools": tools} if tools else {}
+
+
+def _by_id(told: Any) -> dict[int, float]:
     return {at(token, "id"): at(token, "logprob") for token in told}
 
 
@@ -150,11 +157,19 @@ def measured(ask: Callable[[], dict[int, float]]) -> tuple[dict[int, float], flo
     return answers[0], max(_ALIKE, 3 * noise)
 
 
+def shared_start(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items (characters, tokens) two sequences begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _prompt(ctx: Context, turns: Any, tools: Any = ()) -> str:
+    """What /apply-template renders."""
+    return str(at(ctx.client.post("/apply-template", {"messages": turns, **_given(tools)}).body, "prompt"))
+
+
 def prompt_tokens(ctx: Context, turns: Any, tools: Any = ()) -> list[int]:
     """The tokens of a chat's prompt, by /apply-template and /tokenize."""
-    asked = {"messages": turns, **({"tools": tools} if tools else {})}
-    prompt = at(ctx.client.post("/apply-template", asked).body, "prompt")
-    whole = {"content": prompt, "add_special": True, "parse_special": True}
+    whole = {"content": _prompt(ctx, turns, tools), "add_special": True, "parse_special": True}
     return list(at(ctx.client.post("/tokenize", whole).body, "tokens"))
 
 
@@ -201,8 +216,7 @@ def _next_of_completion(ctx: Context, prompt: Any) -> dict[int, float]:
     asked = {"prompt": prompt, "n_predict": 1, "n_probs": _SEEN, "temperature": 0, "cache_prompt": False, "id_slot": 0}
     answer = ctx.client.post(NATIVE, asked)
     expect(answer.status == 200, f"{NATIVE} answered {answer.status}: {str(answer.body)[:120]}")
-    told = at(answer.body, "completion_probabilities", 0, "top_logprobs")
-    return {at(token, "id"): at(token, "logprob") for token in told}
+    return _by_id(at(answer.body, "completion_probabilities", 0, "top_logprobs"))
 
 
 @promise(
@@ -222,9 +236,7 @@ def as_rendered(ctx: Context) -> str:
     worst = 0.0
     for what, (given, tools) in some.items():
         chat, near = measured(partial(next_token, ctx, given, tools))
-        asked = {"messages": given, **({"tools": tools} if tools else {})}
-        prompt = at(ctx.client.post("/apply-template", asked).body, "prompt")
-        moved = apart(chat, _next_of_completion(ctx, prompt))
+        moved = apart(chat, _next_of_completion(ctx, _prompt(ctx, given, tools)))
         expect(moved <= near, f"{what}: a completion of the rendered prompt goes on {moved:.3f} apart from the chat")
         worst = max(worst, moved)
     return f"{len(some)} conversations, {worst:.4f} apart at most"
@@ -240,7 +252,7 @@ def as_rendered(ctx: Context) -> str:
 def images_as_rendered(ctx: Context) -> str:
     words = [{"type": "text", "text": text} for text in ("Compare ", " with ", ".")]
     turns = [{"role": "user", "content": [words[0], image_part(RED), words[1], image_part(BLUE), words[2]]}]
-    prompt = str(at(ctx.client.post("/apply-template", {"messages": turns}).body, "prompt"))
+    prompt = _prompt(ctx, turns)
     marker = str(at(ctx.client.get("/props").body, "media_marker"))
     expect(prompt.count(marker) == 2, f"{prompt.count(marker)} of 2 images are in the rendered prompt")
     expect(f"Compare {marker} with {marker}." in prompt.replace("\n", ""), f"the images stand elsewhere: {prompt!r}")
@@ -371,12 +383,12 @@ def _renders_alike(ctx: Context, cases: dict[str, Case], ours: dict[str, tuple[s
     tokens = [str(at(ctx.client.get("/props").body, name)) for name in ("bos_token", "eos_token")]
     for what, (turns, tools, values) in cases.items():
         kwargs = {"enable_thinking": True, **values}
-        asked = {"messages": turns, "chat_template_kwargs": kwargs, **({"tools": tools} if tools else {})}
+        asked = {"messages": turns, "chat_template_kwargs": kwargs, **_given(tools)}
         answer = ctx.client.post("/apply-template", asked)
         expect(answer.status == 200, f"/apply-template answered {answer.status} to {what}")
         prompt = str(at(answer.body, "prompt"))
         mine = _without_ends(ours[what][0], prompt, *tokens)
-        place = next((n for n, (a, b) in enumerate(zip(prompt, mine, strict=False)) if a != b), len(mine))
+        place = shared_start(prompt, mine)
         near = slice(max(0, place - 20), place + 30)
         expect(prompt == mine, f"{what}: the server renders {prompt[near]!r}, jinja2 {mine[near]!r}")
     return f"{len(cases)} conversations rendered as jinja2 does"

@@ -175,10 +175,15 @@ def streamed_chat(text: Any) -> list[Saying]:
     return _in_order(found, len(found))
 
 
-def _of_deltas(choices: Sequence[Any]) -> Saying:
-    deltas = [at(choice, "delta") for choice in choices]
+def _only_reason(choices: Sequence[Any]) -> str:
     reasons = [choice["finish_reason"] for choice in choices if at(choice, "finish_reason")]
     expect(len(reasons) == 1, f"finish_reason came {len(reasons)} times")
+    return str(reasons[0])
+
+
+def _of_deltas(choices: Sequence[Any]) -> Saying:
+    deltas = [at(choice, "delta") for choice in choices]
+    reason = _only_reason(choices)
     expect(choices[-1]["finish_reason"], "a delta came after the finish_reason")
     roles = [n for n, delta in enumerate(deltas) if "role" in delta]
     expect(roles == [0], f"the role came with the deltas {roles} of {len(deltas)}")
@@ -186,7 +191,7 @@ def _of_deltas(choices: Sequence[Any]) -> Saying:
     return Saying(
         content="".join(delta.get("content") or "" for delta in deltas),
         reasoning="".join(delta.get("reasoning_content") or "" for delta in deltas),
-        calls=_calls_of(deltas), reason=reasons[0], logprobs=_logprobs(choices),
+        calls=_calls_of(deltas), reason=reason, logprobs=_logprobs(choices),
     )  # fmt: skip
 
 
@@ -233,15 +238,14 @@ def streamed_completion(text: Any) -> list[Saying]:
     events = _data(text)
     model = _envelope(events, "text_completion")
     choices = [choice for event in events for choice in at(event, "choices")]
-    reasons = [choice["finish_reason"] for choice in choices if at(choice, "finish_reason")]
-    expect(len(reasons) == 1, f"finish_reason came {len(reasons)} times")
+    reason = _only_reason(choices)
     counted = [_usage(event["usage"]) for event in events if event.get("usage")]
     timed = [_timed(event) for event in events if event.get("timings")]
     read, wrote = counted[-1] if counted else (None, None)
     content = "".join(at(choice, "text") for choice in choices)
     return [
         Saying(
-            content=content, reason=reasons[0], model=model, read=read, wrote=wrote,
+            content=content, reason=reason, model=model, read=read, wrote=wrote,
             timed=timed[-1] if timed else None, logprobs=_logprobs(choices),
         )
     ]  # fmt: skip
@@ -280,6 +284,11 @@ def _native_logprobs(bodies: Sequence[Any]) -> str:
 # responses
 
 
+def _are_of_their_names(events: Sequence[tuple[str | None, Any]]) -> None:
+    for name, data in events:
+        expect(at(data, "type") == name, f"an event called {name!r} is of the type {data['type']!r}")
+
+
 def response(body: Any) -> list[Saying]:
     """What a response object says."""
     expect(at(body, "object") == "response", f"object is {body['object']!r}")
@@ -307,8 +316,7 @@ def streamed_response(text: Any) -> list[Saying]:
     events = events_of(text)
     expect(events[0][0] == "response.created", f"the first event is {events[0][0]!r}")
     events = [(name, data) for name, data in events if data != DONE]
-    for name, data in events:
-        expect(at(data, "type") == name, f"an event called {name!r} is of the type {data['type']!r}")
+    _are_of_their_names(events)
     last = events[-1][1]
     expect(last["type"] in ("response.completed", "response.incomplete"), f"the last event is {last['type']!r}")
     _one([at(data, "response", "id") for _, data in events if "response" in data], "the response's id")
@@ -408,8 +416,7 @@ class _Blocks:
 def streamed_message(text: Any) -> list[Saying]:
     """What a streamed message says, put together of its blocks."""
     events = [(name, data) for name, data in events_of(text) if data != DONE and at(data, "type") != "ping"]
-    for name, data in events:
-        expect(at(data, "type") == name, f"an event called {name!r} is of the type {data['type']!r}")
+    _are_of_their_names(events)
     kinds = [data["type"] for _, data in events]
     for kind, place in (("message_start", 0), ("message_delta", -2), ("message_stop", -1)):
         expect(

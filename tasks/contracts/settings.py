@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.contracts.chat import EXACT
-from tasks.contracts.promises import Context, at, ctx_asked, expect, promise, slot_tokens, slots_asked
+from tasks.contracts.promises import Context, at, ctx_asked, expect, promise, slot_count, slot_tokens, slots_asked
 
 _SOURCE = "llama.cpp tools/server/README.md options; guide 05: incidents must show whether flags were correct"
 
@@ -20,7 +20,7 @@ def slots(ctx: Context) -> str:
     asked = slots_asked(ctx)
     if asked is None:
         return "argv leaves it to the server"
-    props, listed = at(ctx.client.get("/props").body, "total_slots"), ctx.client.get("/slots")
+    props, listed = slot_count(ctx), ctx.client.get("/slots")
     expect(props == asked, f"/props says {props} slots, argv asks for {asked}")
     if listed.status == 200:
         expect(len(listed.body) == asked, f"/slots lists {len(listed.body)} slots, argv asks for {asked}")

@@ -15,7 +15,8 @@ from threading import Barrier, Event, Thread
 from typing import Any
 
 from tasks.contracts.chat import said, streamed
-from tasks.contracts.promises import Context, at, expect, promise, slot_tokens
+from tasks.contracts.conversations import one_turn
+from tasks.contracts.promises import Context, at, expect, promise, slot_count, slot_tokens
 from tasks.contracts.sampling import NEUTRAL, PROMPT, token_of
 from tasks.contracts.scripted import COUNTED
 from tasks.endpoint import Client
@@ -85,7 +86,7 @@ def streams_do_not_mix(ctx: Context) -> str:
             if met >= _ENOUGH:
                 break
     # a server of one slot serves one after the other; nothing can mix there, and nothing did
-    if not met and at(ctx.client.get("/props").body, "total_slots") > 1:
+    if not met and slot_count(ctx) > 1:
         raise ToolingError(
             f"{_MEETINGS} times no two of {len(seeds)} streams were seen side by side",
             todo="run it again when the machine has less to do",
@@ -122,22 +123,15 @@ def _streams(ctx: Context) -> dict[str, dict[str, Any]]:
     """Route -> a request for a stream that goes on for as long as the server lets it."""
     more = {**endless(ctx), "stream": True}
     limit = more.pop("max_tokens")
-    user = [{"role": "user", "content": PROMPT}]
-    return {
-        "/completion": {"prompt": "model\n", "n_predict": limit, **more},
-        "/v1/completions": {"prompt": "model\n", "max_tokens": limit, **more},
-        "/v1/chat/completions": {"messages": user, "max_tokens": limit, **more},
-        "/v1/responses": {"input": PROMPT, "max_output_tokens": limit, **more},
-        "/v1/messages": {"messages": user, "max_tokens": limit, **more},
-    }
+    native = {"prompt": "model\n", "n_predict": limit, **more}
+    return {"/completion": native, **one_turn(PROMPT, "model\n", limit, **more)}
 
 
 @contextmanager
 def left_early(ctx: Context, route: str, body: dict[str, Any]) -> Iterator[None]:
     """The block runs while this request is under way; then its client is gone."""
-    key = ("Authorization", f"Bearer {ctx.client.endpoint.api_key}")
     with ctx.client.wire() as wire:
-        wire.begin("POST", route, [key], json.dumps(body).encode())
+        wire.begin("POST", route, [ctx.client.bearer], json.dumps(body).encode())
         yield
 
 

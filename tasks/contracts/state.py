@@ -14,8 +14,8 @@ from itertools import combinations
 from typing import Any
 
 from tasks.contracts.chat import said
-from tasks.contracts.promises import Context, at, expect, promise
-from tasks.contracts.reading import ROOM, TOOLS, apart, conversation, next_token, prompt_tokens
+from tasks.contracts.promises import Context, at, expect, promise, slot_count
+from tasks.contracts.reading import ROOM, TOOLS, apart, conversation, next_token, prompt_tokens, shared_start
 from tasks.contracts.sampling import FREE, LIKELIEST, token_of
 from tasks.contracts.sampling import PROMPT as COUNT
 from tasks.contracts.slots import left_early
@@ -56,10 +56,6 @@ def _alone(ctx: Context) -> tuple[dict[str, dict[int, float]], float]:
     return alone, near
 
 
-def _shared(one: list[int], other: list[int]) -> int:
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
 @promise(
     "state.cache",
     "a cached prefix changes no answer, and what is shared comes from the cache",
@@ -78,7 +74,7 @@ def cache(ctx: Context) -> str:
         expect(moved < near, f"{what}: the answer moves by {moved:.3f} when a prefix is cached")
         usage = at(ctx.client.exchanges[-1]["response"], "usage")
         told, read = at(usage, "prompt_tokens_details", "cached_tokens"), at(usage, "prompt_tokens")
-        shared = _shared(before, prompt_tokens(ctx, turns, TOOLS))
+        shared = shared_start(before, prompt_tokens(ctx, turns, TOOLS))
         expect(told < read, f"{what}: all of {read} tokens are said to be cached, and the last must be read")
         if what in ("the same again", "one more turn"):
             expect(told > shared // 2, f"{what}: {told} of {shared} shared tokens came from the cache")
@@ -95,7 +91,9 @@ def cache_off(ctx: Context) -> str:
     fresh = [{"role": "user", "content": f"{secrets.token_hex(8)} is new."}]
     next_token(ctx, fresh, cache_prompt=True)
     told = at(ctx.client.exchanges[-1]["response"], "usage", "prompt_tokens_details", "cached_tokens")
-    most = _shared(prompt_tokens(ctx, fresh), prompt_tokens(ctx, [{"role": "user", "content": "What?"}])) + _BY_CHANCE
+    most = (
+        shared_start(prompt_tokens(ctx, fresh), prompt_tokens(ctx, [{"role": "user", "content": "What?"}])) + _BY_CHANCE
+    )
     expect(told <= most, f"{told} tokens of a prompt that nobody has asked before are said to be cached")
     return "0 cached tokens without the cache, and of a new prompt none but the template's"
 
@@ -260,7 +258,7 @@ def again(ctx: Context) -> str:
 
 @promise("state.slot", "id_slot is the slot that answers, and each slot has its own cache", _SOURCE, server="seeing")
 def slot(ctx: Context) -> str:
-    slots = at(ctx.client.get("/props").body, "total_slots")
+    slots = slot_count(ctx)
     for number in range(slots):
         body = {"prompt": f"Slot {number} reads this.", "n_predict": 1, "id_slot": number, "cache_prompt": True}
         for _ in range(2):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tasks.contracts.conversations import one_turn
 from tasks.contracts.promises import Context, expect, promise
 from tasks.contracts.sampling import LIKELIEST
 from tasks.contracts.sampling import PROMPT as COUNT
@@ -73,6 +74,12 @@ def ends(pieces: Sequence[str], stops: Sequence[str]) -> tuple[str, str, int]:
     return text, "", len(pieces)
 
 
+def _stopped(ctx: Context, stops: Sequence[str]) -> tuple[Any, ...]:
+    """(text, the stop that ended it, why it ended, tokens) of a completion with these stops."""
+    (said,) = ask(ctx, NATIVE, {"prompt": _PROMPT, "n_predict": 60, "stop": stops, **_SAME})
+    return said.content, said.stopped_by, said.reason, said.wrote
+
+
 @promise(
     "stops.each",
     "a stop sequence ends the text before it, wherever it begins and ends, and is named",
@@ -82,8 +89,7 @@ def ends(pieces: Sequence[str], stops: Sequence[str]) -> tuple[str, str, int]:
 def each(ctx: Context) -> str:
     for stops in _STOPS:
         text, word, count = ends(_PIECES, stops)
-        (said,) = ask(ctx, NATIVE, {"prompt": _PROMPT, "n_predict": 60, "stop": stops, **_SAME})
-        saw = (said.content, said.stopped_by, said.reason, said.wrote)
+        saw = _stopped(ctx, stops)
         expect(saw == (text, word, "word", count), f"with the stops {stops} it is {saw}, not {(text, word, count)}")
     return f"{len(_STOPS)} sets of stop sequences"
 
@@ -92,8 +98,7 @@ def each(ctx: Context) -> str:
 def never(ctx: Context) -> str:
     whole = ("".join(_PIECES), "", "eos", len(_PIECES) + 1)
     for stops in _NEVER:
-        (said,) = ask(ctx, NATIVE, {"prompt": _PROMPT, "n_predict": 60, "stop": stops, **_SAME})
-        saw = (said.content, said.stopped_by, said.reason, said.wrote)
+        saw = _stopped(ctx, stops)
         expect(saw == whole, f"with the stops {stops}, which are not said, it is {saw}")
     return f"{len(_NEVER)} sets of stop sequences"
 
@@ -108,7 +113,7 @@ def every_api(ctx: Context) -> str:
     for stops in (("w3 w4",), ("nothing", "w5"), ("w5", "nothing"), ("w1",), (" w3",), ("".join(_PIECES[2:13]),)):
         text, word, count = ends(_PIECES, stops)
         for route, body in _everywhere(COUNT).items():
-            (said,) = ask(ctx, route, body | {"stop_sequences" if route == MESSAGES else "stop": list(stops)})
+            (said,) = ask(ctx, route, body | _until(route, stops))
             saw = said.content, said.wrote
             expect(saw == (text, count), f"{route} with the stops {stops}: {saw}, not {(text, count)}")
             reason = {MESSAGES: said.reason, RESPONSES: "completed"}.get(route, "stop")
@@ -118,13 +123,11 @@ def every_api(ctx: Context) -> str:
 
 
 def _everywhere(prompt: str) -> dict[str, dict[str, Any]]:
-    user = [{"role": "user", "content": prompt}]
-    return {
-        CHAT: {"messages": user, "max_tokens": 60, **_SAME},
-        COMPLETIONS: {"prompt": _PROMPT, "max_tokens": 60, **_SAME},
-        RESPONSES: {"input": prompt, "max_output_tokens": 60, **_SAME},
-        MESSAGES: {"messages": user, "max_tokens": 60, **_SAME},
-    }
+    return one_turn(prompt, _PROMPT, 60, **_SAME)
+
+
+def _until(route: str, stops: Sequence[str]) -> dict[str, Any]:
+    return {"stop_sequences" if route == MESSAGES else "stop": list(stops)}
 
 
 @promise(
@@ -207,7 +210,7 @@ def in_thought(ctx: Context) -> str:
         for route, body in _everywhere(THINK).items():
             if route == COMPLETIONS:
                 continue
-            (said,) = ask(ctx, route, body | {"stop_sequences" if route == MESSAGES else "stop": [stop]})
+            (said,) = ask(ctx, route, body | _until(route, [stop]))
             expect(not said.content, f"{route} says {said.content!r} after the stop {stop!r} in its thought")
             expect(said.reasoning == reasoning, f"{route} thinks {said.reasoning!r} with the stop {stop!r}")
     (said,) = ask(ctx, CHAT, {**chat_body(THINK), "max_tokens": LIMIT, "stop": ["answer is"], **_SAME})

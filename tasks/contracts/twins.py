@@ -13,7 +13,7 @@ from typing import Any
 
 from tasks.contracts.chat import EXACT, NO_THINKING
 from tasks.contracts.conversations import bodies
-from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.promises import Context, at, expect, promise, slot_count
 from tasks.contracts.sampling import NEUTRAL, token_of
 from tasks.contracts.sampling import PROMPT as COUNT
 from tasks.contracts.sayings import READERS, Saying, differences
@@ -172,13 +172,8 @@ def messages(ctx: Context) -> str:
     return agree(ctx, MESSAGES, (asked | each for each in more))
 
 
-def _two_calls(ctx: Context) -> dict[str, Any]:
-    return {"parallel_tool_calls": True, "logit_bias": [[token_of(ctx, TURN_END), -100]]}
-
-
-def _calls_agree(ctx: Context, route: str, limit: str) -> str:
-    asked = bodies([{"role": "user", "content": CALL}], 60, TOOLS, **_SAME)[route]
-    return agree(ctx, route, [asked, asked | _two_calls(ctx) | {limit: 6}])
+def _calls(route: str) -> dict[str, Any]:
+    return bodies([{"role": "user", "content": CALL}], 60, TOOLS, **_SAME)[route]
 
 
 @promise(
@@ -188,7 +183,8 @@ def _calls_agree(ctx: Context, route: str, limit: str) -> str:
     server="calling",
 )
 def chat_calls(ctx: Context) -> str:
-    return _calls_agree(ctx, CHAT, "max_tokens")
+    two: dict[str, Any] = {"parallel_tool_calls": True, "logit_bias": [[token_of(ctx, TURN_END), -100]]}
+    return agree(ctx, CHAT, [_calls(CHAT), _calls(CHAT) | two | {"max_tokens": 6}])
 
 
 @promise(
@@ -199,8 +195,7 @@ def chat_calls(ctx: Context) -> str:
     known="b9105: a streamed function_call has no id, so its deltas are of nothing",
 )
 def responses_calls(ctx: Context) -> str:
-    asked = bodies([{"role": "user", "content": CALL}], 60, TOOLS, **_SAME)[RESPONSES]
-    return agree(ctx, RESPONSES, [asked])
+    return agree(ctx, RESPONSES, [_calls(RESPONSES)])
 
 
 @promise(
@@ -210,8 +205,7 @@ def responses_calls(ctx: Context) -> str:
     server="calling",
 )
 def messages_calls(ctx: Context) -> str:
-    asked = bodies([{"role": "user", "content": CALL}], 60, TOOLS, **_SAME)[MESSAGES]
-    return agree(ctx, MESSAGES, [asked])
+    return agree(ctx, MESSAGES, [_calls(MESSAGES)])
 
 
 @promise(
@@ -239,8 +233,7 @@ def logprobs(ctx: Context) -> str:
     server="counting",
 )
 def choices(ctx: Context) -> str:
-    slots = at(ctx.client.get("/props").body, "total_slots")
-    if slots < 2:
+    if slot_count(ctx) < 2:
         return "one slot: one answer"
     asked = {**chat_body(COUNT), **NEUTRAL, **_SAME, "temperature": 1.5, "max_tokens": 12}
     different = set()
@@ -353,7 +346,7 @@ def spellings(ctx: Context) -> str:
 
 def _ways(ctx: Context, wire: Wire, body: dict[str, Any]) -> Mapping[str, Callable[[], StatusAndBody]]:
     """What is other about it -> asks the same in that way."""
-    key, raw = [("Authorization", f"Bearer {ctx.client.endpoint.api_key}")], json.dumps(body).encode()
+    raw = json.dumps(body).encode()
 
     def post(route: str, other: Any) -> StatusAndBody:
         answer = ctx.client.post(route, other)
@@ -364,7 +357,7 @@ def _ways(ctx: Context, wire: Wire, body: dict[str, Any]) -> Mapping[str, Callab
         return answer.status, answer.body
 
     def send(sent: bytes | list[bytes]) -> StatusAndBody:
-        heard = wire.ask("POST", CHAT, key, sent)
+        heard = wire.ask("POST", CHAT, [ctx.client.bearer], sent)
         return heard.status, json.loads(heard.body)
 
     return (

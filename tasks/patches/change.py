@@ -69,6 +69,11 @@ class Work:
         """The tree that a patch of the series is made on."""
         return placed[at - 1].tree if at else self.upstream_tree
 
+    def text(self, placed: Sequence[Placed], at: int) -> str:
+        """A patch of the series as it stands on the release."""
+        one = placed[at]
+        return export(self.sources.git, one.patch.path, self.before(placed, at), one.tree, self.release)
+
     def write(self, names: Sequence[str]) -> None:
         """Write the series file with these names in place of the old ones; its comments stay, above or behind them."""
         path = self.folder / SERIES
@@ -139,10 +144,7 @@ def add(work: Work, some: Sequence[tuple[str, str]]) -> list[Placed]:
         added = placed[len(old) :]
         for one in added:
             _refuse_unfit(work, one)
-        texts = {
-            one.patch.name: export(work.sources.git, one.patch.path, work.before(placed, at), one.tree, work.release)
-            for at, one in enumerate(added, len(old))
-        }
+        texts = {one.patch.name: work.text(placed, at) for at, one in enumerate(added, len(old))}
     work.folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_atomic(work.folder / name, text)
@@ -310,8 +312,7 @@ def export_to(work: Work, folder: Path) -> list[str]:
     names = []
     for at, one in enumerate(placed):
         if one.result.status.built_with:
-            text = export(work.sources.git, one.patch.path, work.before(placed, at), one.tree, work.release)
-            write_atomic(folder / one.patch.name, text)
+            write_atomic(folder / one.patch.name, work.text(placed, at))
             names.append(one.patch.name)
     write_atomic(folder / SERIES, "".join(f"{name}\n" for name in names))
     return names

@@ -7,6 +7,8 @@ from tasks.contracts.promises import CONTRACTS
 from tasks.preflight.compare import Difference, Kind, What
 from tasks.preflight.uses import Uses, Words, words_of
 
+EVERYBODY = Uses(contracts={name: words_of(contract.check) for name, contract in CONTRACTS.items()})
+
 
 def words(name: str) -> Words:
     return words_of(CONTRACTS[f"contracts.{name}"].check)
@@ -52,8 +54,7 @@ def test_every_promise_asks_some_route() -> None:
 def test_a_key_is_read_by_whoever_reads_what_it_stands_in() -> None:
     def users(name: str, route: str) -> tuple[str, ...]:
         gone = Difference(kind=Kind.KEY, what=What.REMOVED, names=(name,), gone=True, where=(route,))
-        everybody = {each: words_of(contract.check) for each, contract in CONTRACTS.items()}
-        return Uses(contracts=everybody).mark(gone).used_by
+        return EVERYBODY.mark(gone).used_by
 
     assert users("generation_settings.speculative.type", "GET /props") == ()
     assert "contracts.settings.ctx_per_slot" in users("default_generation_settings.n_ctx", "GET /props")
@@ -62,5 +63,4 @@ def test_a_key_is_read_by_whoever_reads_what_it_stands_in() -> None:
 
 def test_a_route_that_has_to_be_closed_need_not_be_there() -> None:
     gone = Difference(kind=Kind.ROUTE, what=What.REMOVED, names=("GET /api/tags",), gone=True)
-    everybody = {each: words_of(contract.check) for each, contract in CONTRACTS.items()}
-    assert Uses(contracts=everybody).mark(gone).used_by == ()
+    assert EVERYBODY.mark(gone).used_by == ()
