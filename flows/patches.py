@@ -15,6 +15,7 @@ from tasks.console import console, one_line, print_json, show_table
 from tasks.contracts.probes import probes_of
 from tasks.patches import Patch, Placed, blame, change, edit, read_series, refuse_blocked, retire, select
 from tasks.patches.export import refresh as export_series
+from tasks.patches.series import PROOF
 from tasks.platforms import open_store
 from tasks.probes import proposed
 from tasks.release import BadInput, Event
@@ -144,7 +145,7 @@ class Reasons:
 
 
 def _proposed(patch: Patch) -> str:
-    if names := patch.trailers.get("Proved-by"):
+    if names := patch.trailers.get(PROOF):
         probes_of(names)
     some = [f"--proved-by {shlex.quote(proof)}" for proof in proposed(patch)]
     return " or ".join([*some, '--waive "why nothing can see it"'])

@@ -11,6 +11,7 @@ from pydantic import Field
 from tasks import contracts, patches, probes
 from tasks.behaviour import digest_of_code
 from tasks.contracts.probes import probes_of
+from tasks.patches.series import PROOF
 from tasks.platforms import Platform, Progress
 from tasks.probes import Seen
 from tasks.release import (
@@ -235,9 +236,9 @@ def _refuse_missed(result: PatchResult, proof: Proof, gone: Sequence[str]) -> No
 
 def owed(result: PatchResult, trailers: dict[str, str]) -> tuple[str, ...]:
     """The probes that a patch owes: none where it is not applicable, or where a person waived them."""
-    if result.status is PatchStatus.NOT_APPLICABLE or ("Waiver" in trailers and "Proved-by" not in trailers):
+    if result.status is PatchStatus.NOT_APPLICABLE or ("Waiver" in trailers and PROOF not in trailers):
         return ()
-    return probes_of(trailers.get("Proved-by", ""))
+    return probes_of(trailers.get(PROOF, ""))
 
 
 def _proof(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import stat
-import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -20,6 +18,7 @@ from tasks.approval import held
 from tasks.release import BadInput
 from tasks.store import Store
 from tests.approval.test_standing import a_request
+from tests.fakes.listening import Answering, listening
 
 pytestmark = pytest.mark.wire
 
@@ -68,20 +67,14 @@ def squatter(asks: str = "") -> Iterator[tuple[str, list[str | None]]]:
     told of passwords."""
     told: list[str | None] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
             told.append(self.headers["Authorization"])
             said = httpx.get(f"{asks}{self.path}", trust_env=False).content if asks else b"true"
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(said)
+            self.say(said)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", told
-        finally:
-            server.shutdown()
+    with listening(Handler) as address:
+        yield address, told
 
 
 def test_who_took_the_port_of_a_server_that_ended_is_told_nothing(page: str, store: Store) -> None:

@@ -106,7 +106,7 @@ def draft(text: str, *, title: str = "", why: str = "", proved_by: str = "", wai
     elif title:
         subject = f"Subject: [PATCH] {title}"
         mail = re.sub(r"^Subject: .*(?:\n[ \t].*)*", lambda _: subject, mail, flags=re.MULTILINE)
-    trailers = {"Why": why, "Proved-by": proved_by, "Waiver": waiver}
+    trailers = {"Why": why, PROOF: proved_by, "Waiver": waiver}
     foreign = "|".join(["Waiver", *([PROOF] if proved_by or waiver else [])])
     body = re.sub(rf"^(?:{foreign}): .*\n?", "", body, flags=re.MULTILINE)
     lines = [f"{name}: {value}" for name, value in trailers.items() if value and not (name == "Why" and name in known)]
@@ -182,11 +182,11 @@ def _refuse(work: Work, patch: Patch) -> None:
     if patch.broken:
         raise BadInput(f"this is no patch: {patch.broken}", todo="make it again with `git diff` or `git format-patch`")
     proposal = work.propose(patch)
-    for trailer, word in (("Why", "--why"), ("Proved-by", "--proved-by")):
-        if trailer not in patch.trailers and not (trailer == "Proved-by" and "Waiver" in patch.trailers):
+    for trailer, word in (("Why", "--why"), (PROOF, "--proved-by")):
+        if trailer not in patch.trailers and not (trailer == PROOF and "Waiver" in patch.trailers):
             raise BadInput(
                 f"{patch.title} has no {trailer}",
-                evidence=f"for its proof: {proposal}" if trailer == "Proved-by" else "",
+                evidence=f"for its proof: {proposal}" if trailer == PROOF else "",
                 todo=f"say it with {word}: a patch without it can't be judged when upstream changes",
             )
 

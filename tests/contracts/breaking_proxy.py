@@ -9,11 +9,10 @@ import http.client
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from urllib.parse import urlsplit
 
 from tasks.release import Endpoint
+from tests.fakes.listening import Answering, listening
 
 Headers = tuple[tuple[str, str], ...]
 _OF_THE_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "date", "server"}
@@ -67,7 +66,7 @@ def broken(upstream: Endpoint, breakage: Breakage) -> Iterator[Endpoint]:
     address = urlsplit(upstream.base_url)
     breakage.right_key = upstream.api_key or ""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
             self._pass_on()
 
@@ -85,9 +84,6 @@ def broken(upstream: Endpoint, breakage: Breakage) -> Iterator[Endpoint]:
 
         def do_PUT(self) -> None:
             self._pass_on()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
 
         def _pass_on(self) -> None:
             ask = breakage.ask(self._ask())
@@ -151,13 +147,5 @@ def broken(upstream: Endpoint, breakage: Breakage) -> Iterator[Endpoint]:
             finally:
                 breakage.ended(ask)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield Endpoint(base_url=f"http://127.0.0.1:{server.server_address[1]}", api_key=upstream.api_key)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with listening(Handler) as url:
+        yield Endpoint(base_url=url, api_key=upstream.api_key)

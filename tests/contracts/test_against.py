@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from xml.etree import ElementTree
 
@@ -24,6 +22,7 @@ from tasks.release import BadInput, Endpoint, Release, UpstreamRelease, Verdict
 from tests.contracts.breaking_proxy import broken
 from tests.contracts.broken_kinds import Lets
 from tests.contracts.conftest import Serving
+from tests.fakes.listening import Answering, listening
 
 RELEASE = Release(upstream=UpstreamRelease(build=1), tree="t", build="b", argv=(), files={}, alias="m")
 NAMES = ("contracts.chat.usage", "contracts.health.ok", "contracts.twins.chat")
@@ -57,20 +56,13 @@ def somebody_elses() -> Iterator[tuple[str, list[str]]]:
     """The URL of a server that is not ours and wants a key, and the headers that it gets to see."""
     seen: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
             seen.append(str(self.headers))
-            self.send_response(401)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.say(status=401)
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", seen
-        server.shutdown()
+    with listening(Handler) as url:
+        yield url, seen
 
 
 def test_productions_key_goes_to_no_server_that_it_was_not_given_for() -> None:
@@ -108,23 +100,13 @@ class Words:
 
 @contextmanager
 def saying(words: Words) -> Iterator[Context]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_POST(self) -> None:
             kind, body = words.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.say(body, headers={"Content-Type": kind})
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        with Recorder(Endpoint(base_url=f"http://127.0.0.1:{server.server_address[1]}")) as client:
-            yield Context(client, RELEASE)
-        server.shutdown()
+    with listening(Handler) as url, Recorder(Endpoint(base_url=url)) as client:
+        yield Context(client, RELEASE)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from tasks.contracts import reading
 from tasks.contracts.promises import CONTRACTS, Recorder, verify
 from tasks.contracts.rendering import render
 from tasks.release import Endpoint, Release, UpstreamRelease, Verdict, Verification
+from tests.fakes.listening import Answering, listening
 
 RELEASE = Release(upstream=UpstreamRelease(build=1), tree="t", build="b", argv=(), files={}, alias="m")
 Turns = list[dict[str, Any]]
@@ -49,31 +48,22 @@ def in_parts(turns: Turns) -> Turns:
 def serving(template: str, rewrite: Rewrite, edit: Callable[[str], str] = str) -> Iterator[Recorder]:
     """A server that has this template, and renders it of turns that it has rewritten."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
-            self._say({"chat_template": template, "bos_token": "<s>", "eos_token": "</s>", "status": "ok"})
+            self.say(_json({"chat_template": template, "bos_token": "<s>", "eos_token": "</s>", "status": "ok"}))
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             turns = rewrite(copy.deepcopy(asked["messages"]))
             prompt, why = render(template.replace("strftime_now is defined", "false"), {"messages": turns})
-            self._say({"prompt": edit(prompt)}, 500 if why else 200)
+            self.say(_json({"prompt": edit(prompt)}), 500 if why else 200)
 
-        def _say(self, body: Any, status: int = 200) -> None:
-            sent = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(sent)))
-            self.end_headers()
-            self.wfile.write(sent)
+    with listening(Handler) as url, Recorder(Endpoint(base_url=url)) as client:
+        yield client
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        with Recorder(Endpoint(base_url=f"http://127.0.0.1:{server.server_address[1]}")) as client:
-            yield client
-        server.shutdown()
+def _json(said: Any) -> bytes:
+    return json.dumps(said).encode()
 
 
 def asked(client: Recorder, name: str = "template_of_release") -> Verification:

@@ -7,8 +7,6 @@ import shlex
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
 
@@ -28,21 +26,18 @@ from tasks.release import (
 )
 from tasks.store import Store
 from tests.contracts.standins import NothingComesUp
+from tests.fakes.listening import Answering, listening
 
 KEY = "a-very-secret-key"
 Check = Callable[[Context], str]
 RELEASE = Release(upstream=UpstreamRelease(build=1), tree="t", build="b", argv=("--alias", "m"), files={}, alias="m")
 
 
-class _Echo(BaseHTTPRequestHandler):
+class _Echo(Answering):
     """Answers everything with 200 and what it was sent, the key too."""
 
     def do_GET(self) -> None:
-        body = f'{{"you sent": "{self.headers.get("Authorization")}"}}'.encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.say(f'{{"you sent": "{self.headers.get("Authorization")}"}}'.encode())
 
     def do_POST(self) -> None:
         """Fails on the words `fail`, and the first time on `once`."""
@@ -50,28 +45,20 @@ class _Echo(BaseHTTPRequestHandler):
         fails = b"fail" in sent or (b"once" in sent and not self.server.__dict__.setdefault("failed", False))
         self.server.__dict__["failed"] = True
         body = b'{"error": {"message": "out of luck"}}' if fails else b'{"choices": []}'
-        self.send_response(500 if fails else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.say(body, 500 if fails else 200)
 
 
 @pytest.fixture
 def echo() -> Iterator[Endpoint]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
-        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield Endpoint(base_url=f"http://127.0.0.1:{server.server_address[1]}", api_key=KEY)
-        server.shutdown()
+    with listening(_Echo) as url:
+        yield Endpoint(base_url=url, api_key=KEY)
 
 
 @pytest.fixture
 def nobody() -> Endpoint:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
-        port = server.server_address[1]
-    return Endpoint(base_url=f"http://127.0.0.1:{port}", api_key=KEY)
+    with listening(_Echo) as url:
+        pass
+    return Endpoint(base_url=url, api_key=KEY)
 
 
 def contract(check: Check) -> Contract:

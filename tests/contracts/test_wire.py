@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
 
 from tasks.contracts.wire import Wire
 from tasks.release import Endpoint
+from tests.fakes.listening import Answering, listening
 
 _TOO_LONG_S = 8.0
 
 
-class _Endless(BaseHTTPRequestHandler):
+class _Endless(Answering):
     """Goes on with what the path says: a byte at a time, in chunks, nothing at all, or more than anybody wants."""
 
     protocol_version = "HTTP/1.1"
@@ -45,17 +44,11 @@ class _Endless(BaseHTTPRequestHandler):
         if self.command == "POST":
             self.wfile.write(b"{}")
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 @pytest.fixture(scope="module")
 def endless() -> Iterator[Endpoint]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Endless) as server:
-        server.daemon_threads = True
-        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield Endpoint(base_url=f"http://127.0.0.1:{server.server_address[1]}")
-        server.shutdown()
+    with listening(_Endless) as url:
+        yield Endpoint(base_url=url)
 
 
 @pytest.mark.parametrize("path", ["/drips", "/chunks", "/silent", "/much"])

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ import httpx
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Endpoint, Release
 from tasks.settings import Settings
+from tests.fakes.listening import Answering, listening
 
 
 class Proxied(LocalPlatform):
@@ -30,15 +31,8 @@ class Proxied(LocalPlatform):
     @contextmanager
     def trial(self, release: Release, *, wait: bool = True) -> Iterator[Endpoint]:
         self.trials += 1
-        with super().trial(release, wait=wait) as endpoint:
-            server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(endpoint))
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            try:
-                url = f"http://127.0.0.1:{server.server_address[1]}"
-                yield endpoint.model_copy(update={"base_url": url})
-            finally:
-                server.shutdown()
-                server.server_close()
+        with super().trial(release, wait=wait) as endpoint, listening(self._handler(endpoint)) as url:
+            yield endpoint.model_copy(update={"base_url": url})
 
     def _dead(self, counts: bool) -> bool:
         with self._lock:
@@ -50,7 +44,7 @@ class Proxied(LocalPlatform):
     def _handler(self, endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
         platform = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Answering):
             def do_GET(self) -> None:
                 self._pass(b"")
 
@@ -69,14 +63,7 @@ class Proxied(LocalPlatform):
                 content = got.content
                 if platform.garble and self.command == "POST":
                     content = garbled(got.json(), platform.garble)
-                self.send_response(got.status_code)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *args: Any) -> None:
-                pass
+                self.say(content, got.status_code, {"Content-Type": "application/json"})
 
         return Handler
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.fakes.listening import Answering, listening
 
 REPOSITORY = "ggml-org/llama.cpp"
 GIT = ["git", "-c", "user.name=u", "-c", "user.email=u@localhost", "-c", "commit.gpgsign=false"]
@@ -132,12 +132,9 @@ class FakeGithub:
         return subprocess.run(argv, cwd=self.repo, check=True, capture_output=True).stdout
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Answering):
     github: FakeGithub
     protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
 
     def do_GET(self) -> None:
         github, url = self.github, urlsplit(self.path)
@@ -187,12 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         if status == 200 and seen.headers.get("if-none-match") == etag:
             status, content = 304, b""
         seen.status = status
-        self.send_response(status)
-        for name, value in {**headers, "ETag": etag}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        self.say(content, status, {**headers, "ETag": etag})
 
 
 @contextmanager
@@ -200,9 +192,5 @@ def fake_github(root: Path) -> Iterator[FakeGithub]:
     """A GitHub with an empty repository, listening on loopback."""
     github = FakeGithub(root)
     handler = type("Handler", (_Handler,), {"github": github})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        github.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with listening(handler) as github.url:
         yield github
-        server.shutdown()

@@ -6,8 +6,9 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.fakes.listening import Answering, listening
 
 TOKEN = "xoxb-right"
 CHANNELS = {"#releases": "C0RELEASES"}
@@ -81,11 +82,8 @@ def _wrong(body: dict[str, Any]) -> str | None:
     return None
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Answering):
     slack: FakeSlack
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
 
     def do_POST(self) -> None:
         self.slack.calls += 1
@@ -97,13 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {}, self.slack.call(method, self.headers["Authorization"], body))
 
     def _send(self, status: int, headers: dict[str, str], body: dict[str, Any]) -> None:
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {**headers, "Content-Type": "application/json"}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        self.say(json.dumps(body).encode(), status, {**headers, "Content-Type": "application/json"})
 
 
 @contextmanager
@@ -111,9 +103,6 @@ def fake_slack() -> Iterator[FakeSlack]:
     """A Slack that listens on loopback."""
     slack = FakeSlack()
     handler = type("Handler", (_Handler,), {"slack": slack})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        slack.url = f"http://127.0.0.1:{server.server_port}/api/"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with listening(handler) as url:
+        slack.url = f"{url}/api/"
         yield slack
-        server.shutdown()

