@@ -230,14 +230,15 @@ class Release(Model):
     upstream: UpstreamRelease
     tree: str
     build: str = Field(description="build digest")
-    argv: tuple[str, ...] = Field(description="server argv; files stand as {model}, {mmproj}, {chat_template}")
-    files: dict[str, FileRef] = Field(description="placeholder -> file")
+    argv: tuple[str, ...] = Field(description="server argv; files stand as {model}, {mmproj}, {chat_template}, ...")
+    env: dict[str, str] = Field(default_factory=dict, description="variables that the server sees besides")
+    files: dict[str, FileRef] = Field(description="placeholder -> file; {model.2} is the second part of {model}")
     alias: str = Field(description="the served model name")
 
     @property
     def id(self) -> str:
         """12 hex characters over everything that makes the release what it is."""
-        what = self.model_dump(mode="json", exclude={"upstream"})
+        what = self.model_dump(mode="json", exclude={"upstream"} if self.env else {"upstream", "env"})
         return digest_of(what | {"build_number": self.upstream.build})[:12]
 
     @property

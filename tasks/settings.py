@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
@@ -33,26 +33,153 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ServerSettings(Section):
-    """What llama-server is asked to do, in words that do not change when upstream's flags do."""
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Auto = Literal["auto"]
+"""llama-server is not told, and decides."""
+_DEVICES = re.compile(r"(CUDA|NVIDIA|GGML|OMP|GOMP|HIP|HSA|ROCR|ROCBLAS|VK|SYCL|ZES|MALLOC|MTMD|LLAMA)_\w+")
+"""Variables that llama-server, the libraries under it and the drivers read."""
 
-    model: Path | None = Field(default=None, description="the GGUF to serve")
+
+class ServerSettings(Section):
+    """What llama-server is asked to do, in words that do not change when upstream's flags do.
+
+    What is not set is not said: llama-server decides. tasks/preflight/argv.py says which flag each of them is.
+    """
+
+    model: Path | None = Field(default=None, description="the GGUF to serve; of a split one its first part")
     mmproj: Path | None = Field(default=None, description="the multimodal projector GGUF")
     chat_template: Path | None = Field(default=None, description="a Jinja file instead of the GGUF's own template")
-    alias: str = Field(default="default", min_length=1, description="the served model name")
-    slots: int = Field(default=2, ge=1, le=256, description="requests answered at the same time")
-    ctx_per_slot: int = Field(default=4096, ge=256, description="tokens of context for each slot")
-    kv_cache_type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"] = Field(
-        default="f16", description="how keys and values are kept in the cache"
+    lora: tuple[Path, ...] = Field(default=(), description="LoRA adapters, GGUF files")
+    lora_scale: tuple[float, ...] = Field(default=(), description="of each adapter, in the same order; 1 where not set")
+    draft_model: Path | None = Field(default=None, description="a small GGUF that drafts tokens for speculation")
+    hub_model: str | None = Field(
+        default=None,
+        pattern=r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$",
+        description="user/repository:quant on Hugging Face instead of a file",
     )
-    batch: int = Field(default=2048, ge=1, description="logical batch size, tokens")
-    ubatch: int = Field(default=512, ge=1, description="physical batch size, tokens")
-    gpu_layers: int = Field(default=0, ge=0, description="layers on the GPU; 0 for CPU only")
+    alias: str = Field(default="default", min_length=1, description="the served model name")
+    slots: Annotated[int, Field(ge=1, le=256)] | Auto = Field(
+        default=2, description="requests answered at the same time"
+    )
+    ctx_per_slot: Annotated[int, Field(ge=256)] | Auto = Field(
+        default=4096, description="tokens of context for each slot"
+    )
+    kv_cache_type: CacheType | Auto = Field(default="f16", description="how keys and values are kept in the cache")
+    key_cache_type: CacheType | None = Field(default=None, description="the same for keys alone")
+    value_cache_type: CacheType | None = Field(default=None, description="the same for values alone")
+    batch: Positive | Auto = Field(default=2048, description="logical batch size, tokens")
+    ubatch: Positive | Auto = Field(default=512, description="physical batch size, tokens")
+    gpu_layers: Count | Literal["auto", "all"] = Field(default=0, description="layers on the GPU; 0 for CPU only")
     flash_attention: Literal["on", "off", "auto"] = Field(default="on", description="auto: llama-server decides")
-    memory_map: bool = Field(default=False, description="map the model file; must be off for snapshots")
+    memory_map: bool | Auto = Field(default=False, description="map the model file; must be off for snapshots")
+    jinja: bool = Field(default=True, description="render chats by the template, tools included")
     metrics: bool = Field(default=True, description="serve GET /metrics")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; llama-server decides when not set")
+    threads_batch: int | None = Field(default=None, ge=1, description="CPU threads that read prompts")
+
+    temperature: float | None = Field(default=None, ge=0, description="of requests that name none; so with all these")
+    top_k: int | None = Field(default=None, ge=0, description="0: all tokens")
+    top_p: float | None = Field(default=None, ge=0, le=1, description="1: all tokens")
+    min_p: float | None = Field(default=None, ge=0, le=1, description="0: all tokens")
+    repeat_penalty: float | None = Field(default=None, gt=0, description="1: none")
+    presence_penalty: float | None = Field(default=None, description="0: none")
+    frequency_penalty: float | None = Field(default=None, description="0: none")
+    predict: int | None = Field(default=None, ge=-1, description="tokens of an answer at most; -1: no bound")
+
+    reasoning: Literal["on", "off", "auto"] | None = Field(default=None, description="whether the model thinks")
+    reasoning_format: Literal["none", "deepseek", "deepseek-legacy", "auto"] | None = Field(
+        default=None, description="where thoughts stand in an answer"
+    )
+    reasoning_budget: int | None = Field(default=None, ge=-1, description="tokens of thought; -1: no bound, 0: none")
+    template_arguments: dict[str, Any] | None = Field(default=None, description="given to each chat's template")
+
+    cache_prompt: bool | None = Field(default=None, description="go on from what a slot has read already")
+    cache_ram: int | None = Field(default=None, ge=-1, description="MiB of host memory for prompts; -1: no bound")
+    cache_reuse: int | None = Field(default=None, ge=0, description="tokens of a chunk that is reused by shifting it")
+    context_shift: bool | None = Field(default=None, description="drop the oldest tokens when a slot is full")
+    slot_save_path: Path | None = Field(default=None, description="a folder for slots that clients save")
+
+    embeddings: bool | None = Field(default=None, description="serve embeddings, and nothing else")
+    rerank: bool | None = Field(default=None, description="serve reranking")
+    pooling: Literal["none", "mean", "cls", "last", "rank"] | None = Field(
+        default=None, description="how the embeddings of tokens become one"
+    )
+
+    speculation: str | None = Field(default=None, description="how tokens are drafted, such as draft-mtp, ngram-mod")
+    draft_max: int | None = Field(default=None, ge=0, description="tokens drafted at once, at most")
+    draft_min: int | None = Field(default=None, ge=0, description="tokens drafted at once, at least")
+    draft_gpu_layers: Count | Literal["auto", "all"] | None = Field(default=None, description="of the draft model")
+
+    split_mode: Literal["none", "layer", "row", "tensor"] | None = Field(
+        default=None, description="how a model is spread over several GPUs"
+    )
+    tensor_split: tuple[float, ...] = Field(default=(), description="the share of each GPU")
+    main_gpu: int | None = Field(default=None, ge=0, description="the GPU that does what only one can")
+    devices: tuple[str, ...] = Field(default=(), description="what computes, as --list-devices calls it")
+    cpu_moe_layers: int | None = Field(default=None, ge=0, description="layers whose experts stay on the CPU")
+    override_tensor: tuple[str, ...] = Field(default=(), description="name pattern=buffer type")
+
+    timeout_s: int | None = Field(default=None, ge=1, description="seconds that reading or writing may take")
     api_key_env: str = Field(default="LLAMA_RELEASE_API_KEY", description="the variable that holds the API key")
+    api_key_file: Path | None = Field(
+        default=None, description="keys, one a line; ours is the first when the variable is not set"
+    )
+    flags: tuple[str, ...] = Field(
+        default=(), description="any others of llama-server, as words; looked up in the target's own list"
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="variables that llama-server and drivers read")
+
+    @classmethod
+    def left_open(cls) -> frozenset[str]:
+        """The settings whose value `auto` is not said: llama-server has its own default."""
+        return frozenset(("slots", "ctx_per_slot", "kv_cache_type", "batch", "ubatch", "gpu_layers", "memory_map"))
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Tokens of context of all slots together; None where llama-server decides."""
+        both = self.slots, self.ctx_per_slot
+        return both[0] * both[1] if isinstance(both[0], int) and isinstance(both[1], int) else None
+
+    @property
+    def cache_types(self) -> tuple[str | None, str | None]:
+        """(of keys, of values); None where llama-server decides."""
+        both = None if self.kv_cache_type == "auto" else self.kv_cache_type
+        return self.key_cache_type or both, self.value_cache_type or both
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        for name, low, high in (
+            ("slots", 1, 256),
+            ("ctx_per_slot", 256, None),
+            ("batch", 1, None),
+            ("ubatch", 1, None),
+        ):
+            value = getattr(self, name)
+            if value != "auto" and not (low <= value and (high is None or value <= high)):
+                raise ValueError(f"server.{name} is {low} or more" + (f", and at most {high}" if high else ""))
+        if self.slots == "auto" and self.ctx_per_slot != "auto":
+            raise ValueError('server.ctx_per_slot needs server.slots, or "auto"')
+        if self.gpu_layers not in ("auto", "all") and int(self.gpu_layers) < 0:
+            raise ValueError('server.gpu_layers is 0 or more, "all" or "auto"')
+        if self.lora_scale and len(self.lora_scale) != len(self.lora):
+            raise ValueError(f"server.lora_scale has {len(self.lora_scale)} numbers for {len(self.lora)} adapters")
+        if commas := [str(path) for path in self.lora if "," in str(path) or ":" in str(path)]:
+            raise ValueError(f"server.lora: llama-server would cut {', '.join(commas)} in two")
+        if self.model and self.hub_model:
+            raise ValueError("server.model and server.hub_model: set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _is_for_the_server(self) -> Self:
+        for name in self.env:
+            if not _DEVICES.fullmatch(name) or redaction.is_secret(name, "x" * redaction.LONG):
+                raise ValueError(
+                    f"server.env.{name}: no variable of llama-server's, or one for a secret, whose place is the "
+                    "environment of llama-release"
+                )
+        return self
 
 
 class UpstreamSettings(Section):
@@ -219,8 +346,8 @@ class Settings(BaseSettings):
 
     @property
     def api_key(self) -> SecretStr | None:
-        """The API key, from the variable that `server.api_key_env` names."""
-        value = os.environ.get(self.server.api_key_env)
+        """The API key, from the variable that `server.api_key_env` names, else the first of `server.api_key_file`."""
+        value = os.environ.get(self.server.api_key_env) or _first_key(self.server.api_key_file)
         return SecretStr(value) if value else None
 
 
@@ -243,6 +370,15 @@ def load() -> Settings:
         )
     redaction.also(found.server.api_key_env, found.upstream.token_env, found.notify.slack_token_env)
     return found
+
+
+def _first_key(file: Path | None) -> str:
+    """The first key of a file as llama-server reads it: blank lines and those with a hash are none (common/arg.cpp)."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines() if file else []
+    except (OSError, ValueError) as error:
+        raise BadInput(f"the keys in {file} cannot be read", evidence=str(error), todo="server.api_key_file") from error
+    return next((line for line in lines if line and not line.startswith("#")), "")
 
 
 def _told(error: Exception) -> Iterator[str]:

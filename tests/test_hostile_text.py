@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from modal_app.compile import first_error
 from tasks.evals.model import Expectation
 from tasks.evals.scorer import is_correct
+from tasks.flags.flag import flags_of_help, flags_of_readme
 from tasks.patches.evidence import heading_name
 from tasks.patches.scopes import Scopes, Unreadable
 from tasks.patches.series import Hunk
 from tasks.preflight.compare import successor_of
-from tasks.preflight.surface import Surface, fields_of, flags_of_help, flags_of_readme, routes_of
+from tasks.preflight.surface import Surface, fields_of, routes_of
 from tasks.release import Change
 from tasks.runbook import explain, known
 from tasks.settings import UpstreamSettings

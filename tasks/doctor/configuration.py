@@ -18,8 +18,8 @@ from dotenv import dotenv_values
 from modal_app.redaction import redacted
 from tasks import gguf_header
 from tasks.doctor import Check, Seen, note, warning
+from tasks.flags.flag import Flag, flags_of_help
 from tasks.preflight.argv import Argv, refusal, render, spelled
-from tasks.preflight.surface import Flag, flags_of_help
 from tasks.process import Output, ask
 from tasks.release import BadInput, Build, ReleaseFailed, StageName, ToolingError
 from tasks.settings import ServerSettings, Settings

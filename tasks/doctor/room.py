@@ -142,9 +142,12 @@ def kv_cache_bytes(settings: Settings) -> int:
 
     heads = value("attention.head_count_kv") or value("attention.head_count")
     width = value("embedding_length") // (value("attention.head_count") or 1)
-    both = (value("attention.key_length") or width) + (value("attention.value_length") or width)
-    each = _ELEMENT_BYTES.get(server.kv_cache_type, _ELEMENT_BYTES["q5_0"])
-    return int(value("block_count") * heads * both * each * server.slots * server.ctx_per_slot)
+    lengths = (value("attention.key_length") or width, value("attention.value_length") or width)
+    types = [kind or "f16" for kind in server.cache_types]  # llama-server's default
+    row = sum(
+        length * _ELEMENT_BYTES.get(kind, _ELEMENT_BYTES["q5_0"]) for length, kind in zip(lengths, types, strict=True)
+    )
+    return int(value("block_count") * heads * row * (server.context_tokens or value("context_length")))
 
 
 def _servers_up(settings: Settings) -> int:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from tasks.flags.history import history
+from tasks.flags.table import Table, known
+from tasks.flags.words import CUMULATIVE, Reading, read, split
 from tasks.process import Output
 from tasks.release import BadInput, Build, Release, ReleaseFailed
 from tasks.settings import ServerSettings
@@ -14,6 +20,93 @@ Argv = tuple[str, ...]
 Accepts = Callable[[Argv], str]
 """Gives the binary's own complaint about an argv; '' when it takes it."""
 
+TYPED: Mapping[str, str] = {
+    "alias": "--alias",
+    "slots": "--parallel",
+    "batch": "--batch-size",
+    "ubatch": "--ubatch-size",
+    "gpu_layers": "--n-gpu-layers",
+    "flash_attention": "--flash-attn",
+    "memory_map": "--load-mode",
+    "jinja": "--jinja",
+    "metrics": "--metrics",
+    "threads": "--threads",
+    "threads_batch": "--threads-batch",
+    "temperature": "--temp",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "min_p": "--min-p",
+    "repeat_penalty": "--repeat-penalty",
+    "presence_penalty": "--presence-penalty",
+    "frequency_penalty": "--frequency-penalty",
+    "predict": "--predict",
+    "reasoning": "--reasoning",
+    "reasoning_format": "--reasoning-format",
+    "reasoning_budget": "--reasoning-budget",
+    "template_arguments": "--chat-template-kwargs",
+    "cache_prompt": "--cache-prompt",
+    "cache_ram": "--cache-ram",
+    "cache_reuse": "--cache-reuse",
+    "context_shift": "--context-shift",
+    "slot_save_path": "--slot-save-path",
+    "embeddings": "--embedding",
+    "rerank": "--rerank",
+    "pooling": "--pooling",
+    "speculation": "--spec-type",
+    "draft_max": "--spec-draft-n-max",
+    "draft_min": "--spec-draft-n-min",
+    "draft_gpu_layers": "--spec-draft-ngl",
+    "split_mode": "--split-mode",
+    "tensor_split": "--tensor-split",
+    "main_gpu": "--main-gpu",
+    "devices": "--device",
+    "cpu_moe_layers": "--n-cpu-moe",
+    "override_tensor": "--override-tensor",
+    "timeout_s": "--timeout",
+    "api_key_file": "--api-key-file",
+}
+"""Setting -> today's name of llama-server's option that it is. Those that are more or less than one: `_of_sizes`."""
+NEGATIVE: Mapping[str, str] = {
+    "jinja": "--no-jinja",
+    "cache_prompt": "--no-cache-prompt",
+    "context_shift": "--no-context-shift",
+}
+"""Setting -> what says no, of a switch that is on without a word, or was."""
+FILES: Mapping[str, str] = {
+    "model": "--model",
+    "mmproj": "--mmproj",
+    "chat_template": "--chat-template-file",
+    "draft_model": "--spec-draft-model",
+    "lora": "--lora",
+}
+"""Setting that names files of a release -> the option that it is."""
+FREE_FILES = (
+    "--control-vector", "--grammar-file", "--json-schema-file", "--lookup-cache-static", "--ui-config-file",
+    "--mcp-servers-config",
+)  # fmt: skip
+"""Options without a setting of their own whose value is one file that llama-server reads: a part of the release."""
+OWNED: Mapping[str, str] = {
+    "--host": "local.host says where servers listen",
+    "--port": "local.production_port and local.staging_port say where servers listen",
+    "--reuse-port": "it would share the port with whoever asks for it",
+    "--api-key": "the key comes from the variable that server.api_key_env names: an argv is read by everybody",
+    "--hf-token": "a token comes from the variable HF_TOKEN: an argv is read by everybody",
+    "--hf-repo": "server.hub_model names a repository",
+    "--hf-repo-draft": "set server.draft_model to a file: what is served is fetched before, and known by its digest",
+    "--hf-file": "set server.model to a file, or server.hub_model to user/repository:quant",
+    "--model-url": "set server.model to a file: what is served is fetched before, and known by its digest",
+    "--mmproj-url": "set server.mmproj to a file: what is served is fetched before, and known by its digest",
+    "--docker-repo": "set server.model to a file: what is served is fetched before, and known by its digest",
+    "--ssl-key-file": "TLS ends before llama-server: have a proxy in front of the port do it",
+    "--ssl-cert-file": "TLS ends before llama-server: have a proxy in front of the port do it",
+    "--models-dir": "a router can't be released yet: give each model a store and a port of its own",
+    "--models-preset": "a router can't be released yet: give each model a store and a port of its own",
+    "--sleep-idle-seconds": "local.idle_s and modal.idle_s stop an idle server, and it comes back from a snapshot",
+    "--help": "it ends the server", "--version": "it ends the server", "--list-devices": "it ends the server",
+    "--completion-bash": "it ends the server", "--cache-list": "it ends the server",
+}  # fmt: skip
+"""Options that are llama-release's own to say, or that no release can have -> what to do instead."""
+
 
 @dataclass(frozen=True)
 class Want:
@@ -22,51 +115,183 @@ class Want:
     setting: str
     spellings: tuple[Argv, ...]
 
+    @property
+    def is_free(self) -> bool:
+        """Whether it is one of `server.flags`, in llama-server's own words."""
+        return self.setting.startswith("flags ")
+
+    @property
+    def names(self) -> list[str]:
+        """The options that it names in today's words."""
+        return [word for word in self.spellings[0] if word.startswith("-")]
+
+
+_PART = re.compile(r"(?P<name>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+"""How a part of a split GGUF is called (llama.cpp, llama_split_path)."""
+
+
+def parts(model: Path) -> list[Path]:
+    """The files of a model in their order: its parts when it is split, else itself. They need not be there.
+
+    Raises BadInput for a part that is not the first, which llama-server does not take.
+    """
+    found = _PART.fullmatch(model.name)
+    if not found or int(found["count"]) < 2:
+        return [model]
+    count = int(found["count"])
+    names = [f"{found['name']}-{number:05}-of-{found['count']}.gguf" for number in range(1, count + 1)]
+    if model.name != names[0]:
+        raise BadInput(f"{model} is not the first part of its model", todo=f"set server.model to {names[0]}")
+    return [model.with_name(name) for name in names]
+
+
+def files(server: ServerSettings) -> dict[str, Path]:
+    """Placeholder -> file, of every file that a release of these settings consists of."""
+    found: dict[str, Path] = {}
+    if server.model:
+        first, *more = parts(server.model)
+        found = {"model": first} | {f"model.{number}": part for number, part in enumerate(more, 2)}
+    for name in ("mmproj", "chat_template", "draft_model"):
+        if path := getattr(server, name):
+            found[name] = path
+    found |= {_numbered("lora", at): path for at, path in enumerate(server.lora, 1)}
+    for group in split(server.flags, known()):
+        if (flag := known().find(group[0])) and flag.main in FREE_FILES and len(group) > 1:
+            found[flag.main.strip("-").replace("-", "_")] = Path(group[1])
+    return found
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}.{number}"
+
 
 def wants(server: ServerSettings) -> list[Want]:
     """The settings as llama-server flags; `{model}` and the like stand for files.
 
     Sources: b10884 replaced --mmap/--no-mmap by --load-mode; --flash-attn needs a value since b6325 (guide, issue 4).
+    Earlier names: tasks/flags/history.toml.
     """
-
-    def one(setting: str, *argv: object) -> Want:
-        return Want(setting, (tuple(map(str, argv)),))
-
-    slots, context = server.slots, server.slots * server.ctx_per_slot
-    found = [one("model", "--model", "{model}")]
-    if server.mmproj:
-        found.append(one("mmproj", "--mmproj", "{mmproj}"))
-    if server.chat_template:
-        found.append(one("chat_template", "--chat-template-file", "{chat_template}"))
-    found += [
-        one("jinja", "--jinja"),
-        one("alias", "--alias", server.alias),
-        one("ctx_per_slot", "--ctx-size", context),
-        one("slots", "--parallel", slots),
-        one("kv_cache_type", "--cache-type-k", server.kv_cache_type, "--cache-type-v", server.kv_cache_type),
-        one("batch", "--batch-size", server.batch),
-        one("ubatch", "--ubatch-size", server.ubatch),
-        one("gpu_layers", "--n-gpu-layers", server.gpu_layers),
-        Want("flash_attention", (("--flash-attn", server.flash_attention), *_bare_flash(server))),
-        Want(
-            "memory_map",
-            (("--load-mode", "mmap"), ()) if server.memory_map else (("--load-mode", "none"), ("--no-mmap",)),
-        ),
-    ]
-    if server.metrics:
-        found.append(one("metrics", "--metrics"))
-    if server.threads:
-        found.append(one("threads", "--threads", server.threads))
-    return found
+    found = [Want(setting, (words,)) for setting, words in (*_of_files(server), *_of_sizes(server))]
+    for setting in TYPED:
+        if words := _said(server, setting):
+            found.append(Want(setting, (words, *_earlier(words))))
+    groups = free(server)
+    beside = [" ".join(group) for group in groups]
+    return found + [Want(f"flags {group[0]}", (group, *_earlier(group, beside))) for group in groups]
 
 
-def _bare_flash(server: ServerSettings) -> tuple[Argv, ...]:
-    return {"on": (("--flash-attn",),), "off": ((),), "auto": ()}[server.flash_attention]
+def _earlier(words: Argv, beside: Sequence[str] = ()) -> list[Argv]:
+    """The same in other builds' words. What an option of today said by default once need not be said at all."""
+    found = [*dict.fromkeys(history().spellings(words, beside))]
+    return [*found, ()] if words in (("--flash-attn", "off"), ("--load-mode", "mmap")) else found
+
+
+def _of_files(server: ServerSettings) -> Iterator[tuple[str, Argv]]:
+    for setting in ("model", "mmproj", "chat_template", "draft_model"):
+        if getattr(server, setting):
+            yield setting, (FILES[setting], f"{{{setting}}}")
+    if server.hub_model:
+        yield "hub_model", ("--hf-repo", server.hub_model)
+    names = [f"{{{_numbered('lora', at)}}}" for at in range(1, len(server.lora) + 1)]
+    if server.lora_scale:
+        scaled = [f"{name}:{_text(scale)}" for name, scale in zip(names, server.lora_scale, strict=True)]
+        yield "lora", ("--lora-scaled", ",".join(scaled))
+    elif names:
+        yield "lora", ("--lora", ",".join(names))
+
+
+def _of_sizes(server: ServerSettings) -> Iterator[tuple[str, Argv]]:
+    """Settings that are more, or less, than one option."""
+    if total := server.context_tokens:
+        yield "ctx_per_slot", ("--ctx-size", str(total))
+    keys, values = server.cache_types
+    if keys and keys == values:
+        yield "kv_cache_type", ("--cache-type-k", keys, "--cache-type-v", values)
+    else:
+        if keys:
+            yield "key_cache_type", ("--cache-type-k", keys)
+        if values:
+            yield "value_cache_type", ("--cache-type-v", values)
+
+
+def _said(server: ServerSettings, setting: str) -> Argv:
+    """A setting's words; none where llama-server is to decide."""
+    flag, value = TYPED[setting], getattr(server, setting)
+    if setting == "memory_map" and value != "auto":
+        return flag, "mmap" if value else "none"
+    if value is False:
+        return (NEGATIVE[setting],) if setting in NEGATIVE else ()
+    if value is True:
+        return (flag,)
+    if value is None or value == () or (value == "auto" and setting in ServerSettings.left_open()):
+        return ()
+    return flag, _text(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def free(server: ServerSettings) -> list[Argv]:
+    """The options that the settings name in llama-server's own words, each with its values, files as placeholders."""
+    named = {path: name for name, path in files(server).items()}
+    arguments = {name: value for name, value in server.env.items() if name.startswith("LLAMA_ARG_")}
+    from_variables = [each.words for each in read((), known(), arguments).said]
+    groups = []
+    for group in (*from_variables, *split(server.flags, known())):
+        flag = known().find(group[0])
+        if flag and flag.main in FREE_FILES and len(group) > 1:
+            group = (group[0], f"{{{named[Path(group[1])]}}}")
+        groups.append(group)
+    return groups
+
+
+def variables(server: ServerSettings) -> dict[str, str]:
+    """What a server sees in its environment by the settings; options among them go into its argv."""
+    return {name: value for name, value in sorted(server.env.items()) if not name.startswith("LLAMA_ARG_")}
 
 
 def spelled(server: ServerSettings) -> dict[str, Want]:
     """Flag -> the setting that it is, or was in an earlier spelling, the way to say."""
     return {word: want for want in wants(server) for s in want.spellings for word in s if word.startswith("-")}
+
+
+def wrong(server: ServerSettings, table: Table) -> list[str]:
+    """One line for each setting that a build's llama-server would refuse, not understand, or take from another one."""
+    understood = [(want, [read(spelling, table) for spelling in want.spellings]) for want in wants(server)]
+    typed = {main: want.setting for want, readings in understood if not want.is_free for main in _mains(readings)}
+    lines: list[str] = []
+    seen: set[str] = set()
+    for want, readings in understood:
+        if all(reading.refused for reading in readings):
+            lines.append(f"server.{want.setting}: " + "; ".join(map(str, readings[0].refused)))
+        for main in _mains(readings) if want.is_free else ():
+            if instead := next((why for word, why in OWNED.items() if _main(word, table) == main), ""):
+                lines.append(f"server.flags: `{main}`: {instead}")
+            elif main in typed:
+                lines.append(f"server.flags: `{main}`: server.{typed[main]} says it, too; leave one of them out")
+            elif main in seen and main not in CUMULATIVE:
+                lines.append(f"server.flags: `{main}` stands there twice: llama-server would take the last one only")
+            seen.add(main)
+    for name in server.env:
+        reading = read((), table, {name: server.env[name]})
+        if name.startswith("LLAMA_ARG_") and (reading.unread or reading.refused):
+            lines += [f"server.env: {said}" for said in (*reading.unread, *map(str, reading.refused))]
+    return lines
+
+
+def _mains(readings: Sequence[Reading]) -> list[str]:
+    """The options that a setting comes to in the first of its spellings that is understood."""
+    return [said.main for said in next((each.said for each in readings if not each.refused), ())]
+
+
+def _main(word: str, table: Table) -> str:
+    flag = table.find(word) or known().find(word)
+    return flag.main if flag else word
 
 
 def refusal(ask: Callable[..., Output], argv: Argv) -> str:
@@ -108,7 +333,7 @@ def render(server: ServerSettings, refuses: Accepts) -> tuple[Argv, list[str]]:
         raise ReleaseFailed(
             "the candidate does not take our argv",
             evidence=said,
-            todo="teach tasks/preflight/argv.py the flag's new name, or drop the setting",
+            todo="correct the setting; if upstream has renamed it, tasks/flags/history.toml is to learn the new name",
         )
     return tuple(argv), notes
 
@@ -120,14 +345,14 @@ def bundle(store: Store, build: Build, server: ServerSettings) -> tuple[Release,
     """
     if server.model is None:
         raise BadInput("no model is set", todo="set server.model to a GGUF file")
-    paths = {"model": server.model, "mmproj": server.mmproj, "chat_template": server.chat_template}
     argv, notes = render(server, lambda words: complaint(store, build, words))
     release = Release(
         upstream=build.source.upstream,
         tree=build.source.tree,
         build=build.digest,
         argv=argv,
-        files={name: store.put_file(path) for name, path in paths.items() if path},
+        env=variables(server),
+        files={name: store.put_file(path) for name, path in files(server).items()},
         alias=server.alias,
     )
     return release, notes

@@ -9,8 +9,9 @@ from enum import StrEnum
 
 from pydantic import Field as Described
 
+from tasks.flags.flag import Flag
 from tasks.preflight.observe import NO_KEY
-from tasks.preflight.surface import Exchange, Flag, Route, Surface
+from tasks.preflight.surface import Exchange, Route, Surface
 from tasks.release import Model
 
 _SAME_WORDS = 4  # as many words of a flag's help in a row, and

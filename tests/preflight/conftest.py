@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tasks.preflight.surface import Surface, fields_of, flags_of_help, routes_of
+from tasks.flags.flag import flags_of_help
+from tasks.preflight.surface import Surface, fields_of, routes_of
 
 DATA = Path(__file__).parent / "data"
 

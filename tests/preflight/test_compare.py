@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tasks.flags.flag import Flag
 from tasks.patches.series import read_series
 from tasks.preflight import strays, told
 from tasks.preflight.compare import Difference, Kind, What, compare
-from tasks.preflight.surface import Exchange, Flag
+from tasks.preflight.surface import Exchange
 from tasks.preflight.uses import Uses, uses
 from tasks.release import Release, UpstreamRelease
 from tasks.settings import ServerSettings

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tasks.preflight.surface import Flag, disagreements, fields_of, flags_of_help, flags_of_readme, routes_of
+from tasks.flags.flag import Flag, flags_of_help, flags_of_readme
+from tasks.preflight.surface import disagreements, fields_of, routes_of
 from tests.preflight.conftest import excerpt
 
 

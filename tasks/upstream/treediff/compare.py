@@ -11,10 +11,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from tasks.flags.flag import Flag
 from tasks.preflight.compare import Difference, What
 from tasks.preflight.compare import Kind as SurfaceKind
 from tasks.preflight.compare import compare as compare_surfaces
-from tasks.preflight.surface import Flag, Route, Surface
+from tasks.preflight.surface import Route, Surface
 from tasks.release import Model
 from tasks.upstream.risk import Risk
 from tasks.upstream.treediff import (

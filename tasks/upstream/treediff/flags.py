@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from tasks.preflight.surface import Flag, read_flag
+from tasks.flags.flag import Flag, read_flag
 from tasks.upstream.treediff.cpp import PLACEHOLDER, Code
 from tasks.upstream.treediff.defaults import Defaults, plain
 from tasks.upstream.treediff.facts import Files
