@@ -364,16 +364,38 @@ def upstream_since(
 
 
 @app.command()
-def plan(to: To = None, as_json: Json = False) -> None:
+def plan(
+    to: To = None,
+    argv: Annotated[
+        bool, typer.Option("--argv", help="print only the llama-server command that the settings come to, on one line")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Say what an upgrade would do, and change nothing."""
-    from flows.plan import plan as make_plan
     from tasks.settings import load
+
+    if argv:
+        return _print_argv(load(), as_json)
+    from flows.plan import plan as make_plan
 
     found = make_plan(load(), to)
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
         show_table("an upgrade now", ("stage", "would"), found.rows)
+
+
+def _print_argv(settings: Settings, as_json: bool) -> None:
+    import shlex
+
+    from tasks.preflight.argv import shown, variables
+
+    words, env = ("llama-server", *shown(settings)), variables(settings.server)
+    if as_json:
+        print_json({"argv": list(words), "env": env})
+    else:
+        set_first = ["env", *(f"{name}={value}" for name, value in env.items())] if env else []
+        print(shlex.join([*set_first, *words]))
 
 
 @app.command()

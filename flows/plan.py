@@ -10,8 +10,10 @@ from tasks import patches, preflight, upstream
 from tasks.doctor import needs
 from tasks.faults import Fault
 from tasks.platforms import Platform, open_platform
+from tasks.preflight import foreseen as of_source
 from tasks.promote import refuse_on_hold
 from tasks.release import (
+    BadInput,
     Hold,
     Model,
     PatchResult,
@@ -107,7 +109,8 @@ def plan(settings: Settings, to: str | None) -> Plan:
         return known
     try:
         source = _source(settings, source_of, target)
-    except ReleaseFailed as error:
+        of_source.check(settings, source)
+    except (ReleaseFailed, BadInput) as error:
         return known.model_copy(update={"problem": str(error)})
     try:
         release, avoids = _release(platform, source, settings), platform.avoids(settings.recipe)

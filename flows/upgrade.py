@@ -13,6 +13,7 @@ from flows.required import required
 from tasks import approval, build, contracts, evals, notify, patches, preflight, promote, proof, restore
 from tasks.doctor import needs
 from tasks.platforms import open_platform
+from tasks.preflight import foreseen
 from tasks.report import show_dossier
 from tasks.upstream import stage as upstream
 
@@ -51,6 +52,7 @@ def upgrade(to: Tag | None = None, again: bool = False) -> State[Outcome]:
         if target is None:
             return ended(NOTHING_NEWER.kind, note=NOTHING_NEWER.note)
         source = patches.apply(platform, settings, target)
+        foreseen.check(settings, source)
         built = build.make(platform, source, settings.recipe)
         source, built = proof.check(platform, settings, source, built, again)
         release = preflight.check(platform, settings, built, production.release, again)

@@ -34,6 +34,10 @@ class FileRef(BaseModel):
     sha256: str
 
 
+PARTS = Path("/tmp/model")
+"""Where a container has the parts of a split model side by side; it serves one."""
+
+
 class Deployment(Section):
     """One stage serving one release."""
 
@@ -42,8 +46,9 @@ class Deployment(Section):
     release: str = Field(description="release id: a new release is always another deployment, and another snapshot")
     generation: str = Field(default="", description="tells a redeploy of the same release, and so its snapshot, apart")
     build: str = Field(description="the folder builds/<digest>/ to serve from")
-    argv: tuple[str, ...] = Field(description="files stand as {model}, {mmproj}, {chat_template}")
-    files: dict[str, FileRef]
+    argv: tuple[str, ...] = Field(description="files stand as {model}, {mmproj}, {chat_template}, ...")
+    env: dict[str, str] = Field(default_factory=dict, description="variables that llama-server sees besides")
+    files: dict[str, FileRef] = Field(description="{model.2} is the second part of {model}")
     gpu: str | None = Field(description="None: a container without a GPU")
     key: str = Field(
         default="", description="tells one API key from another: a snapshot keeps the key it was made with"
@@ -66,10 +71,19 @@ class Deployment(Section):
         return "mmproj" in self.files
 
     def command(self, store: Path, port: int) -> list[str]:
-        """The argv of llama-server in a container."""
+        """The argv of llama-server in a container. The parts of a split model are linked into one folder, in which it
+        looks for them under their own names (llama_split_path)."""
         words = list(self.argv)
+        parts = [name for name in self.files if name.partition(".")[0] == "model"]
         for name, ref in self.files.items():
-            words = [word.replace(f"{{{name}}}", str(store / "files" / ref.sha256 / ref.name)) for word in words]
+            path = store / "files" / ref.sha256 / ref.name
+            if len(parts) > 1 and name in parts:
+                PARTS.mkdir(exist_ok=True)
+                link = PARTS / ref.name
+                link.unlink(missing_ok=True)
+                link.symlink_to(path)
+                path = link
+            words = [word.replace(f"{{{name}}}", str(path)) for word in words]
         return [str(store / "builds" / self.build / "llama-server"), *words, "--host", "0.0.0.0", "--port", str(port)]
 
     def baked(self) -> dict[str, str]:
@@ -103,6 +117,7 @@ class _Told(BaseModel):
 
     build: str
     argv: tuple[str, ...]
+    env: dict[str, str] = {}
     files: dict[str, FileRef]
 
 

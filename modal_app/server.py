@@ -98,7 +98,7 @@ class LlamaServer:
         print(json.dumps({"argv": redacted(argv), "release": self.deployment.release}), flush=True)
         # The release is served as it is: no setting reaches it through the environment, and no secret but its key.
         # The build brings its own libraries; ggml looks for its backends beside the binary.
-        env = serving(Path(argv[0]).parent)
+        env = serving(Path(argv[0]).parent) | self.deployment.env
         if key := os.environ.get(KEY):
             env[KEY] = key
         self.process = subprocess.Popen(

@@ -19,7 +19,7 @@ from modal_app.redaction import redacted
 from tasks import gguf_header
 from tasks.doctor import Check, Seen, note, warning
 from tasks.flags.flag import Flag, flags_of_help
-from tasks.preflight.argv import Argv, refusal, render, spelled
+from tasks.preflight.argv import Argv, files, refusal, render, spelled
 from tasks.process import Output, ask
 from tasks.release import BadInput, Build, ReleaseFailed, StageName, ToolingError
 from tasks.settings import ServerSettings, Settings
@@ -99,8 +99,8 @@ def model(server: ServerSettings) -> str | Seen:
     if server.model is None:
         return note("no model is set", "set server.model to a GGUF file")
     told = []
-    for what, path in (("model", server.model), ("mmproj", server.mmproj)):
-        if path is None:
+    for what, path in files(server).items():
+        if what == "chat_template" or (what != "model" and path.suffix != ".gguf"):
             continue
         header = gguf_header.read(path)
         if (size := path.stat().st_size) < header.needed_bytes:
@@ -109,13 +109,13 @@ def model(server: ServerSettings) -> str | Seen:
                 evidence=f"{size} bytes, its last tensor ends at {header.needed_bytes}",
                 todo="fetch it again, and compare its sha256",
             )
-        if (header.architecture == "clip") != (what == "mmproj"):
+        if (header.architecture == "clip") != (what == "mmproj") and "." not in what:
             raise BadInput(
                 f"{path} is no {what}",
                 evidence=f"its architecture is {header.architecture!r}",
                 todo="server.model takes the language model, server.mmproj its projector (architecture clip)",
             )
-        told.append(f"{path.name} {size / 1e6:.0f} MB, {header.architecture}")
+        told.append(f"{path.name} {size / 1e6:.0f} MB" + (f", {header.architecture}" if header.architecture else ""))
     if server.chat_template and not server.chat_template.is_file():
         raise BadInput(f"there is no chat template {server.chat_template}", todo="correct server.chat_template")
     return "; ".join(told)

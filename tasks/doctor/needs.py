@@ -23,6 +23,7 @@ from tasks.doctor.tools import cuda, git, toolchain, wheels
 from tasks.patches.series import read_series
 from tasks.platforms.local.control import Control, load_deployment
 from tasks.platforms.local.proc import bind
+from tasks.preflight.argv import files
 from tasks.release import BadInput, Problem, StageName, ToolingError
 from tasks.settings import Settings
 
@@ -98,19 +99,18 @@ def _taken(stage: str, host: str, port: int) -> Iterator[str]:
 
 
 def served(settings: Settings) -> str:
-    """The files that servers are to be given are set and can be read. Raises BadInput."""
-    server = settings.server
-    if server.model is None:
+    """The files that servers are to be given are set and can be read, each part of a split one. Raises BadInput."""
+    if settings.server.model is None:
         raise BadInput("no model is set", todo="set server.model to a GGUF file")
-    files = {"model": server.model, "mmproj": server.mmproj, "chat_template": server.chat_template}
+    named = files(settings.server)
     wrong = [
         f"server.{name}: {path} {'cannot be read by this user' if path.exists() else 'is not there'}"
-        for name, path in files.items()
-        if path and not (path.is_file() and os.access(path, os.R_OK))
+        for name, path in named.items()
+        if not (path.is_file() and os.access(path, os.R_OK))
     ]
     if wrong:
         raise BadInput("a file cannot be read", evidence="\n".join(wrong), todo="correct its path in the settings")
-    return ", ".join(path.name for path in files.values() if path)
+    return ", ".join(path.name for path in named.values())
 
 
 def series(settings: Settings) -> str:

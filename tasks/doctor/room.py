@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -11,6 +12,7 @@ from typing import get_args
 from tasks import gguf_header
 from tasks.doctor import Seen, warning
 from tasks.platforms.local.control import Control
+from tasks.preflight.argv import files
 from tasks.release import StageName, ToolingError
 from tasks.settings import Settings
 
@@ -66,16 +68,20 @@ def disk(settings: Settings, *, compiles: bool = True) -> str | Seen:
 
 def _uses(settings: Settings, compiles: bool) -> list[Use]:
     root = settings.store.absolute()
-    server = settings.server
-    files = [path for path in (server.model, server.mmproj) if path and path.is_file()]
-    snapshot = files[0].stat().st_size if settings.platform == "local" and server.model in files else 0
+    found = {name: path for name, path in files(settings.server).items() if path.is_file()}
+    snapshot = sum(_weights(found)) if settings.platform == "local" else 0
     build = max((_size(folder) for folder in (root / "builds").glob("*")), default=0)
     store = nearest(root)
-    copies = sum(path.stat().st_size for path in files if _is_copied(path, root, store))
+    copies = sum(path.stat().st_size for path in found.values() if _is_copied(path, root, store))
     uses = [Use(store, build + snapshot + copies, copies + _SURELY_BYTES // 3)]
     if compiles:
         uses.append(Use(nearest(settings.cache), _WORK_BYTES, _SURELY_BYTES))
     return uses
+
+
+def _weights(found: Mapping[str, Path]) -> Iterator[int]:
+    """Bytes of each of these files that a server keeps in memory; a template or a grammar is none."""
+    yield from (path.stat().st_size for path in found.values() if path.suffix == ".gguf")
 
 
 def _is_copied(path: Path, root: Path, store: Path) -> bool:
@@ -106,10 +112,10 @@ def memory(settings: Settings) -> str | Seen:
     Raises ToolingError when not even the weights of one do.
     """
     server = settings.server
-    weights = sum(path.stat().st_size for path in (server.model, server.mmproj) if path and path.is_file())
+    weights = sum(_weights({name: path for name, path in files(server).items() if path.is_file()}))
     if not weights:
         return "no model is there to reckon with"
-    if server.gpu_layers:
+    if server.gpu_layers and server.gpu_layers != "auto":
         return "the model is on the GPU: its memory is not reckoned here"
     total, available = _memory()
     if weights > total and not server.memory_map:

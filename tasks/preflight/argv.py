@@ -13,7 +13,7 @@ from tasks.flags.table import Table, known
 from tasks.flags.words import CUMULATIVE, Reading, read, split
 from tasks.process import Output
 from tasks.release import BadInput, Build, Release, ReleaseFailed
-from tasks.settings import ServerSettings
+from tasks.settings import ServerSettings, Settings
 from tasks.store import Store
 
 Argv = tuple[str, ...]
@@ -255,6 +255,15 @@ def variables(server: ServerSettings) -> dict[str, str]:
     return {name: value for name, value in sorted(server.env.items()) if not name.startswith("LLAMA_ARG_")}
 
 
+def shown(settings: Settings) -> Argv:
+    """The argv of llama-server that the settings come to, in the words of the newest build that is known, with the
+    settings' own paths: for a person to compare with theirs. A release's own argv is what its binary takes."""
+    named = {f"{{{name}}}": str(path) for name, path in files(settings.server).items()}
+    argv = [word for want in wants(settings.server) for word in want.spellings[0]]
+    words = [re.sub(r"\{[a-z_]+(\.\d+)?\}", lambda m: named.get(m[0], m[0]), word) for word in argv]
+    return (*words, "--host", settings.local.host, "--port", str(settings.local.production_port))
+
+
 def spelled(server: ServerSettings) -> dict[str, Want]:
     """Flag -> the setting that it is, or was in an earlier spelling, the way to say."""
     return {word: want for want in wants(server) for s in want.spellings for word in s if word.startswith("-")}
@@ -294,14 +303,24 @@ def _main(word: str, table: Table) -> str:
     return flag.main if flag else word
 
 
+UNASKED = ("--json-schema-file", "--ui-config-file", "--mcp-servers-config", "--api-key-file")
+"""Options whose file is read, and has to make sense, while the argv is read: the file is not where the binary is asked,
+so these are left out of the question."""
+
+
 def refusal(ask: Callable[..., Output], argv: Argv) -> str:
     """What a binary says against an argv, in its own words; '' when it takes it.
 
-    llama-server reads its whole argv before `--version` ends it: the surest flag check there is. A chat template is
-    the one file that it opens while it reads, so an empty one stands for ours, which need not be where it runs.
+    llama-server reads its whole argv before `--version` ends it: the surest flag check there is. A chat template and a
+    grammar are opened meanwhile, so an empty one stands for ours, which need not be where it runs.
     """
-    output = ask(*("/dev/null" if word == "{chat_template}" else word for word in argv), "--version")
+    groups = (group for group in split(argv, known()) if _main(group[0], known()) not in UNASKED)
+    words = ("/dev/null" if word in _EMPTY else word for group in groups for word in group)
+    output = ask(*words, "--version")
     return "" if output.code == 0 else output.text[:600] or f"exit status {output.code}"
+
+
+_EMPTY = ("{chat_template}", "{grammar_file}")
 
 
 def complaint(store: Store, build: Build, argv: Argv) -> str:

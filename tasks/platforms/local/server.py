@@ -29,7 +29,7 @@ from tasks.platforms.local.control import KEY_VARIABLE
 from tasks.platforms.local.proc import children, lasting_port, owns_loopback_port
 from tasks.platforms.local.snapshot import NoSnapshot
 from tasks.process import die_with_parent
-from tasks.release import BadInput, Build, Endpoint, Problem, Release, ReleaseFailed, ToolingError, now
+from tasks.release import BadInput, Build, Endpoint, Problem, Release, ReleaseFailed, ToolingError, digest_of, now
 from tasks.store import Store, with_reserve
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ READ_OF_LOG = 200_000
 """Characters at the end of a log that are read for whose fault it is that a server did not come up."""
 SHARES_PORT = "--reuse-port"
 """Sets SO_REUSEPORT, which llama-server has left off by itself since b8646 at the latest (server-http.cpp)."""
-FILE_NAMES = ("model", "mmproj", "chat_template")
+FILE_NAMES = ("model", "mmproj", "chat_template", "draft_model", "lora")
 
 # the last is how GGML_ABORT begins what it says (ggml.c, `ggml_abort`)
 _ERROR_WORDS = re.compile(
@@ -365,6 +365,7 @@ def command(store: Store, release: Release) -> list[str]:
                 evidence=str(path),
                 todo="put the file back and run it again",
             )
+        path = whole(store, release) if name == "model" else path
         argv = [word.replace(f"{{{name}}}", str(path)) for word in argv]
     if lost := [name for name in FILE_NAMES if any(f"{{{name}}}" in word for word in argv)]:
         raise BadInput(
@@ -373,6 +374,24 @@ def command(store: Store, release: Release) -> list[str]:
             todo="set the file in the settings and make the release again",
         )
     return [str(executable), *argv]
+
+
+def whole(store: Store, release: Release) -> Path:
+    """The model's file; of a split one its first part, in a folder in which all of them lie side by side under their
+    own names, where llama-server looks for them (llama_split_path)."""
+    parts = [ref for name, ref in release.files.items() if name.partition(".")[0] == "model"]
+    if len(parts) == 1:
+        return store.file(parts[0])
+    folder = store.root / "files" / digest_of([ref.sha256 for ref in parts])
+    folder.mkdir(parents=True, exist_ok=True)
+    for ref in parts:
+        path, link = store.file(ref), folder / ref.name
+        if not (link.exists() and link.samefile(path)):
+            temporary = link.with_name(f".{link.name}.{os.getpid()}")
+            temporary.unlink(missing_ok=True)
+            os.link(path, temporary)
+            os.replace(temporary, link)
+    return folder / parts[0].name
 
 
 def lacks(build: Build) -> tuple[str, ...]:
@@ -405,12 +424,13 @@ def _spawn(
     argv: list[str], store: Store, release: Release, key: str | None, path: Path, port: int, walled: bool
 ) -> Server:
     folder = store.build_dir(release.build)
-    whole, env = [*argv, "--host", "127.0.0.1", "--port", str(port)], environment(folder, key)
-    started = wall.behind(whole, env, hide=[store.root], network=True) if walled else whole
-    log.info("starting %s: %s", release.label, redacted(whole))
+    words, env = [*argv, "--host", "127.0.0.1", "--port", str(port)], environment(folder, key) | release.env
+    seen = [store.file(ref) for ref in release.files.values()] + [whole(store, release).parent]
+    started = wall.behind(words, env, hide=[store.root], keep=seen, network=True) if walled else words
+    log.info("starting %s: %s", release.label, redacted(words))
     with open(path, "ab", buffering=0) as file:
         with contextlib.suppress(OSError):  # a server that can't say anything serves all the same
-            file.write(f"# {redacted(whole)}\n".encode())
+            file.write(f"# {redacted(words)}\n".encode())
         process = _spawner.submit(_popen, started, env, file).result()
     endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}", api_key=key)
     return Server(release, endpoint, port, process.pid, process, path)

@@ -272,6 +272,7 @@ class ModalPlatform:
         on_cpu = build.recipe.backend == "cpu" or (stage == "trial" and small)
         return Deployment(
             stage=stage, name=name, release=release.id, generation=generation, build=release.build, argv=release.argv,
+            env=release.env,
             files={each: FileRef(name=ref.name, sha256=ref.sha256) for each, ref in release.files.items()},
             gpu=None if on_cpu else self._modal.gpu, wait=wait, settings=self._modal,
             key="" if stage == "trial" else self.key_mark,

@@ -22,6 +22,7 @@ UNKNOWN = "`"
 
 _OPTION = re.compile(r"\badd_opt\(\s*common_arg\(")
 _EXAMPLES = re.compile(r"\.set_examples\(\s*\{?([^)}]*)")
+_EXCLUDED = re.compile(r"\.set_excludes\(\s*\{([^}]*)\}")
 _ENV = re.compile(r'\.set_env\(\s*"(\w+)"')
 _HANDED = re.compile(r"\b[cm]params\.(\w+)\s*=[^;]*?\bparams\.(?:\w+\.)*(\w+)\s*;")
 _PARAMETER = re.compile(r"\bparams\.((?:\w+\.)*\w+)\b(?!\s*\()")
@@ -67,11 +68,13 @@ def _options(code: Code, known: Defaults) -> Iterator[Declared]:
         examples = _EXAMPLES.search(chain)
         named = examples[1] if examples else ""
         programs = groups.get(named.strip()) or re.findall(r"LLAMA_EXAMPLE_(\w+)", named) or list(SERVED)
+        excluded = _EXCLUDED.search(chain)
+        left_out = "LLAMA_EXAMPLE_SERVER" in excluded[1] if excluded else False
         ways = _PARAMETER.findall(code.bare[m.start() : closes])
         yield Declared(
             read_flag(", ".join(names) + "".join(f" {hint}" for hint in hints), said),
             code.at(code.shape.index("{", opens)),
-            any(program in SERVED for program in programs),
+            not left_out and any(program in SERVED for program in programs),
             frozenset(way.rpartition(".")[2] for way in ways),
             frozenset(way.partition(".")[0] for way in ways),
         )
