@@ -27,6 +27,7 @@ from tasks.contracts import (
     chance,
     chat,
     edges,
+    effects,
     errors,
     health,
     messages,
@@ -77,7 +78,7 @@ from tasks.report import markdown_table
 from tasks.stage import Row, stage
 
 SUBJECTS = (
-    health, models, chat, sampling, auth, metrics, responses, messages, errors, settings, slots, template, thinking,
+    health, models, chat, sampling, auth, metrics, responses, messages, errors, settings, effects, slots, template, thinking,
     tools, vision, twins, stops, reading, state, chance, schemas, tokens, edges,
 )  # fmt: skip
 

@@ -22,7 +22,7 @@ from tasks.preflight.argv import bundle, render, wants
 from tasks.preflight.compare import Difference, Kind, What, compare
 from tasks.preflight.observe import observe
 from tasks.preflight.surface import Surface, read
-from tasks.preflight.uses import uses
+from tasks.preflight.uses import unproved, uses
 from tasks.release import BadInput, Build, Release, ReleaseFailed, ToolingError, Verdict, Verification, digest_of
 from tasks.report import code, fenced, markdown_table
 from tasks.settings import Settings
@@ -171,13 +171,16 @@ def check(
         store.forget(release)
     if unseen := strays(platform.inherits()):
         notes.append(f"{', '.join(unseen)} set here does not reach the server")
+    blind = unproved(release.argv)
+    if blind:
+        notes.append(f"no contract shows the effect of {len(blind)} options")
     accepted = Verification(
         name=NAME,
         release=release.id,
         verdict=Verdict.PASSED,
         summary="argv accepted" + "".join(f"; {note}" for note in notes),
         promise="the exact argv goes through the binary before anything is served (guide, issue 4)",
-        evidence={"argv": list(release.argv), "notes": notes, "version": build.version},
+        evidence={"argv": list(release.argv), "notes": notes, "unproved": blind, "version": build.version},
     )
     store.record(accepted)
     verified = compare_with_production(platform, settings, build, release, before)
@@ -189,7 +192,8 @@ def check(
         [accepted, verified],
         f"{accepted.summary}; {verified.summary}",
         f"release `{release.id}`\n\n{fenced(' '.join(release.argv))}\n\n{markdown_table(('file', 'content'), files)}"
-        f"\n\n{table(found)}\n\n{_list('Where --help and the README disagree', verified.evidence['readme'])}",
+        f"\n\n{table(found)}\n\n{_list('Options whose effect no contract shows', blind)}"
+        f"\n\n{_list('Where --help and the README disagree', verified.evidence['readme'])}",
     )
     return release
 

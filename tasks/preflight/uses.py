@@ -14,6 +14,8 @@ from typing import Any
 
 from tasks.contracts.promises import CONTRACTS
 from tasks.endpoint import Answer, Client, Stream
+from tasks.flags.table import known
+from tasks.flags.words import read
 from tasks.patches.series import Patch
 from tasks.preflight.argv import Want, spelled
 from tasks.preflight.compare import Difference, Kind, What
@@ -22,6 +24,8 @@ from tasks.release import Release
 from tasks.settings import ServerSettings
 
 _OURS = "tasks."
+_ABOUT_ARGV = "tasks.flags"
+"""Its words are of what a server is told before it is asked anything."""
 _METHODS = (Client, Stream, Answer)
 _TRANSPORT = ("request", "evidence", "_asked", "_reaching", "_chain")  # their words are about an exchange, not of it
 _PATH = re.compile(r"/[\w/-]+")
@@ -48,6 +52,30 @@ class Words:
     def reads(self, key: str) -> bool:
         """Whether a string in it is this key, or can be put together to it."""
         return key in self.strings or any(re.fullmatch(pattern, key) for pattern in self.patterns)
+
+
+OTHERWISE = (
+    "--alias",
+    "--model",
+    "--mmproj",
+    "--chat-template-file",
+    "--jinja",
+    "--spec-draft-model",
+    "--lora",
+    "--lora-scaled",
+)
+"""Options whose effect is shown although no contract names them: everything asks the model, contracts on images,
+templates, tools, drafts and adapters the others."""
+
+
+def unproved(argv: Sequence[str]) -> list[str]:
+    """The options of an argv whose effect no contract shows, as they are said."""
+    named = frozenset(word for contract in CONTRACTS.values() for word in words_of(contract.check).strings)
+    return [
+        " ".join(each.words)
+        for each in read(argv, known()).effective
+        if each.main not in OTHERWISE and not named & set(each.flag.names)
+    ]
 
 
 @dataclass(frozen=True)
@@ -170,7 +198,8 @@ class _Reader(ast.NodeVisitor):
     def follow(self, value: Any) -> None:
         value = value.fget if isinstance(value, property) else value
         if isinstance(value, FunctionType):
-            if value in self._seen or not value.__module__.startswith(_OURS):
+            module = value.__module__
+            if value in self._seen or not module.startswith(_OURS) or module.startswith(_ABOUT_ARGV):
                 return
             self._seen.add(value)
             if value.__name__ == "<lambda>":  # its source is of the statement around it, or no statement at all

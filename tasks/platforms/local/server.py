@@ -425,7 +425,8 @@ def _spawn(
 ) -> Server:
     folder = store.build_dir(release.build)
     words, env = [*argv, "--host", "127.0.0.1", "--port", str(port)], environment(folder, key) | release.env
-    seen = [store.file(ref) for ref in release.files.values()] + [whole(store, release).parent]
+    named = Path(argv[argv.index("--model") + 1]).parent if "--model" in argv else folder
+    seen = [*(store.file(ref) for ref in release.files.values()), named]
     started = wall.behind(words, env, hide=[store.root], keep=seen, network=True) if walled else words
     log.info("starting %s: %s", release.label, redacted(words))
     with open(path, "ab", buffering=0) as file:

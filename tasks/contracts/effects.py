@@ -1,0 +1,133 @@
+"""What argv sets for requests that say nothing of it: each option has the effect that it is set for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.contracts.promises import Context, at, expect, promise
+from tasks.flags.table import known
+from tasks.flags.words import read
+
+_SOURCE = "llama.cpp tools/server/README.md options; guide 07: verify that parameters have effects"
+_SHOWN = {
+    "--temp": "temperature",
+    "--top-k": "top_k",
+    "--top-p": "top_p",
+    "--min-p": "min_p",
+    "--typical": "typical_p",
+    "--top-n-sigma": "top_n_sigma",
+    "--xtc-probability": "xtc_probability",
+    "--xtc-threshold": "xtc_threshold",
+    "--repeat-last-n": "repeat_last_n",
+    "--repeat-penalty": "repeat_penalty",
+    "--presence-penalty": "presence_penalty",
+    "--frequency-penalty": "frequency_penalty",
+    "--dry-multiplier": "dry_multiplier",
+    "--dry-base": "dry_base",
+    "--dry-allowed-length": "dry_allowed_length",
+    "--dry-penalty-last-n": "dry_penalty_last_n",
+    "--dynatemp-range": "dynatemp_range",
+    "--dynatemp-exp": "dynatemp_exponent",
+    "--mirostat": "mirostat",
+    "--mirostat-ent": "mirostat_tau",
+    "--mirostat-lr": "mirostat_eta",
+    "--keep": "n_keep",
+}
+"""Option -> what an answer calls it when it tells the settings that it was made with (server-task.cpp, `to_json`)."""
+_CLOSE = 1e-4
+"""Of a number: upstream keeps them in 32 bits."""
+_LONGEST = 256  # tokens: a longer answer is not waited for
+_REPEATS = "1 2 3 4 5 6 7 8 " * 12
+"""A text that any way of drafting goes on with."""
+UNSAID = "argv leaves it to the server"
+
+
+def given(ctx: Context) -> dict[str, str]:
+    """First long name of an option -> its value in the release's argv; of a switch `on` or `off`."""
+    return {each.main: each.value for each in read(ctx.release.argv, known()).effective}
+
+
+def _complete(ctx: Context, **params: Any) -> Any:
+    answer = ctx.client.post("/completion", {"prompt": _REPEATS, "cache_prompt": False, **params})
+    expect(answer.status == 200, f"/completion answered {answer.status}")
+    return answer.body
+
+
+@promise(
+    "settings.samplers", "a request that names no sampler's value is answered with argv's", f"{_SOURCE} (`--temp` ...)"
+)
+def samplers(ctx: Context) -> str:
+    asked = {_SHOWN[name]: float(value) for name, value in given(ctx).items() if name in _SHOWN}
+    if not asked:
+        return UNSAID
+    shown = at(_complete(ctx, n_predict=1), "generation_settings")
+    for name, value in asked.items():
+        has = at(shown, name)
+        expect(abs(float(has) - value) <= _CLOSE * max(1.0, abs(value)), f"{name} is {has}, argv asks for {value:g}")
+    return ", ".join(f"{name} {value:g}" for name, value in asked.items())
+
+
+@promise("settings.predict", "an answer without a limit of its own ends at argv's", f"{_SOURCE} (`--predict`)")
+def predict(ctx: Context) -> str:
+    asked = int(given(ctx).get("--predict", -1))
+    if not 0 < asked <= _LONGEST:
+        return UNSAID if asked < 0 else f"{asked} tokens are too many to wait for"
+    told = at(_complete(ctx, ignore_eos=True, temperature=0), "tokens_predicted")
+    expect(told == asked, f"it says {told} tokens, argv asks for {asked}")
+    return f"{told} tokens"
+
+
+@promise("settings.lora", "the adapters that argv names are loaded, with their scales", f"{_SOURCE} (`--lora`)")
+def lora(ctx: Context) -> str:
+    argv = given(ctx)
+    asked = [1.0 for _ in filter(None, argv.get("--lora", "").split(","))]
+    asked += [float(each.rpartition(":")[2]) for each in filter(None, argv.get("--lora-scaled", "").split(","))]
+    if not asked:
+        return UNSAID
+    if argv.get("--lora-init-without-apply") == "on":
+        asked = [0.0 for _ in asked]
+    listed = ctx.client.get("/lora-adapters")
+    expect(listed.status == 200, f"/lora-adapters answered {listed.status}")
+    has = [float(at(each, "scale")) for each in listed.body]
+    expect(has == asked, f"adapters with scales {has} are loaded, argv asks for {asked}")
+    return f"{len(has)} adapters"
+
+
+@promise("settings.drafts", "tokens are drafted when argv asks for it", f"{_SOURCE} (`--spec-type`, `--model-draft`)")
+def drafts(ctx: Context) -> str:
+    argv = given(ctx)
+    if argv.get("--spec-type", "none") == "none" and "--spec-draft-model" not in argv:
+        return UNSAID
+    timings = at(_complete(ctx, n_predict=48, temperature=0, ignore_eos=True), "timings")
+    drafted = int(timings.get("draft_n", 0))
+    expect(drafted > 0, "no token was drafted in a text that goes on as it was")
+    return f"{drafted} tokens drafted, {timings.get('draft_n_accepted', 0)} of them kept"
+
+
+@promise("settings.cache_prompt", "no prompt is kept when argv forbids it", f"{_SOURCE} (`--no-cache-prompt`)")
+def cache_prompt(ctx: Context) -> str:
+    if given(ctx).get("--cache-prompt", "on") == "on":
+        return UNSAID
+    kept = [at(ctx.client.chat("Hi", max_tokens=1).body, "timings", "cache_n") for _ in range(2)]
+    expect(kept[1] == 0, f"{kept[1]} tokens of the prompt were taken from before")
+    return "read anew each time"
+
+
+@promise(
+    "settings.reasoning",
+    "whether a model thinks, and where its thoughts stand, is as argv says",
+    f"{_SOURCE} (`--reasoning`, `--reasoning-budget`, `--reasoning-format`)",
+    server="scripted",
+)
+def reasoning(ctx: Context) -> str:
+    argv = given(ctx)
+    told = [f"{name} {argv[name]}" for name in ("--reasoning-budget", "--reasoning-format") if name in argv]
+    if not told:
+        return UNSAID
+    message = at(ctx.client.chat("Think.", max_tokens=64).body, "choices", 0, "message")
+    thought = message.get("reasoning_content") or ""
+    if argv.get("--reasoning-format") == "none":
+        expect(not thought, "thoughts stand apart, argv wants them in the content")
+    elif argv.get("--reasoning-budget") == "0":
+        expect(not thought.strip(), f"argv allows no thought, and it thinks {thought[:40]!r}")
+    return "; ".join(told)
