@@ -78,8 +78,8 @@ from tasks.report import markdown_table
 from tasks.stage import Row, stage
 
 SUBJECTS = (
-    health, models, chat, sampling, auth, metrics, responses, messages, errors, settings, effects, slots, template, thinking,
-    tools, vision, twins, stops, reading, state, chance, schemas, tokens, edges,
+    health, models, chat, sampling, auth, metrics, responses, messages, errors, settings, effects, slots, template,
+    thinking, tools, vision, twins, stops, reading, state, chance, schemas, tokens, edges,
 )  # fmt: skip
 
 

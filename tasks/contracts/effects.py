@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.sampling import NEUTRAL
 from tasks.flags.table import known
 from tasks.flags.words import read
 
@@ -98,8 +99,12 @@ def drafts(ctx: Context) -> str:
     argv = given(ctx)
     if argv.get("--spec-type", "none") == "none" and "--spec-draft-model" not in argv:
         return UNSAID
-    timings = at(_complete(ctx, n_predict=48, temperature=0, ignore_eos=True), "timings")
+    body = _complete(ctx, n_predict=48, ignore_eos=True, **{**NEUTRAL, "temperature": 0})
+    timings = at(body, "timings")
     drafted = int(timings.get("draft_n", 0))
+    from_text = "--spec-draft-model" not in argv and "ngram" in argv["--spec-type"]
+    if not drafted and from_text and not at(body, "content").startswith(_REPEATS[:40]):
+        return "it does not go on as the text was: there is nothing to draft from"
     expect(drafted > 0, "no token was drafted in a text that goes on as it was")
     return f"{drafted} tokens drafted, {timings.get('draft_n_accepted', 0)} of them kept"
 

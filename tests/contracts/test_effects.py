@@ -1,0 +1,87 @@
+"""Options set in each way that settings know, on a real server: they are shown to have their effect, and to lack it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.contracts import effects
+from tasks.contracts.promises import CONTRACTS, Recorder, verify
+from tasks.platforms.local import LocalPlatform
+from tasks.preflight.argv import bundle
+from tasks.release import Build, Endpoint, Release, Verdict, Verification
+from tasks.settings import ServerSettings
+from tests import ggufs
+
+pytestmark = pytest.mark.real
+SAID = {"settings.samplers": "temperature 0.7", "settings.predict": "40 tokens", "settings.lora": "2 adapters",
+        "settings.drafts": "tokens drafted", "settings.cache_prompt": "read anew"}  # fmt: skip
+OTHERWISE = {
+    "settings.samplers": ("--temp", "0.7", "0.8"),
+    "settings.predict": ("--predict", "40", "41"),
+    "settings.lora": ("--lora-scaled", "{lora}:0.5,{lora.2}:1", "{lora}:1,{lora.2}:1"),
+}
+
+
+@pytest.fixture(scope="module")
+def release(platform: LocalPlatform, build: Build, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    folder = tmp_path_factory.mktemp("files")
+    first, *_ = ggufs.split(smollm2, folder, 3)
+    server = ServerSettings(
+        model=first, slots="auto", ctx_per_slot="auto", kv_cache_type="auto", value_cache_type="q8_0", threads=1,
+        lora=(ggufs.lora(folder / "one.gguf"), ggufs.lora(folder / "two.gguf", rank=2)), lora_scale=(0.5, 1.0),
+        temperature=0.7, top_k=20, min_p=0.02, repeat_penalty=1.1, predict=40, cache_prompt=False,
+        speculation="ngram-mod", flags=("-c", "5000", "-np", "3", "--dry-multiplier", "0.3"),
+        env={"GGML_LOG_LEVEL": "2", "LLAMA_ARG_TOP_P": "0.9"},
+    )  # fmt: skip
+    return bundle(platform.store, build, server)[0]
+
+
+@pytest.fixture(scope="module")
+def endpoint(platform: LocalPlatform, release: Release) -> Iterator[Endpoint]:
+    with platform.trial(release) as found:
+        yield found
+
+
+def asked(endpoint: Endpoint, release: Release, name: str) -> Verification:
+    with Recorder(endpoint) as client:
+        return verify(CONTRACTS[f"contracts.{name}"], client, release, subject=release, basis="0")
+
+
+def test_every_file_is_a_part_of_the_release_by_its_content(release: Release) -> None:
+    assert set(release.files) == {"model", "model.2", "model.3", "lora", "lora.2"}
+    assert len({ref.sha256 for ref in release.files.values()}) == 5
+    assert release.env == {"GGML_LOG_LEVEL": "2"}
+    assert release.argv[release.argv.index("--top-p") + 1] == "0.9"
+
+
+@pytest.mark.parametrize("name", sorted(SAID))
+def test_what_argv_sets_has_its_effect(name: str, release: Release, endpoint: Endpoint) -> None:
+    found = asked(endpoint, release, name)
+    assert found.verdict is Verdict.PASSED
+    assert SAID[name] in found.summary
+
+
+@pytest.mark.parametrize("name", sorted(OTHERWISE))
+def test_a_server_on_which_it_has_none_is_caught(name: str, release: Release, endpoint: Endpoint) -> None:
+    flag, value, other = OTHERWISE[name]
+    argv = list(release.argv)
+    assert argv[argv.index(flag) + 1] == value
+    argv[argv.index(flag) + 1] = other
+    assert asked(endpoint, release.model_copy(update={"argv": tuple(argv)}), name).verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("settings.cache_prompt", ("--no-cache-prompt",)), ("settings.drafts", ("--spec-type", "ngram-mod"))],
+)
+def test_a_server_that_never_heard_of_it_is_caught(
+    name: str, more: tuple[str, ...], platform: LocalPlatform, build: Build, smollm2: Path
+) -> None:
+    plain, _ = bundle(platform.store, build, ServerSettings(model=smollm2, threads=1))
+    with platform.trial(plain) as endpoint:
+        assert asked(endpoint, plain, name).summary == effects.UNSAID
+        told = plain.model_copy(update={"argv": (*plain.argv, *more)})
+        assert asked(endpoint, told, name).verdict is Verdict.FAILED
