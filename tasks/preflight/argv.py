@@ -21,14 +21,16 @@ Accepts = Callable[[Argv], str]
 """Gives the binary's own complaint about an argv; '' when it takes it."""
 
 TYPED: Mapping[str, str] = {
+    "jinja": "--jinja",
     "alias": "--alias",
+    "ctx_per_slot": "--ctx-size",
     "slots": "--parallel",
+    "kv_cache_type": "--cache-type-k",
     "batch": "--batch-size",
     "ubatch": "--ubatch-size",
     "gpu_layers": "--n-gpu-layers",
     "flash_attention": "--flash-attn",
     "memory_map": "--load-mode",
-    "jinja": "--jinja",
     "metrics": "--metrics",
     "threads": "--threads",
     "threads_batch": "--threads-batch",
@@ -65,7 +67,8 @@ TYPED: Mapping[str, str] = {
     "timeout_s": "--timeout",
     "api_key_file": "--api-key-file",
 }
-"""Setting -> today's name of llama-server's option that it is. Those that are more or less than one: `_of_sizes`."""
+"""Setting -> today's name of llama-server's option that it is, in the order of an argv: that is in the identity of
+every release. kv_cache_type is two (`_of_cache`)."""
 NEGATIVE: Mapping[str, str] = {
     "jinja": "--no-jinja",
     "cache_prompt": "--no-cache-prompt",
@@ -171,10 +174,9 @@ def wants(server: ServerSettings) -> list[Want]:
     Sources: b10884 replaced --mmap/--no-mmap by --load-mode; --flash-attn needs a value since b6325 (guide, issue 4).
     Earlier names: tasks/flags/history.toml.
     """
-    found = [Want(setting, (words,)) for setting, words in (*_of_files(server), *_of_sizes(server))]
-    for setting in TYPED:
-        if words := _said(server, setting):
-            found.append(Want(setting, (words, *_earlier(words))))
+    found = [Want(setting, (words,)) for setting, words in _of_files(server)]
+    typed = ((setting, words) for each in TYPED for setting, words in _of_setting(server, each))
+    found += [Want(setting, (words, *_earlier(words))) for setting, words in typed]
     groups = free(server)
     beside = [" ".join(group) for group in groups]
     return found + [Want(f"flags {group[0]}", (group, *_earlier(group, beside))) for group in groups]
@@ -200,32 +202,34 @@ def _of_files(server: ServerSettings) -> Iterator[tuple[str, Argv]]:
         yield "lora", ("--lora", ",".join(names))
 
 
-def _of_sizes(server: ServerSettings) -> Iterator[tuple[str, Argv]]:
-    """Settings that are more, or less, than one option."""
-    if total := server.context_tokens:
-        yield "ctx_per_slot", ("--ctx-size", str(total))
-    keys, values = server.cache_types
+def _of_setting(server: ServerSettings, setting: str) -> Iterator[tuple[str, Argv]]:
+    """A setting with its words; nothing where llama-server is to decide."""
+    flag, value = TYPED[setting], getattr(server, setting)
+    if setting == "kv_cache_type":
+        yield from _of_cache(*server.cache_types)
+    elif setting == "ctx_per_slot":
+        if total := server.context_tokens:
+            yield setting, (flag, str(total))
+    elif setting == "memory_map":
+        if value != "auto":
+            yield setting, (flag, "mmap" if value else "none")
+    elif value is False:
+        if setting in NEGATIVE:
+            yield setting, (NEGATIVE[setting],)
+    elif value is True:
+        yield setting, (flag,)
+    elif value is not None and value != () and not (value == "auto" and setting in ServerSettings.left_open()):
+        yield setting, (flag, _text(value))
+
+
+def _of_cache(keys: str | None, values: str | None) -> Iterator[tuple[str, Argv]]:
     if keys and keys == values:
         yield "kv_cache_type", ("--cache-type-k", keys, "--cache-type-v", values)
-    else:
-        if keys:
-            yield "key_cache_type", ("--cache-type-k", keys)
-        if values:
-            yield "value_cache_type", ("--cache-type-v", values)
-
-
-def _said(server: ServerSettings, setting: str) -> Argv:
-    """A setting's words; none where llama-server is to decide."""
-    flag, value = TYPED[setting], getattr(server, setting)
-    if setting == "memory_map" and value != "auto":
-        return flag, "mmap" if value else "none"
-    if value is False:
-        return (NEGATIVE[setting],) if setting in NEGATIVE else ()
-    if value is True:
-        return (flag,)
-    if value is None or value == () or (value == "auto" and setting in ServerSettings.left_open()):
-        return ()
-    return flag, _text(value)
+        return
+    if keys:
+        yield "key_cache_type", ("--cache-type-k", keys)
+    if values:
+        yield "value_cache_type", ("--cache-type-v", values)
 
 
 def _text(value: object) -> str:
