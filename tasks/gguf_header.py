@@ -103,7 +103,7 @@ def _read(file: BinaryIO) -> Header:
     alignment = int(values.get("general.alignment", _ALIGNMENT))
     data = -(-file.tell() // alignment) * alignment
     types = tuple(dict.fromkeys(name for name, _ in found))
-    return Header(values, data + max((end for _, end in found), default=0), types)
+    return Header(values, data + max(end for _, end in found) if found else file.tell(), types)
 
 
 def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:

@@ -18,8 +18,9 @@ from dotenv import dotenv_values
 from modal_app.redaction import redacted
 from tasks import gguf_header
 from tasks.doctor import Check, Seen, note, warning
+from tasks.doctor.model import fits, whole
 from tasks.flags.flag import Flag, flags_of_help
-from tasks.preflight.argv import Argv, files, refusal, render, spelled
+from tasks.preflight.argv import Argv, refusal, render, spelled
 from tasks.process import Output, ask
 from tasks.release import BadInput, Build, ReleaseFailed, StageName, ToolingError
 from tasks.settings import ServerSettings, Settings
@@ -62,7 +63,8 @@ def _of(store: Store, build: Build) -> Binary:
 def checks(settings: Settings, binaries: Callable[[], Sequence[Binary]], argv: str | None) -> Iterator[Check]:
     """The checks of a configuration against these binaries; `argv` is checked instead of the settings' own."""
     yield "API key", lambda: api_key(settings)
-    yield "model", lambda: model(settings.server)
+    yield "model", lambda: whole(settings.server)
+    yield "fit", lambda: fits(settings)
     yield "architecture", lambda: architecture(settings.server, binaries())
     yield "argv", lambda: given(argv, binaries()) if argv else rendered(settings.server, binaries())
     yield "thinking", lambda: thinking(settings.server, shlex.split(argv) if argv else ())
@@ -92,33 +94,6 @@ def api_key(settings: Settings) -> str | Seen:
 
 
 # -- the model ------------------------------------------------------------------------------------------------------
-
-
-def model(server: ServerSettings) -> str | Seen:
-    """The files that the settings name are there, are what they should be, and are whole."""
-    if server.model is None:
-        return note("no model is set", "set server.model to a GGUF file")
-    told = []
-    for what, path in files(server).items():
-        if what == "chat_template" or (what != "model" and path.suffix != ".gguf"):
-            continue
-        header = gguf_header.read(path)
-        if (size := path.stat().st_size) < header.needed_bytes:
-            raise BadInput(
-                f"the {what} {path} is incomplete",
-                evidence=f"{size} bytes, its last tensor ends at {header.needed_bytes}",
-                todo="fetch it again, and compare its sha256",
-            )
-        if (header.architecture == "clip") != (what == "mmproj") and "." not in what:
-            raise BadInput(
-                f"{path} is no {what}",
-                evidence=f"its architecture is {header.architecture!r}",
-                todo="server.model takes the language model, server.mmproj its projector (architecture clip)",
-            )
-        told.append(f"{path.name} {size / 1e6:.0f} MB" + (f", {header.architecture}" if header.architecture else ""))
-    if server.chat_template and not server.chat_template.is_file():
-        raise BadInput(f"there is no chat template {server.chat_template}", todo="correct server.chat_template")
-    return "; ".join(told)
 
 
 def architecture(server: ServerSettings, found: Sequence[Binary]) -> str | Seen:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import get_args
 
 from tasks.doctor import Check, Seen, Severity
+from tasks.doctor.model import fits, whole
 from tasks.doctor.packages import Kind, NotInstalled, system
 from tasks.doctor.room import disk, memory, nearest
 from tasks.doctor.tools import cuda, git, toolchain, wheels
 from tasks.patches.series import read_series
 from tasks.platforms.local.control import Control, load_deployment
 from tasks.platforms.local.proc import bind
-from tasks.preflight.argv import files
 from tasks.release import BadInput, Problem, StageName, ToolingError
 from tasks.settings import Settings
 
@@ -98,19 +98,12 @@ def _taken(stage: str, host: str, port: int) -> Iterator[str]:
         yield f"{stage}: {problem.what}, {problem.evidence}"
 
 
-def served(settings: Settings) -> str:
-    """The files that servers are to be given are set and can be read, each part of a split one. Raises BadInput."""
+def served(settings: Settings) -> str | Seen:
+    """The files that servers are given are there and whole, and can give what the settings ask. Raises BadInput."""
     if settings.server.model is None:
         raise BadInput("no model is set", todo="set server.model to a GGUF file")
-    named = files(settings.server)
-    wrong = [
-        f"server.{name}: {path} {'cannot be read by this user' if path.exists() else 'is not there'}"
-        for name, path in named.items()
-        if not (path.is_file() and os.access(path, os.R_OK))
-    ]
-    if wrong:
-        raise BadInput("a file cannot be read", evidence="\n".join(wrong), todo="correct its path in the settings")
-    return ", ".join(path.name for path in named.values())
+    told, seen = whole(settings.server), fits(settings)
+    return seen if isinstance(seen, Seen) else f"{told}; {seen}"
 
 
 def series(settings: Settings) -> str:

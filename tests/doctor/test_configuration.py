@@ -22,15 +22,16 @@ from tasks.doctor.configuration import (
     binaries,
     binary_at,
     given,
-    model,
     rendered,
     thinking,
     unknown_to,
 )
+from tasks.doctor.model import fits, whole
 from tasks.preflight import bundle
-from tasks.release import BadInput, Build, ReleaseFailed, StagePointer
+from tasks.release import BadInput, Build, Recipe, ReleaseFailed, StagePointer
 from tasks.settings import ServerSettings, Settings
 from tasks.store import Store
+from tests import ggufs
 
 NAME = "DOCTOR_TEST_KEY"
 SECRET = "a-key-that-nobody-may-see"
@@ -90,21 +91,92 @@ def test_no_key_at_all_is_a_note_here_and_a_warning_on_modal(keyed: Settings) ->
 
 def test_a_whole_model_and_its_projector_are_well(gemma4: Path, tmp_path: Path) -> None:
     mmproj = projector.build(96, tmp_path / "mmproj.gguf")
-    assert "gemma4.gguf 1 MB, gemma4; mmproj.gguf" in str(model(ServerSettings(model=gemma4, mmproj=mmproj)))
+    assert "gemma4.gguf 1 MB, gemma4; mmproj.gguf" in str(whole(ServerSettings(model=gemma4, mmproj=mmproj)))
 
 
 def test_a_download_that_broke_off_is_found_without_reading_the_tensors(gemma4: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(gemma4.read_bytes()[: gguf_header.read(gemma4).needed_bytes - 1])
     with pytest.raises(BadInput, match="is incomplete"):
-        model(ServerSettings(model=cut))
+        whole(ServerSettings(model=cut))
 
 
 def test_model_and_projector_the_wrong_way_round_are_found(gemma4: Path, tmp_path: Path) -> None:
     mmproj = projector.build(96, tmp_path / "mmproj.gguf")
     for wrong in (ServerSettings(model=mmproj), ServerSettings(model=gemma4, mmproj=gemma4)):
         with pytest.raises(BadInput, match="is no m"):
-            model(wrong)
+            whole(wrong)
+
+
+def test_a_part_that_is_not_there_is_named_and_one_that_broke_off_is_found(smollm2: Path, tmp_path: Path) -> None:
+    first, second, third = ggufs.split(smollm2, tmp_path, 3)
+    assert "00002-of-00003.gguf" in str(whole(ServerSettings(model=first)))
+    second.rename(tmp_path / "away")
+    with pytest.raises(BadInput, match="cannot be read") as refused:
+        whole(ServerSettings(model=first))
+    assert refused.value.evidence == f"server.model.2: {second} is not there"
+    (tmp_path / "away").rename(second)
+    third.write_bytes(third.read_bytes()[:-1000])
+    with pytest.raises(BadInput, match=r"model.3 .* is incomplete"):
+        whole(ServerSettings(model=first))
+
+
+def test_an_adapter_in_the_models_place_and_a_model_in_an_adapters_are_found(gemma4: Path, tmp_path: Path) -> None:
+    adapter = ggufs.lora(tmp_path / "lora.gguf")
+    for wrong in (ServerSettings(model=adapter), ServerSettings(model=gemma4, lora=(gemma4,))):
+        with pytest.raises(BadInput, match=r"is no (model|lora)"):
+            whole(wrong)
+
+
+# -- what the settings ask of the files -----------------------------------------------------------------------------
+
+
+def settings_of(**server: object) -> Settings:
+    return Settings(server=ServerSettings.model_validate(server))
+
+
+def test_all_that_settings_ask_and_cannot_have_is_one_error(gemma4: Path, tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}\n{{ m.content }")
+    asked = settings_of(
+        model=gemma4, value_cache_type="q8_0", flash_attention="off", gpu_layers=99, chat_template=template,
+        lora=[ggufs.lora(tmp_path / "lora.gguf")],
+    )  # fmt: skip
+    with pytest.raises(BadInput, match="what cannot be") as refused:
+        fits(asked)
+    values, layers, reads, adapter = refused.value.evidence.splitlines()
+    assert "q8_0 in the cache need flash attention" in values
+    assert "server.gpu_layers is 99, and the recipe builds for the CPU alone" in layers
+    assert "none for jinja2, line 2" in reads
+    assert "for the architecture 'llama', the model is 'gemma4'" in adapter
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        {"value_cache_type": "q8_0"},
+        {"key_cache_type": "q8_0", "flash_attention": "off"},
+        {"gpu_layers": "auto"},
+        {"chat_template": TEMPLATE},
+        {"ctx_per_slot": 1 << 22, "flags": ["--rope-scale", "32"]},
+    ],
+)
+def test_what_can_be_is_well(server: dict[str, object], gemma4: Path) -> None:
+    assert "gemma4" in str(fits(settings_of(model=gemma4, **server)))
+    if "gpu_layers" in server:
+        cuda = settings_of(model=gemma4, gpu_layers=9).model_copy(update={"recipe": Recipe(backend="cuda")})
+        vulkan = cuda.model_copy(update={"recipe": Recipe(cmake={"GGML_VULKAN": "ON"})})
+        assert isinstance(fits(cuda), str)
+        assert isinstance(fits(vulkan), str)
+
+
+def test_what_llama_server_would_quietly_do_otherwise_is_a_warning(gemma4: Path, tmp_path: Path) -> None:
+    mmproj = projector.build(96, tmp_path / "mmproj.gguf")
+    seen = fits(settings_of(model=gemma4, mmproj=mmproj, ctx_per_slot=1 << 22))
+    assert isinstance(seen, Seen)
+    assert seen.severity is Severity.WARNING
+    assert "a slot gets no more" in seen.evidence
+    assert "mmproj.gguf gives vectors of 96 for vision, the model takes" in seen.evidence
 
 
 # -- thinking -------------------------------------------------------------------------------------------------------

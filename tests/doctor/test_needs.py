@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks import gguf_header
 from tasks.doctor import needs, room
 from tasks.release import BadInput, ToolingError
 from tasks.settings import LocalSettings, ServerSettings, Settings
@@ -21,8 +22,7 @@ ANY_PORT = LocalSettings(staging_port=0, production_port=0)
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Those of a machine that has all."""
-    model = tmp_path / "m.gguf"
-    model.touch()
+    model = gguf_header.write_bare(tmp_path / "m.gguf", "gemma4")
     return Settings(
         store=tmp_path / "store", cache=tmp_path / "cache", patches=REPOSITORY / "patches",
         server=ServerSettings(model=model), local=ANY_PORT,
@@ -86,7 +86,7 @@ def test_a_warning_does_not_stop_and_is_told(settings: Settings, monkeypatch: py
     monkeypatch.setattr(room, "_memory", lambda: memory)
     model = settings.server.model
     assert model
-    with open(model, "wb") as file:
+    with open(model, "r+b") as file:
         file.truncate(2_000_000_000_000)
     mapped = changed(settings, server=ServerSettings(model=model, memory_map=True))
     told = needs.require(mapped, needs.UPGRADE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 
 from tasks.flags.flag import flags_of_help
@@ -78,3 +79,28 @@ def test_a_source_that_declares_its_options_in_another_way_says_nothing(tmp_path
     sources.git("add", ".", index=index, work_tree=work)
     tree = sources.git("write-tree", index=index).stdout.strip()
     assert foreseen.table_of(sources, a_build().source.model_copy(update={"tree": tree})) is None
+
+
+@pytest.mark.real
+def test_files_that_a_source_does_not_know_are_named(
+    base: Settings, build_at: Callable[[str], Build], smollm2: Path, tmp_path: Path
+) -> None:
+    source = build_at("b8672").source
+    foreseen.check(base.model_copy(update={"server": ServerSettings(model=smollm2)}), source)
+    strange = gguf.GGUFWriter(tmp_path / "strange.gguf", "gemma9")
+    strange.add_tokenizer_model("gpt2")
+    strange.add_tokenizer_pre("nobodys")
+    odd = gguf.GGUFWriter(tmp_path / "odd.gguf", "clip")
+    odd.add_string("clip.projector_type", "tomorrows")
+    for writer in (strange, odd):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+    server = ServerSettings(model=tmp_path / "strange.gguf", mmproj=tmp_path / "odd.gguf")
+    with pytest.raises(BadInput, match="b8672") as refused:
+        foreseen.check(base.model_copy(update={"server": server}), source)
+    assert [line.split(" is not known")[0] for line in refused.value.evidence.splitlines()] == [
+        "strange.gguf: the architecture gemma9",
+        "strange.gguf: the pre-tokenizer nobodys",
+        "odd.gguf: the kind of projector tomorrows",
+    ]
