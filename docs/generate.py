@@ -11,7 +11,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -79,9 +80,24 @@ def _default(field: FieldInfo) -> str:
 
 def _meaning(field: FieldInfo) -> str:
     words = [field.description or ""]
-    if get_origin(field.annotation) is Literal:
-        words.append("one of " + ", ".join(f"`{choice}`" for choice in get_args(field.annotation)))
+    number = any(part in (int, float) for part in _parts(field.annotation))
+    choices = [f"`{choice}`" for choice in _choices(field.annotation)]
+    if choices:
+        words.append(("a number or " if number else "one of " if len(choices) > 1 else "or ") + ", ".join(choices))
     return "; ".join(filter(None, words))
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The types that a value may have: the members of a union, what stands in `Annotated`."""
+    if get_origin(annotation) in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _parts(part)
+    else:
+        yield get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _choices(annotation: Any) -> list[Any]:
+    return [choice for part in _parts(annotation) if get_origin(part) is Literal for choice in get_args(part)]
 
 
 def commands() -> str:

@@ -55,7 +55,7 @@ def _complete(ctx: Context, **params: Any) -> Any:
 
 
 @promise(
-    "settings.samplers", "a request that names no sampler's value is answered with argv's", f"{_SOURCE} (`--temp` ...)"
+    "effects.samplers", "a request that names no sampler's value is answered with argv's", f"{_SOURCE} (`--temp` ...)"
 )
 def samplers(ctx: Context) -> str:
     asked = {_SHOWN[name]: float(value) for name, value in given(ctx).items() if name in _SHOWN}
@@ -68,7 +68,7 @@ def samplers(ctx: Context) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in asked.items())
 
 
-@promise("settings.predict", "an answer without a limit of its own ends at argv's", f"{_SOURCE} (`--predict`)")
+@promise("effects.predict", "an answer without a limit of its own ends at argv's", f"{_SOURCE} (`--predict`)")
 def predict(ctx: Context) -> str:
     asked = int(given(ctx).get("--predict", -1))
     if not 0 < asked <= _LONGEST:
@@ -78,7 +78,7 @@ def predict(ctx: Context) -> str:
     return f"{told} tokens"
 
 
-@promise("settings.lora", "the adapters that argv names are loaded, with their scales", f"{_SOURCE} (`--lora`)")
+@promise("effects.lora", "the adapters that argv names are loaded, with their scales", f"{_SOURCE} (`--lora`)")
 def lora(ctx: Context) -> str:
     argv = given(ctx)
     asked = [1.0 for _ in filter(None, argv.get("--lora", "").split(","))]
@@ -94,7 +94,7 @@ def lora(ctx: Context) -> str:
     return f"{len(has)} adapters"
 
 
-@promise("settings.drafts", "tokens are drafted when argv asks for it", f"{_SOURCE} (`--spec-type`, `--model-draft`)")
+@promise("effects.drafts", "tokens are drafted when argv asks for it", f"{_SOURCE} (`--spec-type`, `--model-draft`)")
 def drafts(ctx: Context) -> str:
     argv = given(ctx)
     if argv.get("--spec-type", "none") == "none" and "--spec-draft-model" not in argv:
@@ -109,7 +109,7 @@ def drafts(ctx: Context) -> str:
     return f"{drafted} tokens drafted, {timings.get('draft_n_accepted', 0)} of them kept"
 
 
-@promise("settings.cache_prompt", "no prompt is kept when argv forbids it", f"{_SOURCE} (`--no-cache-prompt`)")
+@promise("effects.cache_prompt", "no prompt is kept when argv forbids it", f"{_SOURCE} (`--no-cache-prompt`)")
 def cache_prompt(ctx: Context) -> str:
     if given(ctx).get("--cache-prompt", "on") == "on":
         return UNSAID
@@ -119,7 +119,7 @@ def cache_prompt(ctx: Context) -> str:
 
 
 @promise(
-    "settings.reasoning",
+    "effects.reasoning",
     "whether a model thinks, and where its thoughts stand, is as argv says",
     f"{_SOURCE} (`--reasoning`, `--reasoning-budget`, `--reasoning-format`)",
     server="scripted",

@@ -16,17 +16,17 @@ from tasks.settings import ServerSettings
 from tests import ggufs
 
 pytestmark = pytest.mark.real
-SAID = {"settings.samplers": "temperature 0.7", "settings.predict": "40 tokens", "settings.lora": "2 adapters",
-        "settings.drafts": "tokens drafted", "settings.cache_prompt": "read anew"}  # fmt: skip
+SAID = {"effects.samplers": "temperature 0.7", "effects.predict": "40 tokens", "effects.lora": "2 adapters",
+        "effects.drafts": "tokens drafted", "effects.cache_prompt": "read anew"}  # fmt: skip
 OTHERWISE = {
-    "settings.samplers": ("--temp", "0.7", "0.8"),
-    "settings.predict": ("--predict", "40", "41"),
-    "settings.lora": ("--lora-scaled", "{lora}:0.5,{lora.2}:1", "{lora}:1,{lora.2}:1"),
+    "effects.samplers": ("--temp", "0.7", "0.8"),
+    "effects.predict": ("--predict", "40", "41"),
+    "effects.lora": ("--lora-scaled", "{lora}:0.5,{lora.2}:1", "{lora}:1,{lora.2}:1"),
 }
 
 
 @pytest.fixture(scope="module")
-def release(platform: LocalPlatform, build: Build, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Release:
+def every(platform: LocalPlatform, build: Build, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Release:
     folder = tmp_path_factory.mktemp("files")
     first, *_ = ggufs.split(smollm2, folder, 3)
     server = ServerSettings(
@@ -40,8 +40,8 @@ def release(platform: LocalPlatform, build: Build, smollm2: Path, tmp_path_facto
 
 
 @pytest.fixture(scope="module")
-def endpoint(platform: LocalPlatform, release: Release) -> Iterator[Endpoint]:
-    with platform.trial(release) as found:
+def endpoint(platform: LocalPlatform, every: Release) -> Iterator[Endpoint]:
+    with platform.trial(every) as found:
         yield found
 
 
@@ -50,32 +50,32 @@ def asked(endpoint: Endpoint, release: Release, name: str) -> Verification:
         return verify(CONTRACTS[f"contracts.{name}"], client, release, subject=release, basis="0")
 
 
-def test_every_file_is_a_part_of_the_release_by_its_content(release: Release) -> None:
-    assert set(release.files) == {"model", "model.2", "model.3", "lora", "lora.2"}
-    assert len({ref.sha256 for ref in release.files.values()}) == 5
-    assert release.env == {"GGML_LOG_LEVEL": "2"}
-    assert release.argv[release.argv.index("--top-p") + 1] == "0.9"
+def test_every_file_is_a_part_of_the_release_by_its_content(every: Release) -> None:
+    assert set(every.files) == {"model", "model.2", "model.3", "lora", "lora.2"}
+    assert len({ref.sha256 for ref in every.files.values()}) == 5
+    assert every.env == {"GGML_LOG_LEVEL": "2"}
+    assert every.argv[every.argv.index("--top-p") + 1] == "0.9"
 
 
 @pytest.mark.parametrize("name", sorted(SAID))
-def test_what_argv_sets_has_its_effect(name: str, release: Release, endpoint: Endpoint) -> None:
-    found = asked(endpoint, release, name)
+def test_what_argv_sets_has_its_effect(name: str, every: Release, endpoint: Endpoint) -> None:
+    found = asked(endpoint, every, name)
     assert found.verdict is Verdict.PASSED
     assert SAID[name] in found.summary
 
 
 @pytest.mark.parametrize("name", sorted(OTHERWISE))
-def test_a_server_on_which_it_has_none_is_caught(name: str, release: Release, endpoint: Endpoint) -> None:
+def test_a_server_on_which_it_has_none_is_caught(name: str, every: Release, endpoint: Endpoint) -> None:
     flag, value, other = OTHERWISE[name]
-    argv = list(release.argv)
+    argv = list(every.argv)
     assert argv[argv.index(flag) + 1] == value
     argv[argv.index(flag) + 1] = other
-    assert asked(endpoint, release.model_copy(update={"argv": tuple(argv)}), name).verdict is Verdict.FAILED
+    assert asked(endpoint, every.model_copy(update={"argv": tuple(argv)}), name).verdict is Verdict.FAILED
 
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("settings.cache_prompt", ("--no-cache-prompt",)), ("settings.drafts", ("--spec-type", "ngram-mod"))],
+    [("effects.cache_prompt", ("--no-cache-prompt",)), ("effects.drafts", ("--spec-type", "ngram-mod"))],
 )
 def test_a_server_that_never_heard_of_it_is_caught(
     name: str, more: tuple[str, ...], platform: LocalPlatform, build: Build, smollm2: Path
@@ -85,3 +85,14 @@ def test_a_server_that_never_heard_of_it_is_caught(
         assert asked(endpoint, plain, name).summary == effects.UNSAID
         told = plain.model_copy(update={"argv": (*plain.argv, *more)})
         assert asked(endpoint, told, name).verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize("more", [("--reasoning-budget", "0"), ("--reasoning-format", "none")])
+def test_a_server_that_thinks_otherwise_than_argv_says_is_caught(
+    more: tuple[str, str], scripted_release: Release, scripted_server: Endpoint, platform: LocalPlatform
+) -> None:
+    told = scripted_release.model_copy(update={"argv": (*scripted_release.argv, *more)})
+    assert asked(scripted_server, scripted_release, "effects.reasoning").summary == effects.UNSAID
+    assert asked(scripted_server, told, "effects.reasoning").verdict is Verdict.FAILED
+    with platform.trial(told) as endpoint:
+        assert asked(endpoint, told, "effects.reasoning").verdict is Verdict.PASSED

@@ -12,8 +12,10 @@ from tests.contracts.broken_kinds import KINDS
 from tests.contracts.test_gate import MENDED
 from tests.contracts.test_real import SHORTCOMINGS
 
-SEEN_ELSEWHERE = {"health.loading", "health.never_early", LIVE}
-"""Promises that are broken on servers of their own, in test_real."""
+SEEN_ELSEWHERE = {"health.loading", "health.never_early", LIVE} | {
+    name.removeprefix("contracts.") for name in CONTRACTS if ".effects." in name
+}
+"""Promises that are broken on servers of their own, in test_real and test_effects."""
 MUST, KNOWN, PLAIN = "contracts.auth.no_key", "contracts.errors.unknown_model", "contracts.chat.finish_stop"
 
 
