@@ -159,7 +159,7 @@ class ServerSettings(Section):
             value = getattr(self, name)
             if value != "auto" and not (low <= value and (high is None or value <= high)):
                 raise ValueError(f"server.{name} is {low} or more" + (f", and at most {high}" if high else ""))
-        if self.slots == "auto" and self.ctx_per_slot != "auto":
+        if self.slots == "auto" and self.ctx_per_slot != "auto" and "ctx_per_slot" in self.model_fields_set:
             raise ValueError('server.ctx_per_slot needs server.slots, or "auto"')
         if self.gpu_layers not in ("auto", "all") and int(self.gpu_layers) < 0:
             raise ValueError('server.gpu_layers is 0 or more, "all" or "auto"')

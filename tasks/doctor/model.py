@@ -135,7 +135,13 @@ def _adapters(server: ServerSettings, header: Header) -> Iterator[str]:
 def _context(server: ServerSettings, header: Header) -> Iterator[str]:
     has = int(header.values.get(f"{header.architecture}.context_length", 0))
     stretched = any(word.startswith(_STRETCH) for word in server.flags)
-    if has and not stretched and isinstance(server.ctx_per_slot, int) and server.ctx_per_slot > has:
+    if (
+        has
+        and not stretched
+        and server.context_tokens
+        and isinstance(server.ctx_per_slot, int)
+        and server.ctx_per_slot > has
+    ):
         yield f"server.ctx_per_slot is {server.ctx_per_slot}, the model was trained for {has}: a slot gets no more"
 
 

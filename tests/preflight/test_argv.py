@@ -140,6 +140,7 @@ def test_settings_of_earlier_versions_are_the_same_release() -> None:
         ({"key_cache_type": "q4_0"}, "--cache-type-k q4_0"),
         ({"slots": 3, "ctx_per_slot": 1000}, "--ctx-size 3000 --parallel 3"),
         ({"slots": 3}, "--parallel 3"),
+        ({"flags": ("-c", "5000")}, "-c 5000"),
         ({"memory_map": True}, "--load-mode mmap"),
         ({"temperature": 0.0, "min_p": 0.05}, "--temp 0 --min-p 0.05"),
         ({"jinja": False}, "--no-jinja"),
@@ -166,7 +167,7 @@ def test_a_setting_is_said_in_llama_servers_words(settings: dict[str, Any], word
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"slots": "auto"}, "ctx_per_slot needs server.slots"),
+        ({"slots": "auto", "ctx_per_slot": 4096}, "ctx_per_slot needs server.slots"),
         ({"slots": 0}, "greater than or equal to 1"),
         ({"lora": ("a", "b"), "lora_scale": (1.0,)}, "1 numbers for 2 adapters"),
         ({"lora": ("a,b",)}, "would cut a,b in two"),
