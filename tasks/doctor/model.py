@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tasks import gguf_header
 from tasks.doctor import Seen, note, warning
+from tasks.flags.table import known
+from tasks.flags.words import read
 from tasks.gguf_header import Header
 from tasks.preflight.argv import files
 from tasks.release import BadInput
@@ -98,6 +100,12 @@ def fits(settings: Settings) -> str | Seen:
 
 def _settings(settings: Settings) -> Iterator[str]:
     server, recipe = settings.server, settings.recipe
+    said = {each.main for each in read(server.flags, known(), server.env).said}
+    if server.embeddings or server.rerank or said & {"--embedding", "--rerank"}:
+        yield (
+            "a server of embeddings or reranking answers no chat, and contracts, evals and the restore probe ask for "
+            "chats: its releases can't be proved yet"
+        )
     values = server.cache_types[1]
     if values and values not in _PLAIN and server.flash_attention == "off":  # llama-context.cpp, llama_init_from_model
         yield f"values of type {values} in the cache need flash attention, and server.flash_attention is off"

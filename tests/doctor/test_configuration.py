@@ -151,6 +151,13 @@ def test_all_that_settings_ask_and_cannot_have_is_one_error(gemma4: Path, tmp_pa
     assert "for the architecture 'llama', the model is 'gemma4'" in adapter
 
 
+@pytest.mark.parametrize("server", [{"embeddings": True}, {"rerank": True}, {"flags": ["--reranking"]}])
+def test_a_server_that_answers_no_chat_is_refused_before_a_compile(server: dict[str, object], gemma4: Path) -> None:
+    with pytest.raises(BadInput) as refused:
+        fits(settings_of(model=gemma4, **server))
+    assert "can't be proved yet" in refused.value.evidence
+
+
 @pytest.mark.parametrize(
     "server",
     [
