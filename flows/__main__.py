@@ -398,6 +398,35 @@ def _print_argv(settings: Settings, as_json: bool) -> None:
         print(shlex.join([*set_first, *words]))
 
 
+@app.command("import", context_settings={"allow_interspersed_args": False})
+def import_server(
+    words: Annotated[
+        list[str] | None, typer.Argument(help="after --: the line that starts it, such as llama-server -m ...")
+    ] = None,
+    compose: Annotated[Path | None, typer.Option(help="a compose file that starts it")] = None,
+    service: Annotated[str | None, typer.Option(help="the service of the compose file, where several fit")] = None,
+    unit: Annotated[Path | None, typer.Option(help="a unit of systemd that starts it")] = None,
+    url: Annotated[str | None, typer.Option(help="base URL of it while it runs")] = None,
+    key: Annotated[str, typer.Option(help="for --url: its API key, which is sent there alone and never written")] = "",
+    maps: Annotated[
+        list[str] | None, typer.Option("--map", metavar="INSIDE=HERE", help="where a path of it is on this machine")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace what differs in the settings that are there")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take over a llama-server as it runs: write llama-release.toml with what each setting came from.
+
+    What was left unsaid stays llama-server's to decide. What can't be taken over is named, and nothing is written.
+    """
+    from flows.adopt import take_over
+    from tasks.adoption.read import Source
+
+    found = Source(
+        words=tuple(words or ()), compose=compose, service=service, unit=unit, url=url, key=key, maps=tuple(maps or ())
+    )
+    take_over(found, force, as_json)
+
+
 @app.command()
 def contracts(
     against: Annotated[str, typer.Option(help="base URL of a running server, without /v1")],

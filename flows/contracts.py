@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-import httpx
-
 from tasks import contracts
 from tasks.console import console, one_line, print_json, styled
 from tasks.contracts.promises import CONTRACTS, Recorder, verify
-from tasks.endpoint import Client
+from tasks.endpoint import Client, base_url
 from tasks.release import BadInput, Endpoint, Release, ToolingError, UpstreamRelease, Verdict, Verification
 
 _TIMEOUT_S = 120.0
@@ -53,17 +51,6 @@ def _running(endpoint: Endpoint) -> Release:
         ) from None
     unknown = UpstreamRelease(build=1)  # what it was built of it does not say; no promise asks
     return Release(upstream=unknown, tree="", build="", argv=(), files={}, alias=alias)
-
-
-def base_url(url: str) -> str:
-    """The URL without what every route begins with. Raises BadInput for one that no request can go to."""
-    try:
-        known = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise BadInput("this is no URL", evidence=f"{url!r}: {error}", todo="give http://host:port") from error
-    if known.scheme not in ("http", "https") or not known.host:
-        raise BadInput("this is no URL of a server", evidence=repr(url), todo="give http://host:port")
-    return url.rstrip("/").removesuffix("/v1")
 
 
 def ask_and_show(url: str, key: str, as_json: bool, junit: Path | None) -> int:

@@ -36,6 +36,8 @@ class Section(BaseModel):
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Number = int | float
+"""Said to llama-server as it is written: 1 as 1, 1.0 as 1.0."""
 Auto = Literal["auto"]
 """llama-server is not told, and decides."""
 _DEVICES = re.compile(r"(CUDA|NVIDIA|GGML|OMP|GOMP|HIP|HSA|ROCR|ROCBLAS|VK|SYCL|ZES|MALLOC|MTMD|LLAMA)_\w+")
@@ -52,7 +54,9 @@ class ServerSettings(Section):
     mmproj: Path | None = Field(default=None, description="the multimodal projector GGUF")
     chat_template: Path | None = Field(default=None, description="a Jinja file instead of the GGUF's own template")
     lora: tuple[Path, ...] = Field(default=(), description="LoRA adapters, GGUF files")
-    lora_scale: tuple[float, ...] = Field(default=(), description="of each adapter, in the same order; 1 where not set")
+    lora_scale: tuple[Number, ...] = Field(
+        default=(), description="of each adapter, in the same order; 1 where not set"
+    )
     draft_model: Path | None = Field(default=None, description="a small GGUF that drafts tokens for speculation")
     hub_model: str | None = Field(
         default=None,
@@ -79,13 +83,13 @@ class ServerSettings(Section):
     threads: int | None = Field(default=None, ge=1, description="CPU threads; llama-server decides when not set")
     threads_batch: int | None = Field(default=None, ge=1, description="CPU threads that read prompts")
 
-    temperature: float | None = Field(default=None, ge=0, description="of requests that name none; so with all these")
+    temperature: Number | None = Field(default=None, ge=0, description="of requests that name none; so with all these")
     top_k: int | None = Field(default=None, ge=0, description="0: all tokens")
-    top_p: float | None = Field(default=None, ge=0, le=1, description="1: all tokens")
-    min_p: float | None = Field(default=None, ge=0, le=1, description="0: all tokens")
-    repeat_penalty: float | None = Field(default=None, gt=0, description="1: none")
-    presence_penalty: float | None = Field(default=None, description="0: none")
-    frequency_penalty: float | None = Field(default=None, description="0: none")
+    top_p: Number | None = Field(default=None, ge=0, le=1, description="1: all tokens")
+    min_p: Number | None = Field(default=None, ge=0, le=1, description="0: all tokens")
+    repeat_penalty: Number | None = Field(default=None, gt=0, description="1: none")
+    presence_penalty: Number | None = Field(default=None, description="0: none")
+    frequency_penalty: Number | None = Field(default=None, description="0: none")
     predict: int | None = Field(default=None, ge=-1, description="tokens of an answer at most; -1: no bound")
 
     reasoning: Literal["on", "off", "auto"] | None = Field(default=None, description="whether the model thinks")
@@ -115,7 +119,7 @@ class ServerSettings(Section):
     split_mode: Literal["none", "layer", "row", "tensor"] | None = Field(
         default=None, description="how a model is spread over several GPUs"
     )
-    tensor_split: tuple[float, ...] = Field(default=(), description="the share of each GPU")
+    tensor_split: tuple[Number, ...] = Field(default=(), description="the share of each GPU")
     main_gpu: int | None = Field(default=None, ge=0, description="the GPU that does what only one can")
     devices: tuple[str, ...] = Field(default=(), description="what computes, as --list-devices calls it")
     cpu_moe_layers: int | None = Field(default=None, ge=0, description="layers whose experts stay on the CPU")

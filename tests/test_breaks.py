@@ -35,5 +35,5 @@ def test_breaks_are_chosen_by_package_or_by_a_word_of_their_row_and_left_out_by_
     assert {each.package for each in chosen(["promote", "real"])} == {"promote"}
     assert not any(each.real for each in chosen(["-real"]))
     assert chosen([]) == list(BREAKS)
-    with pytest.raises(SystemExit, match="no break is chosen by nothing-such; there are those of approval"):
+    with pytest.raises(SystemExit, match="no break is chosen by nothing-such; there are those of adoption"):
         chosen(["nothing-such"])

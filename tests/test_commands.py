@@ -64,6 +64,12 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "patches fold": (("patches", "fold", SHORT, TEXT, "--to", "b10602"),),
     "patches export": (("patches", "export", SHORT, "--to", "b10602"),),
     "patches watch": (("patches", "watch"), ("patches", "watch", "--json")),
+    "import": (
+        ("import", "--", "llama-server", "-m", TEXT, "--alias", SHORT),
+        ("import", "--json", "--", "llama-server", TEXT),
+        ("import", "--compose", SHORT, "--service", TEXT), ("import", "--unit", SHORT), ("import", "--url", SHORT),
+        ("import", "--map", SHORT, "--", "sh", "-c", TEXT),
+    ),
     "start": (("start",),),
     "stop": (("stop",),),
     "contracts": (("contracts", "--against", SHORT), ("contracts", "--against", "http://127.0.0.1:1")),

@@ -47,6 +47,7 @@ MAY_LOAD = {
     "start": FILES,
     "stop": FILES,
     "plan": FILES,
+    "import -- llama-server -m m.gguf": FILES,
     "doctor": {*FILES, "slack_sdk"},
     "upgrade": FILES,
     "redeploy --reason x": FILES,
@@ -57,6 +58,8 @@ MAY_LOAD = {
 COMPLETIONS = {
     "llama-release sta": ["status", "start"],
     "llama-release upgrade --a": ["--again", "--approver"],
+    "llama-release im": ["import"],
+    "llama-release import --comp": ["--compose"],
     "llama-release patches re": ["reorder", "refresh", "retire"],
 }
 

@@ -15,7 +15,7 @@ start, checks the answer and asks again within bounds. `AsyncClient` is the same
 
 from tasks.endpoint.answer import Answer, Stream, chat_body, content, message
 from tasks.endpoint.chain import Patience, Rejected
-from tasks.endpoint.client import AsyncClient, Client
+from tasks.endpoint.client import AsyncClient, Client, base_url
 
 __all__ = [
     "Answer",
@@ -24,6 +24,7 @@ __all__ = [
     "Patience",
     "Rejected",
     "Stream",
+    "base_url",
     "chat_body",
     "content",
     "message",

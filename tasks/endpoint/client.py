@@ -14,7 +14,7 @@ import httpx
 
 from tasks.endpoint.answer import Answer, Stream, chat_body
 from tasks.endpoint.chain import Chain, Patience
-from tasks.release import Endpoint, ToolingError
+from tasks.release import BadInput, Endpoint, ToolingError
 
 COLD_START_RETRY_S = 5.0
 """Wait between tries while a server is starting (the guide: retry a 503 after 5-15 s)."""
@@ -22,6 +22,17 @@ CHAT = "/v1/chat/completions"
 _CONNECT_S = 10.0
 
 A = TypeVar("A", Answer, Coroutine[Any, Any, Answer])
+
+
+def base_url(url: str) -> str:
+    """The URL without what every route begins with. Raises BadInput for one that no request can go to."""
+    try:
+        known = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise BadInput("this is no URL", evidence=f"{url!r}: {error}", todo="give http://host:port") from error
+    if known.scheme not in ("http", "https") or not known.host:
+        raise BadInput("this is no URL of a server", evidence=repr(url), todo="give http://host:port")
+    return url.rstrip("/").removesuffix("/v1")
 
 
 class _Methods(ABC, Generic[A]):

@@ -234,7 +234,8 @@ def _of_cache(keys: str | None, values: str | None) -> Iterator[tuple[str, Argv]
 
 def _text(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.12g}"
+        text = f"{value:.12g}"
+        return f"{text}.0" if text.lstrip("-").isdecimal() else text
     if isinstance(value, tuple):
         return ",".join(map(_text, value))
     return json.dumps(value) if isinstance(value, dict) else str(value)

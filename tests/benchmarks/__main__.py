@@ -24,6 +24,7 @@ from tests.benchmarks import (
     rollback,
     selftest,
     series,
+    setups,
     snapshot,
     soak,
     stages,
@@ -54,6 +55,7 @@ SECTIONS = {
     "faults": faults.main,
     "watch": watch.main,
     "messages": messages.main,
+    "setups": setups.main,
 }
 LONG: dict[str, Callable[[Sequence[str]], Iterator[str]]] = {
     "soak": lambda words: soak.main(*map(int, words)),

@@ -14,10 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.__main__ import app
-from flows.contracts import as_junit, ask_and_show, base_url
+from flows.contracts import as_junit, ask_and_show
 from tasks.contracts.auth import wrong_spellings
 from tasks.contracts.promises import CONTRACTS, Context, Recorder, Server, Unmet, verification
 from tasks.contracts.twins import NATIVE, agree
+from tasks.endpoint import base_url
 from tasks.release import BadInput, Endpoint, Release, UpstreamRelease, Verdict
 from tests.contracts.breaking_proxy import broken
 from tests.contracts.broken_kinds import Lets

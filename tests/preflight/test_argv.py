@@ -142,7 +142,7 @@ def test_settings_of_earlier_versions_are_the_same_release() -> None:
         ({"slots": 3}, "--parallel 3"),
         ({"flags": ("-c", "5000")}, "-c 5000"),
         ({"memory_map": True}, "--load-mode mmap"),
-        ({"temperature": 0.0, "min_p": 0.05}, "--temp 0 --min-p 0.05"),
+        ({"temperature": 0, "top_p": 1.0, "min_p": 0.05}, "--temp 0 --top-p 1.0 --min-p 0.05"),
         ({"jinja": False}, "--no-jinja"),
         ({"cache_prompt": False, "context_shift": True}, "--no-cache-prompt --context-shift"),
         ({"embeddings": False}, ""),

@@ -25,10 +25,13 @@ def owns_loopback_port(pid: int, port: int) -> bool:
 
 def holder(port: int) -> str:
     """Who listens on a port, for a person: `pid 123 (python3)`, or that it can't be seen from here."""
-    for pid in psutil.pids():
-        if any(at == port for _, at in _listens_on(pid)):
-            return f"pid {pid} ({_name(pid)})"
-    return NOT_SEEN
+    pid = listener(port)
+    return f"pid {pid} ({_name(pid)})" if pid else NOT_SEEN
+
+
+def listener(port: int) -> int | None:
+    """The process that listens on a port; None where it can't be seen from here."""
+    return next((pid for pid in psutil.pids() if any(at == port for _, at in _listens_on(pid))), None)
 
 
 def descendants(pid: int, comm: str) -> list[int]:

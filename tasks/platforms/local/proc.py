@@ -19,6 +19,7 @@ if has_proc():  # Linux has cheaper answers: a restore asks every 5 ms
         descendants,
         holder,
         is_alive,
+        listener,
         owns_loopback_port,
     )
 else:
@@ -29,12 +30,13 @@ else:
         descendants,
         holder,
         is_alive,
+        listener,
         owns_loopback_port,
     )
 
 __all__ = [
     "bind", "children", "connections", "cpu_ticks", "descendants", "free_port", "gpu_memory_mb", "holder", "is_alive",
-    "lasting_port", "owns_loopback_port",
+    "lasting_port", "listener", "owns_loopback_port",
 ]  # fmt: skip
 
 LOWEST_PORT = 16_000

@@ -20,11 +20,14 @@ def owns_loopback_port(pid: int, port: int) -> bool:
 
 def holder(port: int) -> str:
     """Who listens on a port, for a person: `pid 123 (python3)`, or that it can't be seen from here."""
+    pid = listener(port)
+    return f"pid {pid} ({_comm(pid)})" if pid else "a process that can't be seen from here"
+
+
+def listener(port: int) -> int | None:
+    """The process that listens on a port; None where it can't be seen from here."""
     inodes = {inode for _, inode in _listeners(port)}
-    for pid in _pids():
-        if inodes & _sockets(pid):
-            return f"pid {pid} ({_comm(pid)})"
-    return "a process that can't be seen from here"
+    return next((pid for pid in _pids() if inodes & _sockets(pid)), None)
 
 
 def descendants(pid: int, comm: str) -> list[int]:
