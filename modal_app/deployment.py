@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Self
 
@@ -64,7 +65,8 @@ class Deployment(Section):
     @property
     def slots(self) -> int:
         """Requests that llama-server answers at the same time."""
-        return int(self.argv[self.argv.index("--parallel") + 1]) if "--parallel" in self.argv else 1
+        said = [after for word, after in pairwise(self.argv) if word in ("--parallel", "-np")]
+        return max(1, int(said[-1])) if said else 1
 
     @property
     def vision(self) -> bool:

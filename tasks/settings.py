@@ -40,7 +40,10 @@ Number = int | float
 """Said to llama-server as it is written: 1 as 1, 1.0 as 1.0."""
 Auto = Literal["auto"]
 """llama-server is not told, and decides."""
-_DEVICES = re.compile(r"(CUDA|NVIDIA|GGML|OMP|GOMP|HIP|HSA|ROCR|ROCBLAS|VK|SYCL|ZES|MALLOC|MTMD|LLAMA)_\w+")
+_DEVICES = re.compile(
+    r"(CUDA|NVIDIA|GGML|OMP|GOMP|KMP|HIP|HSA|ROCR|ROCBLAS|AMD|RADV|MESA|VK|SYCL|ONEAPI|ZE|ZES|OPENBLAS|MKL|BLIS|MALLOC"
+    r"|MTMD|LLAMA)_\w+"
+)
 """Variables that llama-server, the libraries under it and the drivers read."""
 
 
@@ -169,7 +172,7 @@ class ServerSettings(Section):
             raise ValueError('server.gpu_layers is 0 or more, "all" or "auto"')
         if self.lora_scale and len(self.lora_scale) != len(self.lora):
             raise ValueError(f"server.lora_scale has {len(self.lora_scale)} numbers for {len(self.lora)} adapters")
-        if commas := [str(path) for path in self.lora if "," in str(path) or ":" in str(path)]:
+        if commas := [str(path) for path in self.lora if "," in path.name or ":" in path.name]:
             raise ValueError(f"server.lora: llama-server would cut {', '.join(commas)} in two")
         if self.model and self.hub_model:
             raise ValueError("server.model and server.hub_model: set one of them")
@@ -178,7 +181,8 @@ class ServerSettings(Section):
     @model_validator(mode="after")
     def _is_for_the_server(self) -> Self:
         for name in self.env:
-            if not _DEVICES.fullmatch(name) or redaction.is_secret(name, "x" * redaction.LONG):
+            secret = redaction.is_secret(name, "x" * redaction.LONG) and not name.endswith("CORS_CREDENTIALS")
+            if not _DEVICES.fullmatch(name) or secret:
                 raise ValueError(
                     f"server.env.{name}: no variable of llama-server's, or one for a secret, whose place is the "
                     "environment of llama-release"

@@ -36,7 +36,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +63,7 @@ from tasks.release import (
     ToolingError,
     Verdict,
     Verification,
+    digest_of,
 )
 
 M = TypeVar("M", bound=Model)
@@ -444,6 +446,29 @@ class Store:
 
     def file(self, ref: FileRef) -> Path:
         return self.root / "files" / ref.sha256 / ref.name
+
+    def together(self, refs: Sequence[FileRef]) -> Path:
+        """The first of these files in a folder in which all of them lie side by side under their own names: where
+        llama-server looks for the parts of a model (llama_split_path). They must be here, and known to be whole.
+
+        Raises ToolingError when the disk won't take it.
+        """
+        folder = self.root / "files" / digest_of([ref.sha256 for ref in refs])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for ref in refs:
+                path, link = self.file(ref), folder / ref.name
+                if not (link.exists() and link.samefile(path)):
+                    temporary = link.with_name(f".{link.name}.{os.getpid()}.{threading.get_ident()}")
+                    temporary.unlink(missing_ok=True)
+                    os.link(path, temporary)
+                    os.replace(temporary, link)
+                    write_atomic(self._seen(path), ref.sha256)  # the link has changed its ctime, and not its content
+        except OSError as error:
+            raise ToolingError(
+                f"the parts of {refs[0].name} can't be put side by side", evidence=str(error), todo="free some space"
+            ) from error
+        return folder / refs[0].name
 
     # -- releases and their dossiers ------------------------------------------------------------
 

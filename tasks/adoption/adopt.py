@@ -131,7 +131,7 @@ def _pairs(settled: Settled, table: Table) -> Iterator[Pair]:
 
 
 _GONE = {
-    "--sleep-idle-seconds": "local.idle_s", "--ssl-key-file": "dropped", "--ssl-cert-file": "dropped",
+    "--sleep-idle-seconds": "local.idle_s",
     "--reuse-port": "dropped", "--model": "--hf-repo wins",
 }  # fmt: skip
 

@@ -14,10 +14,9 @@ from pydantic import ValidationError
 from modal_app.redaction import redact, redacted
 from tasks.adoption.launch import SECRET_FLAGS, Launch, Variable
 from tasks.flags.flag import Flag
-from tasks.flags.history import history
 from tasks.flags.table import Table
-from tasks.flags.words import Reading, Refused, Said, read, split
-from tasks.preflight.argv import FILES, OWNED, TYPED, wants, wrong
+from tasks.flags.words import Reading, Refused, Said, option_of, read, split
+from tasks.preflight.argv import FILES, NOT_YET, OWNED, TYPED, wants, wrong
 from tasks.settings import ServerSettings
 
 NOT_SAID = "not said: llama-server decides"
@@ -27,7 +26,6 @@ _HOST = "127.0.0.1"
 _PATHS = frozenset({"FNAME", "FILE", "PATH", "DIR", "JINJA_TEMPLATE_FILE", "FNAME:SCALE,..."})
 """How --help calls a value that is a path."""
 _PATH_SETTINGS = frozenset(("model", "mmproj", "chat_template", "draft_model", "slot_save_path", "api_key_file"))
-_TLS = ("--ssl-key-file", "--ssl-cert-file")
 _ANY_FLAG = {"1": "on", "true": "on", "enabled": "on", "0": "off", "false": "off", "disabled": "off", "-1": "auto"}
 """What upstream takes for on, off and auto (common_arg_utils)."""
 
@@ -179,13 +177,8 @@ def _variables(launch: Launch, table: Table) -> tuple[list[Variable], list[Varia
     last = {each.name: each for each in launch.variables}
     if launch.ports is not None:  # the container's own address is not this machine's
         last.pop("LLAMA_ARG_HOST", None)
-    options = [each for each in last.values() if _is_option(each.name, table)]
+    options = [each for each in last.values() if option_of(each.name, table)]
     return options, [each for each in last.values() if each not in options]
-
-
-def _is_option(name: str, table: Table) -> bool:
-    known = table.of_variable(name) or history().of_variable(name) or name in history().variables
-    return bool(known) or name.startswith("LLAMA_ARG_")
 
 
 def main_of(name: str, table: Table) -> str:
@@ -212,6 +205,7 @@ def _pieces(taken: _Taken) -> Iterator[Piece]:
     yield from _address(taken)
     yield from _keys(taken)
     owned = {main_of(name, taken.table): why for name, why in OWNED.items()}
+    not_yet = {main_of(name, taken.table): why for name, why in NOT_YET.items()}
     settings = {main_of(name, taken.table): setting for setting, name in {**TYPED, **FILES}.items()}
     for main in list(taken.left):
         said = taken.take(main)
@@ -221,6 +215,8 @@ def _pieces(taken: _Taken) -> Iterator[Piece]:
             yield from _typed(setting, said, taken)
         else:
             yield from (_free(each, taken) for each in said)
+        if why := not_yet.get(main):
+            yield from (Note(f"{each.said}: kept, but no release can be made of it yet: {why}") for each in said)
     yield from _unsaid(taken)
 
 
@@ -330,12 +326,6 @@ def _address(taken: _Taken) -> Iterator[Piece]:
         if not published:
             host_from = port_from = "the container publishes no port"
             yield Note(f"port {inside} of the container was not published: other containers reached it by its name")
-    if tls := [said for main in _TLS for said in taken.take(main)]:
-        yield Note(
-            f"{', '.join(each.said for each in tls)}: dropped, llama-release speaks plain HTTP: have a proxy with your "
-            f"certificate in front of {_HOST}:{number}. It listens on {address} only after you say so in local.host"
-        )
-        address, host_from = _HOST, f"not {address}: TLS ends in a proxy on this machine now"
     yield Line("local", "host", address, host_from)
     yield Line("local", "production_port", number, port_from)
     yield Line("local", "staging_port", _beside(number), "beside production's")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.contracts.promises import Context, at, expect, promise
+from tasks.contracts.promises import Context, at, expect, promise, slot_tokens
 from tasks.contracts.sampling import NEUTRAL
 from tasks.flags.table import known
 from tasks.flags.words import read
@@ -16,7 +16,7 @@ _SHOWN = {
     "--top-p": "top_p",
     "--min-p": "min_p",
     "--typical": "typical_p",
-    "--top-n-sigma": "top_n_sigma",
+    "--top-nsigma": "top_n_sigma",
     "--xtc-probability": "xtc_probability",
     "--xtc-threshold": "xtc_threshold",
     "--repeat-last-n": "repeat_last_n",
@@ -37,10 +37,16 @@ _SHOWN = {
 """Option -> what an answer calls it when it tells the settings that it was made with (server-task.cpp, `to_json`)."""
 _CLOSE = 1e-4
 """Of a number: upstream keeps them in 32 bits."""
+_ROOM = 16  # tokens: what is asked before an answer
 _LONGEST = 256  # tokens: a longer answer is not waited for
 _REPEATS = "1 2 3 4 5 6 7 8 " * 12
 """A text that any way of drafting goes on with."""
 UNSAID = "argv leaves it to the server"
+
+
+def _main(name: str) -> str:
+    flag = known().find(name)
+    return flag.main if flag else name
 
 
 def given(ctx: Context) -> dict[str, str]:
@@ -49,7 +55,7 @@ def given(ctx: Context) -> dict[str, str]:
 
 
 def _complete(ctx: Context, **params: Any) -> Any:
-    answer = ctx.client.post("/completion", {"prompt": _REPEATS, "cache_prompt": False, **params})
+    answer = ctx.client.post("/completion", {"prompt": "1 2 3 4 ", "cache_prompt": False, **params})
     expect(answer.status == 200, f"/completion answered {answer.status}")
     return answer.body
 
@@ -58,7 +64,9 @@ def _complete(ctx: Context, **params: Any) -> Any:
     "effects.samplers", "a request that names no sampler's value is answered with argv's", f"{_SOURCE} (`--temp` ...)"
 )
 def samplers(ctx: Context) -> str:
-    asked = {_SHOWN[name]: float(value) for name, value in given(ctx).items() if name in _SHOWN}
+    argv, shown_as = given(ctx), {_main(name): key for name, key in _SHOWN.items()}
+    # what is less than 0 means something else to a server: all of the context, or a seed of its own
+    asked = {shown_as[name]: float(value) for name, value in argv.items() if name in shown_as and float(value) >= 0}
     if not asked:
         return UNSAID
     shown = at(_complete(ctx, n_predict=1), "generation_settings")
@@ -73,6 +81,8 @@ def predict(ctx: Context) -> str:
     asked = int(given(ctx).get("--predict", -1))
     if not 0 < asked <= _LONGEST:
         return UNSAID if asked < 0 else f"{asked} tokens are too many to wait for"
+    if slot_tokens(ctx) < asked + _ROOM:
+        return f"a slot has no room for {asked} tokens"
     told = at(_complete(ctx, ignore_eos=True, temperature=0), "tokens_predicted")
     expect(told == asked, f"it says {told} tokens, argv asks for {asked}")
     return f"{told} tokens"
@@ -90,7 +100,8 @@ def lora(ctx: Context) -> str:
     listed = ctx.client.get("/lora-adapters")
     expect(listed.status == 200, f"/lora-adapters answered {listed.status}")
     has = [float(at(each, "scale")) for each in listed.body]
-    expect(has == asked, f"adapters with scales {has} are loaded, argv asks for {asked}")
+    alike = len(has) == len(asked) and all(abs(a - b) <= _CLOSE for a, b in zip(has, asked, strict=True))
+    expect(alike, f"adapters with scales {has} are loaded, argv asks for {asked}")
     return f"{len(has)} adapters"
 
 
@@ -99,7 +110,12 @@ def drafts(ctx: Context) -> str:
     argv = given(ctx)
     if argv.get("--spec-type", "none") == "none" and "--spec-draft-model" not in argv:
         return UNSAID
-    body = _complete(ctx, n_predict=48, ignore_eos=True, **{**NEUTRAL, "temperature": 0})
+    # fewer than so many are not drafted at once, and no more than what is left of an answer
+    least = max(int(argv.get(name, 0)) for name in ("--spec-draft-n-min", "--spec-ngram-mod-n-min"))
+    says = max(48, 2 * least + 16)
+    if says > _LONGEST or slot_tokens(ctx) < says + len(_REPEATS):
+        return f"{says} tokens are too many to wait for, or for a slot"
+    body = _complete(ctx, prompt=_REPEATS, n_predict=says, ignore_eos=True, **{**NEUTRAL, "temperature": 0})
     timings = at(body, "timings")
     drafted = int(timings.get("draft_n", 0))
     from_text = "--spec-draft-model" not in argv and "ngram" in argv["--spec-type"]
@@ -122,17 +138,17 @@ def cache_prompt(ctx: Context) -> str:
     "effects.reasoning",
     "whether a model thinks, and where its thoughts stand, is as argv says",
     f"{_SOURCE} (`--reasoning`, `--reasoning-budget`, `--reasoning-format`)",
-    server="scripted",
+    server="set",
 )
 def reasoning(ctx: Context) -> str:
     argv = given(ctx)
-    told = [f"{name} {argv[name]}" for name in ("--reasoning-budget", "--reasoning-format") if name in argv]
-    if not told:
+    apart, allowed = argv.get("--reasoning-format") != "none", argv.get("--reasoning-budget") != "0"
+    if (apart and allowed) or "--reasoning-budget-message" in argv:
         return UNSAID
     message = at(ctx.client.chat("Think.", max_tokens=64).body, "choices", 0, "message")
     thought = message.get("reasoning_content") or ""
-    if argv.get("--reasoning-format") == "none":
+    if not apart:
         expect(not thought, "thoughts stand apart, argv wants them in the content")
-    elif argv.get("--reasoning-budget") == "0":
+    else:
         expect(not thought.strip(), f"argv allows no thought, and it thinks {thought[:40]!r}")
-    return "; ".join(told)
+    return "in the content" if not apart else "no thought"

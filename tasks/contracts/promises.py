@@ -27,9 +27,9 @@ from tasks.release import (
     Verification,
 )
 
-Server = Literal["starting", "model", "scripted", "calling", "counting", "seeing"]
+Server = Literal["starting", "model", "scripted", "set", "calling", "counting", "seeing"]
 """Which trial server a promise is checked on: one just started, one with the release's model, or one with a scripted
-model (trials.SCRIPTS): it thinks, calls tools, counts by chance, or thinks and sees."""
+model (trials.SCRIPTS): it thinks, thinks as argv sets it, calls tools, counts by chance, or thinks and sees."""
 
 Routes = Sequence[tuple[str, str]]
 """(method, path) of what a server's source registers, as far as it is known."""

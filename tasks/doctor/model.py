@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from tasks import gguf_header
 from tasks.doctor import Seen, note, warning
-from tasks.flags.table import known
-from tasks.flags.words import read
 from tasks.gguf_header import Header
-from tasks.preflight.argv import files
+from tasks.preflight.argv import files, not_yet
 from tasks.release import BadInput
 from tasks.settings import ServerSettings, Settings
 
 _PLAIN = ("f32", "f16", "bf16")
 _GPU = re.compile(r"GGML_(CUDA|HIP|VULKAN|SYCL|METAL|OPENCL|CANN|MUSA|WEBGPU|RPC)")
 """CMake options that make a build which computes elsewhere than on the CPU."""
+_GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
+"""A tag of Hugging Face's trainers, which llama.cpp passes over (common/jinja/parser.cpp)."""
 _STRETCH = ("--rope-", "--yarn-", "--override-kv")
 """Options that change how far a model can look, or what its file says of it."""
 
@@ -82,6 +83,12 @@ def fits(settings: Settings) -> str | Seen:
     What can't be is a BadInput that names all of it; what llama-server would silently do otherwise is a warning.
     """
     server = settings.server
+    if lines := not_yet(server):
+        raise BadInput(
+            "releases of this server can't be proved yet",
+            evidence="\n".join(lines),
+            todo="leave these options out, or go on running it by hand",
+        )
     if server.model is None or not server.model.is_file():
         return note("no model is there to reckon with")
     header = gguf_header.read(server.model)
@@ -92,30 +99,40 @@ def fits(settings: Settings) -> str | Seen:
             evidence="\n".join(wrong),
             todo="correct them, or take another file",
         )
-    doubts = [*_context(server, header), *_width(server, header)]
+    doubts = [*_context(server, header), *_layers(settings)]
     if doubts:
         return warning("; ".join(doubts), "correct them: llama-server would say so in its log only")
     return f"{header.architecture}, {header.values.get(f'{header.architecture}.context_length', '?')} tokens of context"
 
 
 def _settings(settings: Settings) -> Iterator[str]:
-    server, recipe = settings.server, settings.recipe
-    said = {each.main for each in read(server.flags, known(), server.env).said}
-    if server.embeddings or server.rerank or said & {"--embedding", "--rerank"}:
-        yield (
-            "a server of embeddings or reranking answers no chat, and contracts, evals and the restore probe ask for "
-            "chats: its releases can't be proved yet"
-        )
+    server = settings.server
     values = server.cache_types[1]
     if values and values not in _PLAIN and server.flash_attention == "off":  # llama-context.cpp, llama_init_from_model
         yield f"values of type {values} in the cache need flash attention, and server.flash_attention is off"
+    if server.api_key_file and not server.api_key_file.is_file():
+        yield f"server.api_key_file: {server.api_key_file} is not there"
+    if server.slot_save_path and not server.slot_save_path.is_dir():
+        yield f"server.slot_save_path: there is no folder {server.slot_save_path}"
+    if settings.platform == "modal" and (server.api_key_file or server.slot_save_path):
+        yield "server.api_key_file and server.slot_save_path are of this machine: a container has neither"
+
+
+def _layers(settings: Settings) -> Iterator[str]:
+    server, recipe = settings.server, settings.recipe
     elsewhere = recipe.backend != "cpu" or any(
         _GPU.fullmatch(name) and value.upper() in ("ON", "1", "TRUE", "YES") for name, value in recipe.cmake.items()
     )
-    if server.gpu_layers not in (0, "auto") and not elsewhere and settings.platform == "local":
+    # on a Mac ggml computes with Metal unless it is told not to (GGML_METAL)
+    if (
+        server.gpu_layers not in (0, "auto")
+        and not elsewhere
+        and settings.platform == "local"
+        and sys.platform == "linux"
+    ):
         yield (
             f"server.gpu_layers is {server.gpu_layers}, and the recipe builds for the CPU alone, which ignores it: "
-            'set recipe.backend = "cuda", or server.gpu_layers = 0'
+            'recipe.backend = "cuda" builds for the GPU'
         )
 
 
@@ -127,7 +144,9 @@ def _template(server: ServerSettings) -> Iterator[str]:
     if not server.chat_template or not server.jinja:
         return
     try:
-        ImmutableSandboxedEnvironment(extensions=[loopcontrols]).parse(server.chat_template.read_text(encoding="utf-8"))
+        ImmutableSandboxedEnvironment(extensions=[loopcontrols]).parse(
+            _GENERATION.sub("", server.chat_template.read_text(encoding="utf-8"))
+        )
     except TemplateSyntaxError as error:
         yield f"the chat template {server.chat_template} is none for jinja2, line {error.lineno}: {error.message}"
     except (OSError, ValueError) as error:
@@ -151,16 +170,3 @@ def _context(server: ServerSettings, header: Header) -> Iterator[str]:
         and server.ctx_per_slot > has
     ):
         yield f"server.ctx_per_slot is {server.ctx_per_slot}, the model was trained for {has}: a slot gets no more"
-
-
-def _width(server: ServerSettings, header: Header) -> Iterator[str]:
-    """The projector gives vectors of the model's width (mtmd.cpp: `mismatch between text model and mmproj`). Some kinds
-    of projectors give several at once: then it is a multiple."""
-    if not server.mmproj or not server.mmproj.is_file():
-        return
-    wide = int(header.values.get(f"{header.architecture}.embedding_length", 0))
-    values = gguf_header.read(server.mmproj).values
-    for kind in ("vision", "audio"):
-        gives = int(values.get(f"clip.{kind}.projection_dim", 0))
-        if wide and gives and gives % wide:
-            yield f"{server.mmproj.name} gives vectors of {gives} for {kind}, the model takes {wide}"

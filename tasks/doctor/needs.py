@@ -100,9 +100,10 @@ def _taken(stage: str, host: str, port: int) -> Iterator[str]:
 
 def served(settings: Settings) -> str | Seen:
     """The files that servers are given are there and whole, and can give what the settings ask. Raises BadInput."""
+    seen = fits(settings)
     if settings.server.model is None:
         raise BadInput("no model is set", todo="set server.model to a GGUF file")
-    told, seen = whole(settings.server), fits(settings)
+    told = whole(settings.server)
     return seen if isinstance(seen, Seen) else f"{told}; {seen}"
 
 

@@ -115,7 +115,7 @@ def memory(settings: Settings) -> str | Seen:
     weights = sum(_weights({name: path for name, path in files(server).items() if path.is_file()}))
     if not weights:
         return "no model is there to reckon with"
-    if server.gpu_layers and server.gpu_layers != "auto":
+    if server.gpu_layers and (server.gpu_layers != "auto" or settings.recipe.backend != "cpu"):
         return "the model is on the GPU: its memory is not reckoned here"
     total, available = _memory()
     if weights > total and not server.memory_map:

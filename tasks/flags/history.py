@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from tasks.flags.flag import Flag
-from tasks.flags.table import spelled
+from tasks.flags.table import known, spelled
 from tasks.release import Model
 
 Words = tuple[str, ...]
@@ -73,17 +73,22 @@ class History(Model):
         `beside`: the options that are said together with it (`--spec-type ngram-mod`), which may decide what it means.
         """
         name, *values = words
+        flag = known().find(name)
+        words = (flag.twin(spelled(name)), *values) if flag else words
         if (old := self.find(name)) and (pair := old.pairs(spelled(name))) and _certain(old, beside):
             yield tuple(word.replace("{}", " ".join(values)) for word in shlex.split(pair[1]))
         for each in self.value:
-            if name == each.option and values == [each.old]:
-                yield name, each.new
-            if name == each.option and values == [each.new]:
-                yield name, each.old
+            if words[0] == each.option and values == [each.old]:
+                yield each.option, each.new
+            if words[0] == each.option and values == [each.new]:
+                yield each.option, each.old
         for old in self.option:
             yield from _back(old, words)
-        if self.bare.get(name) and values == [self.bare[name]]:
-            yield (name,)
+        if on := self.bare.get(words[0]):
+            if not values:
+                yield words[0], on
+            elif values == [on]:
+                yield (words[0],)
 
 
 def _certain(old: Old, beside: Collection[str]) -> bool:

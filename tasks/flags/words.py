@@ -17,13 +17,16 @@ from tasks.flags.table import Table, known, spelled
 CUMULATIVE = frozenset(
     (
         "--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled", "--override-kv", "--override-tensor",
-        "--spec-draft-override-tensor", "--logit-bias", "--spec-type",
+        "--spec-draft-override-tensor", "--logit-bias", "--spec-type", "--dry-sequence-breaker", "--reverse-prompt",
+        "--chat-template-kwargs", "--alias", "--tags", "--api-key", "--api-key-file",
     )
 )  # fmt: skip
-"""Options of which every one counts, not the last: their handlers add to a list (common/arg.cpp)."""
+"""Options of which every one counts, not the last: their handlers add to what is there (common/arg.cpp)."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _YES, _NO = ("on", "enabled", "true", "1"), ("off", "disabled", "false", "0")
 """What upstream takes for yes and no (common_arg_utils, is_truthy and is_falsey)."""
+_SECRET = re.compile(r"(?i)key|token|secret|passw|\btokn")
+"""An option whose value nobody should read in an error, as it is or as it was meant."""
 _LOCKED = {frozenset(("mmap", "mlock")): "mmap+mlock", frozenset(("none", "mlock")): "mlock"}
 """What two of the old switches for loading come to together: since b10884 they are one option."""
 
@@ -113,9 +116,12 @@ def read(words: Sequence[str], table: Table, variables: Mapping[str, str] | None
     from_words = {each.main for each in said}
     unread: list[str] = []
     by_variable: list[Said] = []
-    for name, value in sorted((variables or {}).items()):
+    for name, value in sorted(
+        (variables or {}).items(), key=lambda pair: ("_NO_" in pair[0], pair[0])
+    ):  # no comes last
         found_all, wrong, note = _of_variable(name, value, table, beside)
-        by_variable += [each for each in found_all if each.main not in from_words]  # words win
+        # words win, unless they add up
+        by_variable += [each for each in found_all if each.main not in from_words or each.main in CUMULATIVE]
         refused += wrong
         unread += [note] if note else []
     return Reading(_as_one_mode([*by_variable, *said]), tuple(refused), tuple(defaults), tuple(unread))
@@ -175,12 +181,32 @@ def _understood(group: Words, table: Table, beside: Sequence[str]) -> Said | Ref
             if (there := table.find(other[0])) and not wrong_value(there, other[1:]):
                 return Said(there, other, said, translated=True)
         return Refused(said, wrong)
-    for other in history().spellings((spelled(name), *values), beside):
+    for other in (*history().spellings((spelled(name), *values), beside), *same_names((spelled(name), *values))):
         if not other:
             return None
         if (there := table.find(other[0])) and not wrong_value(there, other[1:]):
             return Said(there, (there.twin(spelled(other[0])), *other[1:]), said, translated=True)
-    return Refused(said, _unknown(name, table))
+    return Refused(name if _SECRET.search(f"{name} {table.nearest(name)}") else said, _unknown(name, table))
+
+
+def same_names(words: Words) -> Iterator[Words]:
+    """An option by its other names: a build may know it by an earlier one, such as --model-draft."""
+    flag = known().find(words[0])
+    if flag is None:
+        return
+    for name in flag.names:
+        if (
+            name.startswith("--")
+            and name != words[0]
+            and (name in flag.negative) is (spelled(words[0]) in flag.negative)
+        ):
+            yield (name, *words[1:])
+
+
+def option_of(name: str, table: Table | None = None) -> bool:
+    """Whether a variable says an option, to a build of this table or to any that is known."""
+    by_name = (table or known()).of_variable(name) or history().of_variable(name)
+    return bool(by_name) or name in history().variables or name.startswith("LLAMA_ARG_")
 
 
 def _unknown(name: str, table: Table) -> str:
@@ -211,7 +237,7 @@ def wrong_value(flag: Flag, values: Sequence[str]) -> str:
 
 def _of_variable(name: str, value: str, table: Table, beside: Sequence[str]) -> tuple[list[Said], list[Refused], str]:
     """What a variable says, as (options, what is refused, why nobody reads it)."""
-    now = history().variables.get(name, name)
+    now = name if table.of_variable(name) else history().variables.get(name, name)
     if not (flag := table.of_variable(now)):
         if old := history().of_variable(name):
             flag = old.flag

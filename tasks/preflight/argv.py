@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tasks.flags.history import history
 from tasks.flags.table import Table, known
-from tasks.flags.words import CUMULATIVE, Reading, read, split
+from tasks.flags.words import CUMULATIVE, Reading, option_of, read, same_names, split
 from tasks.process import Output
 from tasks.release import BadInput, Build, Release, ReleaseFailed
 from tasks.settings import ServerSettings, Settings
@@ -84,10 +84,11 @@ FILES: Mapping[str, str] = {
 }
 """Setting that names files of a release -> the option that it is."""
 FREE_FILES = (
-    "--control-vector", "--grammar-file", "--json-schema-file", "--lookup-cache-static", "--ui-config-file",
-    "--mcp-servers-config",
+    "--control-vector", "--control-vector-scaled", "--grammar-file", "--json-schema-file", "--lookup-cache-static",
+    "--ui-config-file",
 )  # fmt: skip
-"""Options without a setting of their own whose value is one file that llama-server reads: a part of the release."""
+"""Options without a setting of their own whose value is files that llama-server reads: parts of the release. Several
+with commas between them; of those with a scale it stands behind a colon."""
 OWNED: Mapping[str, str] = {
     "--host": "local.host says where servers listen",
     "--port": "local.production_port and local.staging_port say where servers listen",
@@ -100,15 +101,29 @@ OWNED: Mapping[str, str] = {
     "--model-url": "set server.model to a file: what is served is fetched before, and known by its digest",
     "--mmproj-url": "set server.mmproj to a file: what is served is fetched before, and known by its digest",
     "--docker-repo": "set server.model to a file: what is served is fetched before, and known by its digest",
-    "--ssl-key-file": "TLS ends before llama-server: have a proxy in front of the port do it",
-    "--ssl-cert-file": "TLS ends before llama-server: have a proxy in front of the port do it",
-    "--models-dir": "a router can't be released yet: give each model a store and a port of its own",
-    "--models-preset": "a router can't be released yet: give each model a store and a port of its own",
     "--sleep-idle-seconds": "local.idle_s and modal.idle_s stop an idle server, and it comes back from a snapshot",
+    "--api-prefix": "clients, probes and the activator would have to know it: have a proxy in front of the port do it",
+    "--mcp-servers-json": "it holds other servers' tokens, and an argv is read by everybody",
+    "--mcp-servers-config": "it names other servers with their tokens, which a release would keep",
     "--help": "it ends the server", "--version": "it ends the server", "--list-devices": "it ends the server",
     "--completion-bash": "it ends the server", "--cache-list": "it ends the server",
 }  # fmt: skip
 """Options that are llama-release's own to say, or that no release can have -> what to do instead."""
+WHOLE_MODEL = re.compile(r"--(?!spec-default).+-(default|spec)")
+"""Options that choose a model and all that is set for it, and download that (`--gpt-oss-20b-default`)."""
+_FILE_OPTIONS: Mapping[str, str] = {
+    **{flag: setting for setting, flag in FILES.items()}, "--lora-scaled": "lora", "--api-key-file": "api_key_file",
+    "--slot-save-path": "slot_save_path",
+}  # fmt: skip
+"""Options that name files and have a setting of their own, in which a file is known by its content."""
+_TLS = "TLS ends before llama-server: have a proxy in front of the port do it, and leave these out"
+_ROUTER = "a router serves several models, and a release is of one: give each a store and a port of its own"
+_CHAT = "it answers no chat, and contracts, evals and the restore probe ask for chats"
+NOT_YET: Mapping[str, str] = {
+    "--ssl-key-file": _TLS, "--ssl-cert-file": _TLS, "--models-dir": _ROUTER, "--models-preset": _ROUTER,
+    "--embedding": _CHAT, "--rerank": _CHAT,
+}  # fmt: skip
+"""Options of servers that are taken over as they are, and whose releases can't be proved yet -> why."""
 
 
 @dataclass(frozen=True)
@@ -156,12 +171,23 @@ def files(server: ServerSettings) -> dict[str, Path]:
         found = {"model": first} | {f"model.{number}": part for number, part in enumerate(more, 2)}
     for name in ("mmproj", "chat_template", "draft_model"):
         if path := getattr(server, name):
+            if len(parts(path)) > 1:
+                raise BadInput(f"server.{name} is a split file", todo="merge it with llama-gguf-split --merge")
             found[name] = path
     found |= {_numbered("lora", at): path for at, path in enumerate(server.lora, 1)}
-    for group in split(server.flags, known()):
-        if (flag := known().find(group[0])) and flag.main in FREE_FILES and len(group) > 1:
-            found[flag.main.strip("-").replace("-", "_")] = Path(group[1])
+    for group in _free_words(server):
+        found |= dict(_files_of(group))
     return found
+
+
+def _files_of(group: Argv) -> Iterator[tuple[str, Path]]:
+    """(placeholder, file) of each file that an option in llama-server's own words names."""
+    flag = known().find(group[0])
+    if flag is None or flag.main not in FREE_FILES or len(group) < 2:
+        return
+    for number, item in enumerate(group[1].split(","), 1):
+        path = item.rpartition(":")[0] if flag.main.endswith("-scaled") else item
+        yield _numbered(flag.main.strip("-").replace("-", "_"), number), Path(path)
 
 
 def _numbered(name: str, number: int) -> str:
@@ -184,8 +210,8 @@ def wants(server: ServerSettings) -> list[Want]:
 
 def _earlier(words: Argv, beside: Sequence[str] = ()) -> list[Argv]:
     """The same in other builds' words. What an option of today said by default once need not be said at all."""
-    found = [*dict.fromkeys(history().spellings(words, beside))]
-    return [*found, ()] if words in (("--flash-attn", "off"), ("--load-mode", "mmap")) else found
+    found = [*dict.fromkeys((*history().spellings(words, beside), *same_names(words)))]
+    return [(), *found] if words in (("--flash-attn", "off"), ("--load-mode", "mmap")) else found
 
 
 def _of_files(server: ServerSettings) -> Iterator[tuple[str, Argv]]:
@@ -233,6 +259,8 @@ def _of_cache(keys: str | None, values: str | None) -> Iterator[tuple[str, Argv]
 
 
 def _text(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value.absolute())  # who starts the server may be elsewhere
     if isinstance(value, float):
         text = f"{value:.12g}"
         return f"{text}.0" if text.lstrip("-").isdecimal() else text
@@ -243,21 +271,26 @@ def _text(value: object) -> str:
 
 def free(server: ServerSettings) -> list[Argv]:
     """The options that the settings name in llama-server's own words, each with its values, files as placeholders."""
-    named = {path: name for name, path in files(server).items()}
-    arguments = {name: value for name, value in server.env.items() if name.startswith("LLAMA_ARG_")}
-    from_variables = [each.words for each in read((), known(), arguments).said]
     groups = []
-    for group in (*from_variables, *split(server.flags, known())):
-        flag = known().find(group[0])
-        if flag and flag.main in FREE_FILES and len(group) > 1:
-            group = (group[0], f"{{{named[Path(group[1])]}}}")
-        groups.append(group)
+    for group in _free_words(server):
+        words = list(group)
+        for name, path in _files_of(group):
+            items = [item.replace(str(path), f"{{{name}}}", 1) if item.startswith(str(path)) else item
+                     for item in words[1].split(",")]  # fmt: skip
+            words[1] = ",".join(items)
+        groups.append(tuple(words))
     return groups
+
+
+def _free_words(server: ServerSettings) -> list[Argv]:
+    """The options among the variables, and those of `flags`."""
+    options = {name: value for name, value in server.env.items() if option_of(name)}
+    return [*(each.words for each in read((), known(), options).said), *split(server.flags, known())]
 
 
 def variables(server: ServerSettings) -> dict[str, str]:
     """What a server sees in its environment by the settings; options among them go into its argv."""
-    return {name: value for name, value in sorted(server.env.items()) if not name.startswith("LLAMA_ARG_")}
+    return {name: value for name, value in sorted(server.env.items()) if not option_of(name)}
 
 
 def shown(settings: Settings) -> Argv:
@@ -284,7 +317,7 @@ def wrong(server: ServerSettings, table: Table) -> list[str]:
         if all(reading.refused for reading in readings):
             lines.append(f"server.{want.setting}: " + "; ".join(map(str, readings[0].refused)))
         for main in _mains(readings) if want.is_free else ():
-            if instead := next((why for word, why in OWNED.items() if _main(word, table) == main), ""):
+            if instead := _owned(main, table):
                 lines.append(f"server.flags: `{main}`: {instead}")
             elif main in typed:
                 lines.append(f"server.flags: `{main}`: server.{typed[main]} says it, too; leave one of them out")
@@ -293,9 +326,24 @@ def wrong(server: ServerSettings, table: Table) -> list[str]:
             seen.add(main)
     for name in server.env:
         reading = read((), table, {name: server.env[name]})
-        if name.startswith("LLAMA_ARG_") and (reading.unread or reading.refused):
+        if option_of(name, table) and (reading.unread or reading.refused):
             lines += [f"server.env: {said}" for said in (*reading.unread, *map(str, reading.refused))]
     return lines
+
+
+def not_yet(server: ServerSettings) -> list[str]:
+    """One line for each option because of which no release of these settings can be proved yet."""
+    found = (read(want.spellings[0], known()).said for want in wants(server))
+    return [f"{said.said}: {NOT_YET[said.main]}" for each in found for said in each if said.main in NOT_YET]
+
+
+def _owned(main: str, table: Table) -> str:
+    """Why an option can't be one of `flags`; '' where it can."""
+    if setting := next((name for word, name in _FILE_OPTIONS.items() if _main(word, table) == main), ""):
+        return f"server.{setting} names its file, so that it is known by its content and is where the server runs"
+    if WHOLE_MODEL.fullmatch(main):
+        return "it downloads a model of its own: set server.model, and what it sets by itself"
+    return next((why for word, why in OWNED.items() if _main(word, table) == main), "")
 
 
 def _mains(readings: Sequence[Reading]) -> list[str]:

@@ -17,11 +17,12 @@ from tasks.adoption.launch import Launch, apart, words_of
 from tasks.adoption.read import Source, read_source
 from tasks.adoption.settle import main_of, settle
 from tasks.adoption.words import read_words
+from tasks.doctor.model import fits
 from tasks.flags.flag import Flag
 from tasks.flags.table import known
-from tasks.preflight.argv import OWNED
+from tasks.preflight.argv import OWNED, WHOLE_MODEL
 from tasks.release import BadInput
-from tasks.settings import SETTINGS_FILE, ServerSettings
+from tasks.settings import SETTINGS_FILE, ServerSettings, Settings
 from tests.adoption.cases import Case, cases
 from tests.benchmarks.setups import judge
 
@@ -121,7 +122,8 @@ def values(flag: Flag) -> st.SearchStrategy[str]:
 @st.composite
 def command_lines(draw: st.DrawFn) -> tuple[str, ...]:
     """Some options of the table that a release may have, each once, by any of its names."""
-    owned = {main_of(name, known()) for name in OWNED} | {"--model"}
+    whole = {flag.main for flag in known().flags if WHOLE_MODEL.fullmatch(flag.main)}
+    owned = {main_of(name, known()) for name in OWNED} | {"--model"} | whole
     flags = [flag for flag in known().flags if not flag.removed and flag.main not in owned]
     chosen = draw(st.lists(st.sampled_from(flags), max_size=8, unique_by=lambda flag: flag.main))
     found = list(MODEL)
@@ -176,8 +178,15 @@ def test_a_file_whose_text_can_not_be_kept_is_refused(tmp_path: Path) -> None:
 
 def test_all_that_can_not_be_taken_over_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
-        adopted(*MODEL, "--tmep", "1", "-cd", "99", "--models-dir", "x", "--pooling", "sum", here=tmp_path)
-    for said in ("`--tmep 1`", "there is --temp", "`-cd 99`", "takes it no more", "router", "--pooling takes"):
+        adopted(*MODEL, "--tmep", "1", "-cd", "99", "--hf-file", "x", "--pooling", "sum", here=tmp_path)
+    for said in (
+        "`--tmep 1`",
+        "there is --temp",
+        "`-cd 99`",
+        "takes it no more",
+        "set server.model to a file",
+        "--pooling takes",
+    ):
         assert said in caught.value.evidence, said
     assert caught.value.exit_code == 2 and not (tmp_path / SETTINGS_FILE).exists()
 
@@ -216,11 +225,24 @@ def test_a_key_in_a_variable_that_nobody_reads_is_told_without_it(tmp_path: Path
     assert "sk-unread" not in notes
 
 
-def test_tls_goes_to_a_proxy_and_plain_http_does_not_leave_the_machine(tmp_path: Path) -> None:
-    tls = ("--host", "0.0.0.0", "--ssl-key-file", "/k.pem", "--ssl-cert-file", "/c.pem")
-    found = adopted(*MODEL, *tls, here=tmp_path).settled
-    assert found.section("local")["host"] == "127.0.0.1"
-    assert any("/k.pem" in note and "proxy" in note for note in found.notes)
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ((*MODEL, "--ssl-key-file", "/k.pem", "--ssl-cert-file", "/c.pem"), "TLS ends before llama-server"),
+        (("--models-dir", "/models", "--models-max", "2"), "a router serves several models"),
+        ((*MODEL, "--rerank"), "it answers no chat"),
+    ],
+)
+def test_a_server_that_cannot_be_released_yet_is_taken_over_and_refused_by_name(
+    words: tuple[str, ...], why: str, tmp_path: Path
+) -> None:
+    found = adopted(*words, here=tmp_path).settled
+    assert any("no release can be made of it yet" in note and why in note for note in found.notes)
+    assert set(words[-1:]) <= set(argv(found))
+    server = ServerSettings.model_validate(found.server)
+    with pytest.raises(BadInput, match="can't be proved yet") as refused:
+        fits(Settings.model_construct(server=server))
+    assert why in refused.value.evidence
 
 
 def test_what_was_dropped_is_told(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tasks.contracts import effects
 from tasks.contracts.promises import CONTRACTS, Recorder, verify
+from tasks.contracts.trials import trial_release
 from tasks.platforms.local import LocalPlatform
 from tasks.preflight.argv import bundle
 from tasks.release import Build, Endpoint, Release, Verdict, Verification
@@ -21,7 +22,7 @@ SAID = {"effects.samplers": "temperature 0.7", "effects.predict": "40 tokens", "
 OTHERWISE = {
     "effects.samplers": ("--temp", "0.7", "0.8"),
     "effects.predict": ("--predict", "40", "41"),
-    "effects.lora": ("--lora-scaled", "{lora}:0.5,{lora.2}:1", "{lora}:1,{lora.2}:1"),
+    "effects.lora": ("--lora-scaled", "{lora}:0.8,{lora.2}:1", "{lora}:1,{lora.2}:1"),
 }
 
 
@@ -31,7 +32,7 @@ def every(platform: LocalPlatform, build: Build, smollm2: Path, tmp_path_factory
     first, *_ = ggufs.split(smollm2, folder, 3)
     server = ServerSettings(
         model=first, slots="auto", ctx_per_slot="auto", kv_cache_type="auto", value_cache_type="q8_0", threads=1,
-        lora=(ggufs.lora(folder / "one.gguf"), ggufs.lora(folder / "two.gguf", rank=2)), lora_scale=(0.5, 1.0),
+        lora=(ggufs.lora(folder / "one.gguf"), ggufs.lora(folder / "two.gguf", rank=2)), lora_scale=(0.8, 1.0),
         temperature=0.7, top_k=20, min_p=0.02, repeat_penalty=1.1, predict=40, cache_prompt=False,
         speculation="ngram-mod", flags=("-c", "5000", "-np", "3", "--dry-multiplier", "0.3"),
         env={"GGML_LOG_LEVEL": "2", "LLAMA_ARG_TOP_P": "0.9"},
@@ -88,11 +89,15 @@ def test_a_server_that_never_heard_of_it_is_caught(
 
 
 @pytest.mark.parametrize("more", [("--reasoning-budget", "0"), ("--reasoning-format", "none")])
-def test_a_server_that_thinks_otherwise_than_argv_says_is_caught(
-    more: tuple[str, str], scripted_release: Release, scripted_server: Endpoint, platform: LocalPlatform
-) -> None:
+def test_a_server_that_thinks_otherwise_than_argv_says_is_caught_and_all_else_is_kept(
+    more: tuple[str, str], release: Release, scripted_release: Release, scripted_server: Endpoint,
+    platform: LocalPlatform, tmp_path: Path,
+) -> None:  # fmt: skip
     told = scripted_release.model_copy(update={"argv": (*scripted_release.argv, *more)})
     assert asked(scripted_server, scripted_release, "effects.reasoning").summary == effects.UNSAID
     assert asked(scripted_server, told, "effects.reasoning").verdict is Verdict.FAILED
-    with platform.trial(told) as endpoint:
-        assert asked(endpoint, told, "effects.reasoning").verdict is Verdict.PASSED
+    thinks = release.model_copy(update={"argv": (*release.argv, *more)})
+    runs = trial_release(platform.store, thinks, "set", tmp_path)
+    with platform.trial(runs) as endpoint:
+        assert asked(endpoint, runs, "effects.reasoning").verdict is Verdict.PASSED
+    assert trial_release(platform.store, thinks, "scripted", tmp_path).argv == scripted_release.argv

@@ -139,23 +139,24 @@ def test_all_that_settings_ask_and_cannot_have_is_one_error(gemma4: Path, tmp_pa
     template = tmp_path / "t.jinja"
     template.write_text("{% for m in messages %}\n{{ m.content }")
     asked = settings_of(
-        model=gemma4, value_cache_type="q8_0", flash_attention="off", gpu_layers=99, chat_template=template,
-        lora=[ggufs.lora(tmp_path / "lora.gguf")],
+        model=gemma4, value_cache_type="q8_0", flash_attention="off", chat_template=template,
+        api_key_file=tmp_path / "keys", slot_save_path=tmp_path / "slots", lora=[ggufs.lora(tmp_path / "lora.gguf")],
     )  # fmt: skip
     with pytest.raises(BadInput, match="what cannot be") as refused:
         fits(asked)
-    values, layers, reads, adapter = refused.value.evidence.splitlines()
+    values, keys, slots, reads, adapter = refused.value.evidence.splitlines()
     assert "q8_0 in the cache need flash attention" in values
-    assert "server.gpu_layers is 99, and the recipe builds for the CPU alone" in layers
+    assert keys == f"server.api_key_file: {tmp_path / 'keys'} is not there"
+    assert slots == f"server.slot_save_path: there is no folder {tmp_path / 'slots'}"
     assert "none for jinja2, line 2" in reads
     assert "for the architecture 'llama', the model is 'gemma4'" in adapter
 
 
 @pytest.mark.parametrize("server", [{"embeddings": True}, {"rerank": True}, {"flags": ["--reranking"]}])
 def test_a_server_that_answers_no_chat_is_refused_before_a_compile(server: dict[str, object], gemma4: Path) -> None:
-    with pytest.raises(BadInput) as refused:
+    with pytest.raises(BadInput, match="can't be proved yet") as refused:
         fits(settings_of(model=gemma4, **server))
-    assert "can't be proved yet" in refused.value.evidence
+    assert "answers no chat" in refused.value.evidence
 
 
 @pytest.mark.parametrize(
@@ -165,10 +166,16 @@ def test_a_server_that_answers_no_chat_is_refused_before_a_compile(server: dict[
         {"key_cache_type": "q8_0", "flash_attention": "off"},
         {"gpu_layers": "auto"},
         {"chat_template": TEMPLATE},
+        {"chat_template": "for training"},
         {"ctx_per_slot": 1 << 22, "flags": ["--rope-scale", "32"]},
     ],
 )
-def test_what_can_be_is_well(server: dict[str, object], gemma4: Path) -> None:
+def test_what_can_be_is_well(server: dict[str, object], gemma4: Path, tmp_path: Path) -> None:
+    if server.get("chat_template") == "for training":
+        (tmp_path / "t.jinja").write_text(
+            "{% for m in messages %}{%- generation %}{{ m }}{% endgeneration -%}{% endfor %}"
+        )
+        server = {"chat_template": tmp_path / "t.jinja"}
     assert "gemma4" in str(fits(settings_of(model=gemma4, **server)))
     if "gpu_layers" in server:
         cuda = settings_of(model=gemma4, gpu_layers=9).model_copy(update={"recipe": Recipe(backend="cuda")})
@@ -177,13 +184,12 @@ def test_what_can_be_is_well(server: dict[str, object], gemma4: Path) -> None:
         assert isinstance(fits(vulkan), str)
 
 
-def test_what_llama_server_would_quietly_do_otherwise_is_a_warning(gemma4: Path, tmp_path: Path) -> None:
-    mmproj = projector.build(96, tmp_path / "mmproj.gguf")
-    seen = fits(settings_of(model=gemma4, mmproj=mmproj, ctx_per_slot=1 << 22))
+def test_what_llama_server_would_quietly_do_otherwise_is_a_warning(gemma4: Path) -> None:
+    seen = fits(settings_of(model=gemma4, gpu_layers=99, ctx_per_slot=1 << 22))
     assert isinstance(seen, Seen)
     assert seen.severity is Severity.WARNING
     assert "a slot gets no more" in seen.evidence
-    assert "mmproj.gguf gives vectors of 96 for vision, the model takes" in seen.evidence
+    assert "server.gpu_layers is 99, and the recipe builds for the CPU alone" in seen.evidence
 
 
 # -- thinking -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from tasks.contracts.trials import with_model
-from tasks.preflight.argv import Argv, bundle, complaint, files, parts, refusal, render, shown, wants
+from tasks.flags.flag import flags_of_help
+from tasks.flags.table import Table, known
+from tasks.preflight.argv import Argv, bundle, complaint, files, parts, refusal, render, shown, wants, wrong
 from tasks.process import Output
 from tasks.release import BadInput, Build, ReleaseFailed, digest_of
 from tasks.settings import ServerSettings, Settings
@@ -227,3 +229,58 @@ def test_a_scripted_model_leaves_behind_what_was_said_of_the_model(store: Store,
     )  # fmt: skip
     trial = with_model(store, a_release(argv=argv), other)
     assert trial.argv == ("--model", "{model}", "--temp", "0.5", "--prio", "2", "--jinja")
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"flags": ("-md", "/m/d.gguf")}, "server.draft_model names its file"),
+        ({"flags": ("--lora-scaled", "/m/a.gguf:0.5")}, "server.lora names its file"),
+        ({"env": {"LLAMA_ARG_MMPROJ": "/m/p.gguf"}}, "server.mmproj names its file"),
+        ({"flags": ("--gpt-oss-20b-default",)}, "downloads a model of its own"),
+        ({"flags": ("--fim-qwen-7b-spec",)}, "downloads a model of its own"),
+        ({"flags": ("--api-prefix", "/x")}, "have a proxy"),
+        (
+            {"env": {"LLAMA_CHAT_TEMPLATE_KWARGS": "{}"}, "template_arguments": {"a": 1}},
+            "template_arguments says it, too",
+        ),
+        ({"flags": ("--apikey", "sk-1234567890abcdef")}, "`--apikey`: b11434 has no such option; there is --api-key"),
+    ],
+)
+def test_a_flag_that_would_serve_something_else_or_tell_a_secret_is_refused(settings: dict[str, Any], why: str) -> None:
+    lines = "\n".join(wrong(ServerSettings.model_validate(OPEN.model_dump() | settings), known()))
+    assert why in lines
+    assert "sk-1234567890abcdef" not in lines
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--spec-default",), ("--dry-sequence-breaker", "a", "--dry-sequence-breaker", "b"), ("-fit",), ("-fit", "off"),
+        ("--chat-template-kwargs", '{"a": 1}', "--chat-template-kwargs", '{"b": 1}'),
+    ],
+)  # fmt: skip
+def test_what_llama_server_takes_several_times_or_bare_is_taken(flags: tuple[str, ...]) -> None:
+    assert wrong(OPEN.model_copy(update={"flags": flags}), known()) == []
+
+
+def test_every_file_that_an_option_names_is_a_part_of_the_release() -> None:
+    flags = ("--control-vector", "/a,/b", "--control-vector-scaled", "/c:0.5,/d:1", "--grammar-file", "/g")
+    server = OPEN.model_copy(update={"flags": flags, "env": {"LLAMA_ARG_UI_CONFIG_FILE": "/u.json"}})
+    assert {name: str(path) for name, path in files(server).items()} == {
+        "model": "m.gguf", "control_vector": "/a", "control_vector.2": "/b", "control_vector_scaled": "/c",
+        "control_vector_scaled.2": "/d", "grammar_file": "/g", "ui_config_file": "/u.json",
+    }  # fmt: skip
+    assert " ".join(said(server)[-4:]) == (
+        "--ui-config-file {ui_config_file} --control-vector {control_vector},{control_vector.2} "
+        "--control-vector-scaled {control_vector_scaled}:0.5,{control_vector_scaled.2}:1 --grammar-file {grammar_file}"
+    )
+
+
+def test_a_draft_in_todays_words_can_be_said_to_a_build_that_has_other_names_for_it() -> None:
+    help_text = "\n".join(("-md, --model-draft FNAME                 d", "-ngld, --gpu-layers-draft N              n"))
+    old = Table(flags_of_help(help_text), "b8672")
+    server = OPEN.model_copy(update={"draft_model": Path("d"), "draft_gpu_layers": 9})
+    assert not [line for line in wrong(server, old) if "draft" in line]
+    with pytest.raises(BadInput, match="draft_model is a split file"):
+        files(OPEN.model_copy(update={"draft_model": Path("d-00001-of-00002.gguf")}))

@@ -29,7 +29,7 @@ from tasks.platforms.local.control import KEY_VARIABLE
 from tasks.platforms.local.proc import children, lasting_port, owns_loopback_port
 from tasks.platforms.local.snapshot import NoSnapshot
 from tasks.process import die_with_parent
-from tasks.release import BadInput, Build, Endpoint, Problem, Release, ReleaseFailed, ToolingError, digest_of, now
+from tasks.release import BadInput, Build, Endpoint, Problem, Release, ReleaseFailed, ToolingError, now
 from tasks.store import Store, with_reserve
 
 log = logging.getLogger(__name__)
@@ -356,16 +356,18 @@ def command(store: Store, release: Release) -> list[str]:
             todo="have it built for this CPU: `llama-release upgrade --to "
             f'{release.upstream.tag}`; recipe.cmake = {{ GGML_NATIVE = "OFF" }} makes builds that run on any',
         )
-    argv = list(release.argv)
     for name, ref in release.files.items():
-        path = store.file(ref)
-        if not _is(store, path, ref.sha256):
+        if not _is(store, store.file(ref), ref.sha256):
             raise ToolingError(
                 f"the {name} of {release.label} is not whole in the store",
-                evidence=str(path),
+                evidence=str(store.file(ref)),
                 todo="put the file back and run it again",
             )
-        path = whole(store, release) if name == "model" else path
+    paths = {name: store.file(ref) for name, ref in release.files.items()}
+    if parts := [ref for name, ref in release.files.items() if name.startswith("model.")]:
+        paths["model"] = store.together([release.files["model"], *parts])
+    argv = list(release.argv)
+    for name, path in paths.items():
         argv = [word.replace(f"{{{name}}}", str(path)) for word in argv]
     if lost := [name for name in FILE_NAMES if any(f"{{{name}}}" in word for word in argv)]:
         raise BadInput(
@@ -374,24 +376,6 @@ def command(store: Store, release: Release) -> list[str]:
             todo="set the file in the settings and make the release again",
         )
     return [str(executable), *argv]
-
-
-def whole(store: Store, release: Release) -> Path:
-    """The model's file; of a split one its first part, in a folder in which all of them lie side by side under their
-    own names, where llama-server looks for them (llama_split_path)."""
-    parts = [ref for name, ref in release.files.items() if name.partition(".")[0] == "model"]
-    if len(parts) == 1:
-        return store.file(parts[0])
-    folder = store.root / "files" / digest_of([ref.sha256 for ref in parts])
-    folder.mkdir(parents=True, exist_ok=True)
-    for ref in parts:
-        path, link = store.file(ref), folder / ref.name
-        if not (link.exists() and link.samefile(path)):
-            temporary = link.with_name(f".{link.name}.{os.getpid()}")
-            temporary.unlink(missing_ok=True)
-            os.link(path, temporary)
-            os.replace(temporary, link)
-    return folder / parts[0].name
 
 
 def lacks(build: Build) -> tuple[str, ...]:

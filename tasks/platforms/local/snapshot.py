@@ -21,7 +21,6 @@ import shutil
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +28,8 @@ from modal_app.warmup import Golden
 from tasks import criu, cuda_checkpoint
 from tasks.criu import CriuFailed
 from tasks.criu_images import checksums
+from tasks.flags.table import known
+from tasks.flags.words import read
 from tasks.hardware import cpu_here
 from tasks.platforms.local.control import run_folder
 from tasks.release import Model, Release, StageName, digest_of
@@ -102,8 +103,8 @@ def snapshots_here(wanted: Wanted, *, gpu: bool) -> Ability:
 
 def maps_its_model(argv: Iterable[str]) -> bool:
     """Whether a server of this argv maps the model file instead of reading it (upstream's default)."""
-    words = list(argv)
-    return "--no-mmap" not in words and ("--load-mode", "none") not in pairwise(words)
+    said = {each.main: each.value for each in read(list(argv), known()).said}
+    return said.get("--load-mode", "auto") in ("auto", "mmap", "mmap+mlock")
 
 
 def machine(criu_version: str, *, gpu: bool) -> dict[str, str]:

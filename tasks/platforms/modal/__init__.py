@@ -268,7 +268,10 @@ class ModalPlatform:
                 evidence=f"builds/{release.build}/manifest.json",
                 todo="build it again: llama-release upgrade",
             )
-        small = release.files["model"].size_bytes <= self._modal.cpu_trial_mb * 1_000_000
+        small = (
+            sum(ref.size_bytes for name, ref in release.files.items() if name.startswith("model"))
+            <= self._modal.cpu_trial_mb * 1_000_000
+        )
         on_cpu = build.recipe.backend == "cpu" or (stage == "trial" and small)
         return Deployment(
             stage=stage, name=name, release=release.id, generation=generation, build=release.build, argv=release.argv,
