@@ -10,20 +10,21 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from tasks.doctor import Check, Seen, Severity
+from tasks.doctor import Check, Seen, Severity, warning
 from tasks.doctor.model import fits, whole
 from tasks.doctor.packages import Kind, NotInstalled, system
 from tasks.doctor.room import disk, memory, nearest
 from tasks.doctor.tools import cuda, git, toolchain, wheels
 from tasks.patches.series import read_series
 from tasks.platforms.local.control import Control, load_deployment
-from tasks.platforms.local.proc import bind
+from tasks.platforms.local.proc import bind, holder
 from tasks.release import BadInput, Problem, StageName, ToolingError
 from tasks.settings import Settings
 
@@ -64,9 +65,13 @@ def _unusable_temporary() -> Iterator[str]:
         yield f"temporary folder: {error}"
 
 
-def ports(settings: Settings) -> str:
-    """The port of each stage is free, or its own activator has it. Raises BadInput that names who has it."""
-    local, said, wrong = settings.local, [], []
+def ports(settings: Settings) -> str | Seen:
+    """The port of each stage is free, or its own activator has it. Raises BadInput that names who has it.
+
+    A llama-server that somebody runs by hand has production's until production has a release: that is a warning, since
+    it is to answer until a person has approved the first one.
+    """
+    local, said, wrong, by_hand = settings.local, [], [], []
     wanted = dict(zip(get_args(StageName), (local.staging_port, local.production_port), strict=True))
     if 0 != local.staging_port == local.production_port:
         wrong.append(f"local.staging_port and local.production_port are both {local.staging_port}")
@@ -78,8 +83,11 @@ def ports(settings: Settings) -> str:
         if running:
             said.append(f"{stage} answers on {running.port}")
         elif port := port or (kept.port if kept else 0):
-            wrong += _taken(stage, local.host, port)
-            said.append(f"{port} is free for {stage}")
+            taken = [*_taken(stage, local.host, port)]
+            server = "" if kept or stage != "production" else _server_by_hand(port)
+            by_hand += [f"{server} has port {port}, which production is to have"] if taken and server else []
+            wrong += [] if server else taken
+            said += [] if taken else [f"{port} is free for {stage}"]
         else:
             said.append(f"any for {stage}")
     if wrong:
@@ -88,7 +96,15 @@ def ports(settings: Settings) -> str:
             evidence="\n".join(wrong),
             todo="stop that process, or set another port (local.staging_port, local.production_port; 0: any)",
         )
+    if by_hand:
+        return warning(by_hand[0], "stop it when you are asked to approve the first release, just before you do")
     return ", ".join(said)
+
+
+def _server_by_hand(port: int) -> str:
+    """`pid 7 (llama-server)`, when that has a port, or what has it for a container; '' for anybody else."""
+    who = holder(port)
+    return who if re.search(r"\((?:llama|docker-pr|conmon|rootlessp|podman)", who) else ""
 
 
 def _taken(stage: str, host: str, port: int) -> Iterator[str]:

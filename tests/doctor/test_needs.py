@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tasks import gguf_header
-from tasks.doctor import needs, room
+from tasks.doctor import Seen, needs, room
 from tasks.release import BadInput, ToolingError
 from tasks.settings import LocalSettings, ServerSettings, Settings
 from tests.conftest import REPOSITORY
@@ -144,3 +146,29 @@ def test_a_port_that_the_stages_own_activator_holds_is_well_and_the_one_it_keeps
     finally:
         platform.shut_down()
     assert f"{port} is free for staging" in needs.ports(platform.settings)
+
+
+@pytest.mark.wire
+@pytest.mark.parametrize("name", ["llama-server", "docker-proxy"])
+def test_a_server_that_somebody_runs_by_hand_keeps_the_port_until_the_first_release(
+    name: str, settings: Settings, tmp_path: Path
+) -> None:
+    program = tmp_path / name
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", program)  # its name is what counts
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        process = subprocess.Popen([program, "600"], pass_fds=[listener.fileno()])
+        port = listener.getsockname()[1]
+    try:
+        here = changed(settings, local=LocalSettings(staging_port=0, production_port=port))
+        seen = needs.ports(here)
+        assert isinstance(seen, Seen)
+        assert f"pid {process.pid} ({name[:15]}) has port {port}" in seen.evidence
+        assert "stop it when you are asked to approve" in seen.todo
+        assert any("has port" in line for line in needs.require(here, needs.UPGRADE))
+        with pytest.raises(BadInput, match="a port is taken"):  # staging is nobody's but ours
+            needs.ports(changed(settings, local=LocalSettings(staging_port=port, production_port=0)))
+    finally:
+        process.kill()
+        process.wait()
