@@ -71,6 +71,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "explain": (("explain", TEXT), ("explain", f"CUDA error: out of memory {SHORT}")),
     "cost": (("cost", SHORT),),
     "hold lift": (("hold", "lift", "--by", SHORT),),
+    "hub update": (("hub", "update"),),
 }  # fmt: skip
 SAY_ONLY_OURS = ("demo", "serve")
 """Their runs are the flows above; what the demo's server answers has its own test."""

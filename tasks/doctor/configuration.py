@@ -96,8 +96,10 @@ def api_key(settings: Settings) -> str | Seen:
 
 def model(server: ServerSettings) -> str | Seen:
     """The files that the settings name are there, are what they should be, and are whole."""
+    if server.hub_model:
+        return note(f"the files of {server.hub_model} are not on this machine", "`llama-release upgrade` fetches them")
     if server.model is None:
-        return note("no model is set", "set server.model to a GGUF file")
+        return note("no model is set", "set server.model to a GGUF file, or server.hub_model")
     told = []
     for what, path in files(server).items():
         if what == "chat_template" or (what != "model" and path.suffix != ".gguf"):
@@ -124,7 +126,7 @@ def model(server: ServerSettings) -> str | Seen:
 def architecture(server: ServerSettings, found: Sequence[Binary]) -> str | Seen:
     """Each binary knows the model's architecture (guide, issue 1): it is asked with a header and nothing behind it."""
     if server.model is None or not found:
-        return note("no model is set" if server.model is None else "there is no build to ask yet")
+        return note("no model is here" if server.model is None else "there is no build to ask yet")
     name = gguf_header.read(server.model).architecture
     for binary in found:
         if said := unknown_to(binary, name):

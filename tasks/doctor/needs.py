@@ -100,8 +100,9 @@ def _taken(stage: str, host: str, port: int) -> Iterator[str]:
 
 def served(settings: Settings) -> str:
     """The files that servers are to be given are set and can be read, each part of a split one. Raises BadInput."""
-    if settings.server.model is None:
-        raise BadInput("no model is set", todo="set server.model to a GGUF file")
+    repository = settings.server.hub_model
+    if settings.server.model is None and repository is None:
+        raise BadInput("no model is set", todo="set server.model to a GGUF file, or server.hub_model")
     named = files(settings.server)
     wrong = [
         f"server.{name}: {path} {'cannot be read by this user' if path.exists() else 'is not there'}"
@@ -110,7 +111,8 @@ def served(settings: Settings) -> str:
     ]
     if wrong:
         raise BadInput("a file cannot be read", evidence="\n".join(wrong), todo="correct its path in the settings")
-    return ", ".join(path.name for path in named.values())
+    told = [f"{repository} (the upgrade fetches it)"] if repository else []
+    return ", ".join((*told, *(path.name for path in named.values())))
 
 
 def series(settings: Settings) -> str:
