@@ -17,13 +17,12 @@ import pytest
 from flows import plan as planning
 from flows.deployed import lacking
 from tasks import hub as of_hub
-from tasks.contracts.scripted import build as scripted_model
-from tasks.contracts.scripted import thinks_then_answers
 from tasks.doctor import Seen, needs
 from tasks.doctor.hub import repository
+from tasks.hub.choice import HubFile, Pin
 from tasks.hub.remote import Hub
-from tasks.preflight.argv import bundle, files, shown
-from tasks.release import BadInput, Build, Problem, ToolingError
+from tasks.preflight.argv import files, shown
+from tasks.release import BadInput, Problem, ToolingError
 from tasks.settings import ServerSettings, Settings
 from tasks.store import Store
 from tests.conftest import REPOSITORY
@@ -316,7 +315,7 @@ def test_each_refusal_says_what_is_known_and_what_to_do(
     assert "its limit is higher" in said.todo
     hub.down, hub.is_page = 0, True
     assert refused_with(store, settings).what == f"{NAME} is not on this machine, and the Hub can't be asked for it"
-    assert store.hub_pin(NAME, of_hub.Pin) is None, "a refusal pins nothing"
+    assert store.hub_pin(NAME, Pin) is None, "a refusal pins nothing"
 
 
 @needs_root
@@ -328,7 +327,7 @@ def test_a_disk_without_room_is_seen_before_the_first_byte(
         assert said.what == f"the disk has no room for {NAME}:Q4_K_M"
         assert hub.asked("cdn") == []
         pin, body = Hub().listing(NAME), b"GGUF" * 500_000
-        file = of_hub.HubFile(path="m-Q4_K_M.gguf", sha256=sha256(body).hexdigest(), size_bytes=len(body))
+        file = HubFile(path="m-Q4_K_M.gguf", sha256=sha256(body).hexdigest(), size_bytes=len(body))
         hub.swapped[sha256(MODEL).hexdigest()] = body
         with pytest.raises(ToolingError, match="the disk is full") as full:
             Hub().download(pin, file, small / "part", small / "m.gguf", quiet)
@@ -379,7 +378,7 @@ def test_what_only_looks_downloads_and_pins_nothing(hub: FakeHub, settings: Sett
     assert said.endswith(f"of commit {hub.repositories[NAME].commit[:12]}; 0.00 GB to be fetched")
     assert "the upgrade has 0.00 GB to fetch" in str(repository(settings, store))
     assert hub.asked("cdn") == []
-    assert store.hub_pin(NAME, of_hub.Pin) is None
+    assert store.hub_pin(NAME, Pin) is None
     asked = len(hub.seen)
     words = list(shown(settings))
     assert words[words.index("--hf-repo") + 1] == f"{NAME}:Q4_K_M"
@@ -409,18 +408,3 @@ def test_the_command_pins_and_says_what_changed(hub: FakeHub, settings: Settings
     assert [event.kind for event in store.ledger()] == ["hub.updated", "hub.updated"]
     assert json.loads((store.root / "hub" / f"{NAME}.json").read_text())["commit"] == hub.repositories[NAME].commit
     assert hub.asked("cdn") == []
-
-
-@pytest.mark.real
-def test_a_real_binary_serves_what_the_hub_has_by_its_digest(
-    hub: FakeHub, settings: Settings, build: Build, store_with: Store, tmp_path: Path
-) -> None:
-    path = scripted_model(thinks_then_answers(), tmp_path / "made.gguf")
-    hub.repositories[NAME] = Repository({"m-Q4_K_M.gguf": path.read_bytes()})
-    with pytest.raises(BadInput, match=f"the files of {NAME}:Q4_K_M are not on this machine"):
-        bundle(store_with, build, settings.server)
-    resolved, _ = of_hub.fetch(store_with, settings, quiet)
-    release, notes = bundle(store_with, build, resolved.server)
-    assert notes == []
-    assert release.files["model"].sha256 == sha256(path.read_bytes()).hexdigest()
-    assert "--hf-repo" not in release.argv
