@@ -158,7 +158,7 @@ def test_a_command_shows_text_as_text(
 
 
 def test_no_command_is_left_out() -> None:
-    assert {*commands(typer.main.get_command(app))} == {*COMMANDS, *SAY_ONLY_OURS, "hold", "upstream"}
+    assert {*commands(typer.main.get_command(app))} == {*COMMANDS, *SAY_ONLY_OURS, "hold", "hub", "upstream"}
 
 
 @pytest.mark.usefixtures("written_into")
