@@ -57,6 +57,8 @@ app.add_typer(hold_app, name="hold")
 app.add_typer(patches_app, name="patches")
 upstream_app = typer.Typer(no_args_is_help=True, help="What changed upstream, read from its own source trees.")
 app.add_typer(upstream_app, name="upstream")
+hub_app = typer.Typer(no_args_is_help=True, help="A model of the Hugging Face Hub: server.hub_model.")
+app.add_typer(hub_app, name="hub")
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON; the rows then go to standard error")]
 To = Annotated[str | None, typer.Option(help="upstream build, such as b11434; the newest eligible one by default")]
@@ -212,6 +214,14 @@ def patches(
     from flows import patches
 
     patches.show(to, culprit, as_json)
+
+
+@hub_app.command("update")
+def hub_update() -> None:
+    """Take the repository of server.hub_model as it is on the Hub now, from the next release on. Downloads nothing."""
+    from flows import hub
+
+    hub.update()
 
 
 Why = Annotated[str, typer.Option(help="why the patch is there, in one sentence; its own trailer comes first")]

@@ -32,10 +32,10 @@ def load() -> Settings:
 def lacking(settings: Settings) -> Iterator[str]:
     """What a worker of these settings lacks, one line each."""
     model = settings.server.model
-    if model is None:
+    if model is None and settings.server.hub_model is None:
         there = "sets none" if Path(SETTINGS_FILE).is_file() else "is not here"
         yield f"no model: {Path(SETTINGS_FILE).absolute()} {there}, and LLAMA_RELEASE_SERVER__MODEL is not set"
-    elif settings.platform == "local" and not model.is_file():
+    elif model and settings.platform == "local" and not model.is_file():
         yield f"no model: there is no file {model}"
     if settings.api_key is None:
         yield f"no API key: {settings.server.api_key_env} is not set"

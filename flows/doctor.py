@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tasks.doctor import Check, Seen, Severity, configuration, machine, modal_calls, stored
+from tasks.doctor import Check, Seen, Severity, configuration, hub, machine, modal_calls, stored
+from tasks.hub import known
 from tasks.platforms import open_platform
 from tasks.platforms.local import doctor as local
 from tasks.release import Endpoint, Model, Problem, ToolingError
 from tasks.runbook import rows_of
 from tasks.settings import Settings, load
+from tasks.store import Store
 
 ONLY_WARNINGS = 10
 """The exit code when nothing is worse than a warning: none that a flow ends with."""
@@ -96,12 +98,15 @@ def _rows(check: str) -> tuple[str, ...]:
 def _checks(settings: Settings, asked: Asked) -> Iterator[tuple[str, Check]]:
     """(section, check), most basic first."""
     here = settings.platform == "local"
-    yield from (("machine", check) for check in machine.checks(settings))
     try:
         platform = open_platform(settings)
     except Problem as problem:
+        yield from (("machine", check) for check in machine.checks(settings))
         yield "configuration", ("platform", _raising(problem))
         return
+    of_hub = tuple(hub.checks(settings, platform.store))
+    settings = _with_model(platform.store, settings)
+    yield from (("machine", check) for check in machine.checks(settings))
     if here:
         yield from (("local", check) for check in local.checks(settings))
     else:
@@ -115,6 +120,7 @@ def _checks(settings: Settings, asked: Asked) -> Iterator[tuple[str, Check]]:
             return [configuration.binary_at(asked.binary, settings.store)]
         return configuration.binaries(platform.store) if here else []  # to ask one on Modal starts a container
 
+    yield from (("configuration", check) for check in of_hub)
     yield from (("configuration", check) for check in configuration.checks(settings, binaries, asked.argv))
     yield from (("configuration", check) for check in modal_calls.checks(settings, asked.code))
     yield from (("store", check) for check in stored.checks(platform, settings))
@@ -127,6 +133,14 @@ def _checks(settings: Settings, asked: Asked) -> Iterator[tuple[str, Check]]:
         wait_s = settings.local.start_timeout_s if here else settings.modal.start_timeout_s
         endpoint = Endpoint(base_url=asked.endpoint.rstrip("/").removesuffix("/v1"), api_key=key)
         yield from (("server", check) for check in live.checks(endpoint, wait_s))
+
+
+def _with_model(store: Store, settings: Settings) -> Settings:
+    """The settings with the files of a model of the Hub, where they are here; what is wrong is the check's to tell."""
+    try:
+        return known(store, settings)
+    except Problem:
+        return settings
 
 
 def _raising(problem: Problem) -> Callable[[], str]:

@@ -6,14 +6,15 @@ from pydantic import Field
 
 from flows.outcome import Outcome
 from flows.required import required
-from tasks import patches, preflight, upstream
+from tasks import hub, patches, preflight, upstream
 from tasks.doctor import needs
 from tasks.faults import Fault
-from tasks.platforms import Platform, open_platform
+from tasks.platforms import Platform, open_platform, open_store
 from tasks.preflight import foreseen as of_source
 from tasks.promote import refuse_on_hold
 from tasks.release import (
     BadInput,
+    Build,
     Hold,
     Model,
     PatchResult,
@@ -44,6 +45,7 @@ class Plan(Model):
     hold: Hold | None
     newer: tuple[str, ...]
     machine: str = Field(default="", description="what this machine lacks for it; empty where servers are elsewhere")
+    model: str = Field(default="", description="the files that server.hub_model stands for; empty where it is not set")
     target: UpstreamRelease | None
     notes: Assessment | None = None
     patches: tuple[PatchResult, ...] = ()
@@ -63,6 +65,8 @@ class Plan(Model):
         ]
         if self.machine:
             found.append(("machine", self.machine))
+        if self.model:
+            found.append(("model", self.model))
         if self.target is None:
             return found
         if self.notes:
@@ -91,8 +95,10 @@ def plan(settings: Settings, to: str | None) -> Plan:
 
     Raises BadInput for a build that upstream does not have, ToolingError when upstream cannot be read.
     """
+    store = open_store(settings)
+    model, problem = _of_hub(store, settings)
+    settings = settings if problem else hub.known(store, settings)
     platform = open_platform(settings)
-    store = platform.store
     pointer, current = store.pointer("production"), _in_production(store)
     source_of = upstream.open_upstream(settings)
     build = current.upstream.build if current else None
@@ -101,11 +107,13 @@ def plan(settings: Settings, to: str | None) -> Plan:
         production=current.label if current else None,
         hold=pointer.hold,
         machine=needs.summary(settings) if settings.platform == "local" else "",
+        model=model,
+        problem=problem,
         newer=tuple(r.tag for r in upstream.newer(source_of.releases(), build)),
         target=target,
         notes=stage.changed(source_of, settings, build, target) if target else None,
     )
-    if target is None:
+    if target is None or problem:
         return known
     try:
         source = _source(settings, source_of, target)
@@ -113,7 +121,8 @@ def plan(settings: Settings, to: str | None) -> Plan:
     except (ReleaseFailed, BadInput) as error:
         return known.model_copy(update={"problem": str(error)})
     try:
-        release, avoids = _release(platform, source, settings), platform.avoids(settings.recipe)
+        built, release = _release(platform, source, settings)
+        avoids = platform.avoids(settings.recipe)
     except Problem as error:  # a binary that refuses our argv; a compiler that is not here
         return known.model_copy(update={"patches": source.patches, "problem": str(error)})
     names = required()
@@ -121,7 +130,7 @@ def plan(settings: Settings, to: str | None) -> Plan:
     return known.model_copy(
         update={
             "patches": source.patches,
-            "build": release.build if release else None,
+            "build": built.digest if built else None,
             "avoids": avoids,
             "release": release.id if release else None,
             "recorded": {name: v.verdict for name, v in found.items()},
@@ -137,8 +146,7 @@ def foreseen(settings: Settings, to: str | None, again: bool) -> Outcome | None:
     BadInput for a hold or a build that upstream does not have. An upstream that can't be read is no refusal: the run
     says so, to people and in the ledger too.
     """
-    platform = open_platform(settings)
-    store = platform.store
+    store = open_store(settings)
     if store.intent("production"):
         return None
     refuse_on_hold(store.pointer("production"))
@@ -153,7 +161,8 @@ def foreseen(settings: Settings, to: str | None, again: bool) -> Outcome | None:
     if target.tag not in known | ({current.upstream.tag} if current else set()):
         return None
     try:
-        release = _release(platform, _source(settings, source_of, target), settings)
+        settings = hub.known(store, settings)
+        _, release = _release(open_platform(settings), _source(settings, source_of, target), settings)
     except Problem:  # the run will say so, and keep it
         return None
     return settled(store, release, again) if release else None
@@ -187,6 +196,22 @@ def _source(settings: Settings, source_of: Upstream, target: UpstreamRelease) ->
     return patches.apply_series(Sources(settings.cache), target, archive, settings.patches, source_of)
 
 
-def _release(platform: Platform, source: SourceTree, settings: Settings) -> Release | None:
+def _release(platform: Platform, source: SourceTree, settings: Settings) -> tuple[Build | None, Release | None]:
+    """The build and the release that the upgrade would come to, as far as they are there: a release's model has to be
+    on this machine."""
     built = platform.built(source, settings.recipe)
-    return preflight.bundle(platform.store, built, settings.server)[0] if built else None
+    if built is None or settings.server.hub_model:
+        return built, None
+    return built, preflight.bundle(platform.store, built, settings.server)[0]
+
+
+def _of_hub(store: Store, settings: Settings) -> tuple[str, str]:
+    """(what `server.hub_model` stands for and whether that is here, what keeps it from being had)."""
+    try:
+        found = hub.look(store, settings)
+    except Problem as problem:
+        return problem.what, str(problem)
+    if found is None:
+        return "", ""
+    size = sum(file.size_bytes for file in found.missing(store))
+    return f"{found}; " + (f"{size / 1e9:.2f} GB to be fetched" if size else "all is here"), ""

@@ -12,6 +12,7 @@ from flows.plan import NOTHING_NEWER, settled
 from flows.required import required
 from tasks import approval, build, contracts, evals, notify, patches, preflight, promote, proof, restore
 from tasks.doctor import needs
+from tasks.hub import stage as hub
 from tasks.platforms import open_platform
 from tasks.preflight import foreseen
 from tasks.report import show_dossier
@@ -48,6 +49,8 @@ def upgrade(to: Tag | None = None, again: bool = False) -> State[Outcome]:
         promote.refuse_on_hold(production)
         approval.refuse(store, asked)
 
+        settings = hub.served(platform, settings)
+        platform = open_platform(settings)
         target, notes = upstream.read(platform, settings, to)
         if target is None:
             return ended(NOTHING_NEWER.kind, note=NOTHING_NEWER.note)

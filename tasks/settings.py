@@ -63,8 +63,9 @@ class ServerSettings(Section):
     draft_model: Path | None = Field(default=None, description="a small GGUF that drafts tokens for speculation")
     hub_model: str | None = Field(
         default=None,
-        pattern=r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$",
-        description="user/repository:quant on Hugging Face instead of a file",
+        pattern=r"^[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*/[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*(:[A-Za-z0-9_.-]+)?$",
+        description="user/repository:quant on the Hugging Face Hub instead of a file; the files are those of the "
+        "commit that the first upgrade finds, until `llama-release hub update`",
     )
     alias: str = Field(default="default", min_length=1, description="the served model name")
     slots: Annotated[int, Field(ge=1, le=256)] | Auto = Field(

@@ -10,6 +10,7 @@
     surfaces/<build digest>-<basis>.json     what may be asked of a build
     answers/<id>/<set digest>[.again].jsonl    what a release answered to the evals, one line an answer
     calls/<digest>.json         a build that is being made elsewhere
+    hub/<user>/<repository>.json   the commit that a repository of the Hub is pinned to
     series/<id>/<time>-<id>.json   append-only: how long a release took to answer, one file an idle cycle
     series/latency.svg          all of them as a plot; of this machine
     watch/<id>.json             what the restore watch has seen of a release in production; bounded
@@ -413,7 +414,7 @@ class Store:
                 ) from error
             os.replace(temporary, target)
             if target.samefile(path):  # to link and to rename it has changed its ctime, and not its content
-                write_atomic(self._seen(target), ref.sha256)
+                self.remember(target, ref.sha256)
         return ref
 
     def reference(self, path: Path) -> FileRef:
@@ -433,9 +434,13 @@ class Store:
             return remembered.read_text()
         except FileNotFoundError:
             sha = sha256_of(path)
-            with suppress(ToolingError):  # on a full disk it is read again the next time
-                write_atomic(remembered, sha)
+            self.remember(path, sha)
             return sha
+
+    def remember(self, path: Path, sha256: str) -> None:
+        """That a file has this content, which was read while it was made: it need not be read for it again."""
+        with suppress(ToolingError):  # on a full disk it is read again the next time
+            write_atomic(self._seen(path), sha256)
 
     def _seen(self, path: Path) -> Path:
         """Where a file's sha256 is remembered. By its ctime too: `cp -p`, `rsync -t` and `touch` set an mtime back, and
@@ -443,6 +448,13 @@ class Store:
         stat = path.stat()
         stamp = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         return self.root / "files" / ".seen" / "-".join(map(str, stamp))
+
+    def hub_pin(self, repo: str, kind: type[M]) -> M | None:
+        """What a repository of the Hub, `user/name`, stands for until somebody updates it."""
+        return self._load(f"hub/{repo}.json", kind)
+
+    def save_hub_pin(self, repo: str, pin: Model) -> None:
+        self._save(f"hub/{repo}.json", pin)
 
     def file(self, ref: FileRef) -> Path:
         return self.root / "files" / ref.sha256 / ref.name
@@ -802,7 +814,7 @@ _NAMED_BY_TIME = "%Y%m%dT%H%M%S.%fZ"
 
 def _link_or_copy(path: Path, target: Path) -> None:
     try:
-        os.link(path, target)
+        os.link(path.resolve(), target)  # link(2) would link a symbolic link itself, which leads nowhere from there
     except OSError:
         shutil.copyfile(path, target)
 

@@ -77,6 +77,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "explain": (("explain", TEXT), ("explain", f"CUDA error: out of memory {SHORT}")),
     "cost": (("cost", SHORT),),
     "hold lift": (("hold", "lift", "--by", SHORT),),
+    "hub update": (("hub", "update"),),
 }  # fmt: skip
 SAY_ONLY_OURS = ("demo", "serve")
 """Their runs are the flows above; what the demo's server answers has its own test."""
@@ -163,7 +164,7 @@ def test_a_command_shows_text_as_text(
 
 
 def test_no_command_is_left_out() -> None:
-    assert {*commands(typer.main.get_command(app))} == {*COMMANDS, *SAY_ONLY_OURS, "hold", "upstream"}
+    assert {*commands(typer.main.get_command(app))} == {*COMMANDS, *SAY_ONLY_OURS, "hold", "hub", "upstream"}
 
 
 @pytest.mark.usefixtures("written_into")

@@ -43,6 +43,7 @@ MAY_LOAD = {
     "rebuild 0a1b2c": STORE,
     "explain x": STORE,
     "hold lift --by me": SERVERS,
+    "hub update": FILES,
     "rollback --now --reason r --by me": FILES,
     "start": FILES,
     "stop": FILES,

@@ -92,6 +92,12 @@ def test_a_file_is_kept_by_content_and_survives_its_source(store: Store, tmp_pat
     path.write_bytes(b"weights")
     ref = store.put_file(path)
     assert store.put_file(path) == ref
+    link = tmp_path / "links" / "m.gguf"  # as the Hub's cache has its files
+    link.parent.mkdir()
+    link.symlink_to(Path("..") / path.name)
+    target = store.file(store.put_file(link))
+    assert target.read_bytes() == path.read_bytes()
+    assert not target.is_symlink()
     path.unlink()
     assert store.file(ref).read_bytes() == b"weights"
 

@@ -99,7 +99,7 @@ def api_key(settings: Settings) -> str | Seen:
 def architecture(server: ServerSettings, found: Sequence[Binary]) -> str | Seen:
     """Each binary knows the model's architecture (guide, issue 1): it is asked with a header and nothing behind it."""
     if server.model is None or not found:
-        return note("no model is set" if server.model is None else "there is no build to ask yet")
+        return note("no model is here" if server.model is None else "there is no build to ask yet")
     name = gguf_header.read(server.model).architecture
     for binary in found:
         if said := unknown_to(binary, name):

@@ -35,6 +35,8 @@ def hf_xet(settings: Settings) -> str | Seen:
         from modal_app.images import FETCHING  # Modal's SDK takes a second to load
 
         return f"{', '.join(settings.modal.weights)}: fetched on Modal with {' and '.join(FETCHING)}, in fast mode"
+    if settings.server.hub_model:
+        return f"{settings.server.hub_model}: fetched by the upgrade itself, which goes on where it broke off"
     files = (settings.server.model, settings.server.mmproj)
     missing = [path.name for path in files if path and not path.is_file()]
     if not missing:

@@ -26,10 +26,12 @@ _STRETCH = ("--rope-", "--yarn-", "--override-kv")
 
 def whole(server: ServerSettings) -> str | Seen:
     """Every file that the settings name is there, is what it should be, and is whole. Raises BadInput."""
-    if server.model is None:
-        return note("no model is set", "set server.model to a GGUF file")
     named = files(server)
     readable(named)
+    if server.hub_model:
+        return note(f"the files of {server.hub_model} are not on this machine", "`llama-release upgrade` fetches them")
+    if server.model is None:
+        return note("no model is set", "set server.model to a GGUF file, or server.hub_model")
     return "; ".join(_told(name, path) for name, path in named.items() if _is_gguf(name))
 
 

@@ -116,11 +116,11 @@ def _taken(stage: str, host: str, port: int) -> Iterator[str]:
 
 def served(settings: Settings) -> str | Seen:
     """The files that servers are given are there and whole, and can give what the settings ask. Raises BadInput."""
-    seen = fits(settings)
-    if settings.server.model is None:
-        raise BadInput("no model is set", todo="set server.model to a GGUF file")
-    told = whole(settings.server)
-    return seen if isinstance(seen, Seen) else f"{told}; {seen}"
+    seen, server = fits(settings), settings.server
+    if server.model is None and server.hub_model is None:
+        raise BadInput("no model is set", todo="set server.model to a GGUF file, or server.hub_model")
+    told = str(whole(server))
+    return seen if isinstance(seen, Seen) and seen.severity is Severity.WARNING else f"{told}; {seen}"
 
 
 def series(settings: Settings) -> str:

@@ -164,7 +164,8 @@ def parts(model: Path) -> list[Path]:
 
 
 def files(server: ServerSettings) -> dict[str, Path]:
-    """Placeholder -> file, of every file that a release of these settings consists of."""
+    """Placeholder -> file, of every file that a release of these settings consists of. Those of `server.hub_model` are
+    among them once it is resolved: see tasks/hub."""
     found: dict[str, Path] = {}
     if server.model:
         first, *more = parts(server.model)
@@ -413,8 +414,14 @@ def render(server: ServerSettings, refuses: Accepts) -> tuple[Argv, list[str]]:
 def bundle(store: Store, build: Build, server: ServerSettings) -> tuple[Release, list[str]]:
     """The release that these settings make of a build, and the notes of `render`.
 
-    Raises BadInput without a model or when a file is not there, ReleaseFailed when the binary refuses the argv.
+    Raises BadInput without a model, with one of the Hub that is not here, or when a file is not there, ReleaseFailed
+    when the binary refuses the argv.
     """
+    if server.hub_model:
+        raise BadInput(
+            f"the files of {server.hub_model} are not on this machine",
+            todo="`llama-release upgrade` fetches them, `llama-release plan` says which they are",
+        )
     if server.model is None:
         raise BadInput("no model is set", todo="set server.model to a GGUF file")
     argv, notes = render(server, lambda words: complaint(store, build, words))

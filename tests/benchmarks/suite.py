@@ -444,6 +444,9 @@ BREAKS = (
         'or "default_generation_settings" not in props.body',
         'or not isinstance(props.body, dict)',
         "tests/adoption/test_running.py::test_what_answers_otherwise_is_refused",
+        "flows/hub.py", "what is on the Hub already pinned is nothing newer",
+        "if before and before.pin.commit == found.pin.commit:", "if not before:",
+        "tests/hub/test_hub.py::test_the_command_pins_and_says_what_changed",
     ),
     # -- approval ------------------------------------------------------------------------------------------------------
     Break(
@@ -670,6 +673,37 @@ BREAKS = (
         "tasks/evals/families/__init__.py", "an item that is asked twice is no second witness",
         "not in seen:", "is not None:",
         "tests/evals/test_families.py",
+    ),
+    # -- hub -----------------------------------------------------------------------------------------------------------
+    Break(
+        "tasks/hub/remote.py", "a file of the Hub that is not what it promises is refused",
+        "        if digest != file.sha256:", "        if not digest:",
+        "tests/hub/test_hub.py::test_another_digest_is_refused_and_nothing_of_it_is_kept",
+    ),
+    Break(
+        "tasks/hub/remote.py", "a download goes on where it broke off",
+        "        if begin:\n", "        if not begin:\n",
+        "tests/hub/test_hub.py::test_a_download_that_breaks_off_goes_on_where_it_was",
+    ),
+    Break(
+        "tasks/hub/remote.py", "the token is not sent where others can read it",
+        'parts.scheme == "https" or', "parts.scheme or",
+        "tests/hub/test_hub.py::test_a_token_is_not_sent_where_others_can_read_it",
+    ),
+    Break(
+        "tasks/hub/__init__.py", "what a repository stands for is pinned",
+        "store.hub_pin(repo, Pin) or _read(store, repo))", "_read(store, repo))",
+        "tests/hub/test_hub.py::test_a_repository_that_moves_on_changes_nothing_until_somebody_says_so",
+    ),
+    Break(
+        "tasks/hub/copies.py", "a cache's word for a file's content is not enough",
+        "file.size_bytes and store.content_of(path) == file.sha256:", "file.size_bytes:",
+        "tests/hub/test_hub.py::test_a_cache_whose_file_is_another_is_not_believed",
+    ),
+    Break(
+        "tasks/hub/choice.py", "a projector of another folder is none for this model",
+        " or folder[: len(there)] != there:", ":",
+        "tests/hub/test_choice.py",
     ),
     # -- patches -------------------------------------------------------------------------------------------------------
     Break(
