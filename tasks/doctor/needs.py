@@ -119,8 +119,10 @@ def served(settings: Settings) -> str | Seen:
     seen, server = fits(settings), settings.server
     if server.model is None and server.hub_model is None:
         raise BadInput("no model is set", todo="set server.model to a GGUF file, or server.hub_model")
-    told = str(whole(server))
-    return seen if isinstance(seen, Seen) and seen.severity is Severity.WARNING else f"{told}; {seen}"
+    told = whole(server)
+    if isinstance(told, Seen):
+        return f"{server.hub_model} (the upgrade fetches it)"
+    return seen if isinstance(seen, Seen) else f"{told}; {seen}"
 
 
 def series(settings: Settings) -> str:
