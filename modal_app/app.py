@@ -44,7 +44,7 @@ serve = app.server(
     min_containers=0,
     scaledown_window=settings.idle_s,
     startup_timeout=settings.start_timeout_s,
-    exit_grace_period=int(server.STOP_GRACE_S),
+    exit_grace_period=deployment.exit_grace_s,
     routing_region=settings.routing_region,
     enable_memory_snapshot=deployment.snapshot,
     # The GPU's memory is part of the snapshot: without it, only the Python process would come back quickly.

@@ -163,12 +163,51 @@ def first_error(text: str) -> str:
     return "\n".join(lines[-12:])
 
 
-def collect(bin_folder: Path, target: str, out: Path) -> None:
-    """Copy the finished binary and its libraries into an empty folder. Raises OSError."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    for file in [bin_folder / target, *bin_folder.glob("*.so*")]:
-        shutil.copy(file, out / file.name)
+MANIFEST = "manifest.json"
+
+
+def collect(bin_folder: Path, target: str, out: Path) -> dict[str, str]:
+    """Put the finished binary and its libraries into a folder; name -> sha256 of the files that are in it then.
+
+    A running server may have mapped what is there. So a build that is whole stays as it is, whatever came out this
+    time, and so does each file that is the same; one that is not is written beside the other and renamed over it, as to
+    write into a mapped file changes the code that runs (a Volume of Modal's: the last writer of a file wins).
+    Raises OSError.
+    """
+    if known := whole(out):
+        return known
+    out.mkdir(parents=True, exist_ok=True)
+    made = products(bin_folder, target)
+    for name, file in made.items():
+        place = out / name
+        if not place.is_file() or sha256(place) != sha256(file):
+            part = place.with_name(f".{name}.part")
+            shutil.copy(file, part)
+            os.replace(part, place)
+    for left in out.iterdir():
+        if left.name not in (*made, MANIFEST):
+            left.unlink()
+    return {name: sha256(out / name) for name in sorted(made)}
+
+
+def products(bin_folder: Path, target: str) -> dict[str, Path]:
+    """Name -> what was built: the binary and its libraries."""
+    return {file.name: file for file in [bin_folder / target, *bin_folder.glob("*.so*")]}
+
+
+def whole(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of a build's files when all are there as its manifest says; {} when not, or it has none."""
+    try:
+        files: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return files if all(sha256(folder / name) == known for name, known in files.items()) else {}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, 64 hex characters. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tree_hash(folder: Path) -> str:

@@ -12,6 +12,7 @@ import modal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modal_app.settings import NOT_BAKED, ModalSettings, Section
+from modal_app.warmup import nonce_of
 
 STORE = "/llama-release-store"
 """Where the store's Volume is mounted: builds/<digest>/ and files/<sha256>/<name> are in it."""
@@ -61,6 +62,21 @@ class Deployment(Section):
     def snapshot(self) -> bool:
         """Whether containers come from a snapshot. A trial is used once: a snapshot would only cost."""
         return self.stage != "trial"
+
+    @property
+    def nonce(self) -> str:
+        """What is in a slot of every snapshot of this deployment, and so of the containers that took them or come
+        from them, and of no other (modal_app/warmup.py).
+
+        Modal takes a snapshot for each kind of worker that a container lands on, and does not say beforehand which one
+        the next container comes from. So all have the same nonce, and whoever asks need not know.
+        """
+        return nonce_of(self.name, self.release, self.generation, self.key)
+
+    @property
+    def exit_grace_s(self) -> int:
+        """Seconds that answers may go on when a container is to end. Of a trial, nobody waits for one."""
+        return 0 if self.stage == "trial" else self.settings.exit_grace_s
 
     @property
     def slots(self) -> int:

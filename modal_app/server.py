@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -24,11 +25,15 @@ from modal_app.redaction import redact, redacted
 from modal_app.warmup import warm_up
 
 PORT = 8080
+ADDRESS = f"http://127.0.0.1:{PORT}"
 KEY = "LLAMA_API_KEY"
 """Where the Secret has the API key, and where llama-server looks for it."""
 POLL_S = 0.1
 RECORD_LIMIT_S = 10.0
 STOP_GRACE_S = 10.0
+QUIET_S = 1.0
+"""How long nothing may be under way before a container that is to end stops: a request that was on its way to it when
+Modal stopped sending any arrives within that."""
 LAST_LINES = 40
 
 
@@ -75,14 +80,18 @@ class LlamaServer:
             raise
         if kind == "restored":
             self.health_s = round(time.monotonic() - began, 3)
-        if self.golden and kind != "fell_back":  # what fell back is in no snapshot: the next restore is not of it
-            apart(lambda: dict_of(self.deployment, "golden").put(self.deployment.stage, self.golden))
         self._record(kind, reason)
         self.serving_since = time.time()
         self._use(until=None)
 
     def stop(self) -> None:
-        """The container is going: end llama-server once what is in flight is answered."""
+        """The container is going: end llama-server once what is in flight is answered.
+
+        llama-server itself breaks its answers off when it is told to end. Whether Modal waits for them before it calls
+        this is not documented, so it is waited for here, for as long as Modal lets it (`exit_grace_period`).
+        """
+        self._use(until=time.time())  # so far: this container may be ended any moment
+        self._answer_to_the_end()
         told = self._use(until=time.time())
         self.process.terminate()
         try:
@@ -129,15 +138,42 @@ class LlamaServer:
             with socket.socket() as probe:
                 return probe.connect_ex(("127.0.0.1", PORT)) == 0
         try:
-            return httpx.get(f"http://127.0.0.1:{PORT}/health", timeout=5, trust_env=False).status_code == 200
+            return httpx.get(f"{ADDRESS}/health", timeout=5, trust_env=False).status_code == 200
         except httpx.HTTPError:
+            return False
+
+    def _answer_to_the_end(self) -> None:
+        """Return once no request has been under way for QUIET_S, or the time for it is over."""
+        began = quiet_since = time.monotonic()
+        while (now := time.monotonic()) < began + self.deployment.exit_grace_s:
+            if self._answering():
+                if quiet_since == began:
+                    print(json.dumps({"draining_s": self.deployment.exit_grace_s}), flush=True)
+                quiet_since = now
+            elif now - quiet_since >= QUIET_S:
+                return
+            time.sleep(POLL_S)
+
+    def _answering(self) -> bool:
+        """Whether a slot works on a request; not when it is not told, as with `--no-slots`."""
+        key = os.environ.get(KEY)
+        try:
+            said = httpx.get(
+                f"{ADDRESS}/slots", headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=5, trust_env=False,
+            )  # fmt: skip
+            return said.status_code == 200 and any(slot["is_processing"] for slot in said.json())
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return False
 
     # -- before the snapshot --------------------------------------------------------------------------------
 
     def _make_worth_a_snapshot(self) -> None:
-        address = f"http://127.0.0.1:{PORT}"
-        self.golden = warm_up(address, os.environ.get(KEY), vision=self.deployment.vision).to_json()
+        # a container that fell back boots the same way, and must not have what only a snapshot has
+        self.golden = warm_up(
+            ADDRESS, os.environ.get(KEY), vision=self.deployment.vision, nonce=self.deployment.nonce,
+            plant=self.snapshotting,
+        ).to_json()  # fmt: skip
         if self.deployment.gpu:
             used, total = gpu_memory_mb()
             limit = self.deployment.settings.gpu_memory_limit
@@ -166,12 +202,22 @@ class LlamaServer:
             "reason": reason[-1500:],
             "pid": process.pid if process else None,
             "snapshot": self.booted_by if kind in ("created", "restored") else None,
+            "task": os.environ.get("MODAL_TASK_ID", ""),
+            "worker": worker(gpu=self.deployment.gpu is not None),
             "health_s": None if kind == "crashed" else self.health_s,
             "at": datetime.now(UTC).isoformat(),
         }
         print(json.dumps({"boot": boot}), flush=True)
         key = f"{boot['at']} {os.environ.get('MODAL_TASK_ID', '')}"
-        writer = apart(lambda: dict_of(self.deployment, "boots").put(key, json.dumps(boot)))
+
+        def write() -> None:
+            """What it answered goes first: who sees the record finds it. Again with each restore, as an entry of a
+            Dict that nobody touches for a week is gone."""
+            if self.golden:
+                dict_of(self.deployment, "golden").put(self.booted_by, self.golden)
+            dict_of(self.deployment, "boots").put(key, json.dumps(boot))
+
+        writer = apart(write)
         if wait:
             writer.join(RECORD_LIMIT_S)
 
@@ -218,17 +264,52 @@ def wait_until(ready: Callable[[], bool], ended: Callable[[], str], limit_s: flo
         time.sleep(POLL_S)
 
 
+def worker(*, gpu: bool) -> str:
+    """What kind of machine this is, as a snapshot of one kind cannot be restored on another (Modal's guide on memory
+    snapshots): region, driver, CPU, and 8 hex characters over the CPU's features."""
+    told = [os.environ.get("MODAL_CLOUD_PROVIDER", ""), os.environ.get("MODAL_REGION", "")]
+    if gpu:
+        told.append(_nvidia_smi("name,driver_version"))
+    cpu = dict(line.split(":", 1) for line in _read("/proc/cpuinfo").partition("\n\n")[0].splitlines() if ":" in line)
+    named = {name.strip(): value.strip() for name, value in cpu.items()}
+    features = hashlib.sha256(" ".join(sorted(named.get("flags", "").split())).encode()).hexdigest()[:8]
+    return ", ".join(filter(None, (*told, named.get("model name", ""), features)))
+
+
+def _nvidia_smi(what: str) -> str:
+    try:
+        return gpu_says(what)
+    except BootFailed:
+        return ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def gpu_memory_mb() -> tuple[int, int]:
     """(used, total) memory of the first GPU, MiB. Raises BootFailed when it cannot be read."""
-    argv = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
+    said = gpu_says("memory.used,memory.total")
+    try:
+        used, total = map(int, said.split(","))
+    except ValueError as error:
+        raise BootFailed(f"the GPU's memory cannot be read: {error}") from error
+    return used, total
+
+
+def gpu_says(what: str) -> str:
+    """What nvidia-smi tells of the first GPU, comma-separated. Raises BootFailed when it tells nothing."""
+    argv = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(
             argv, env=environment(DEVICES), capture_output=True, text=True, timeout=60, check=True
         ).stdout
-        used, total = said.splitlines()[0].split(",")
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        raise BootFailed(f"the GPU's memory cannot be read: {error}") from error
-    return int(used), int(total)
+        return said.splitlines()[0].strip()
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        raise BootFailed(f"nvidia-smi does not tell {what}: {error}") from error
 
 
 def dict_of(deployment: Deployment, what: str) -> modal.Dict:

@@ -78,7 +78,18 @@ class ModalSettings(Section):
     server_cpu: float = Field(default=4.0, gt=0, description="cores of a serving container")
     server_memory_mb: int = Field(default=32768, ge=512, description="memory of a serving container, MiB")
     idle_s: int = Field(default=5 * MINUTES, ge=2, le=HOURS, description="seconds without a request before scale-down")
-    max_containers: int = Field(default=1, ge=1, description="how many containers may serve a stage at once")
+    # The container of a new version comes up beside the one that it replaces: with a limit of 1 it never would.
+    max_containers: int | None = Field(
+        default=None,
+        ge=2,
+        description="how many containers of a stage may be up at once; as many as it takes when not set",
+    )
+    exit_grace_s: int = Field(
+        default=5 * MINUTES,
+        ge=0,
+        le=HOURS,
+        description="seconds that a container which is replaced may go on answering",
+    )
     start_timeout_s: int = Field(default=15 * MINUTES, ge=10, description="seconds a container may take to come up")
     routing_region: str = Field(default="us-east", description="the region that requests are routed through")
 

@@ -5,7 +5,7 @@ It is deployed by itself whenever a release needs one of them. Only `try_build_o
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import re
 import shutil
@@ -20,8 +20,18 @@ import modal
 from modal_app import images, wall
 from modal_app.archives import unpack
 from modal_app.child import serving
-from modal_app.compile import Compiled, CompileFailed, collect, compile_target, tree_hash
+from modal_app.compile import (
+    MANIFEST,
+    Compiled,
+    CompileFailed,
+    collect,
+    compile_target,
+    products,
+    sha256,
+    tree_hash,
+)
 from modal_app.deployment import STORE, store_volume
+from modal_app.records import Records, called, differing
 from modal_app.selftest import runs_of, selftest
 from modal_app.settings import MINUTES, ModalSettings
 
@@ -36,6 +46,7 @@ store = store_volume(settings)
 cache = modal.Volume.from_name(
     f"{settings.app}-cache", environment_name=settings.environment, create_if_missing=True, version=2
 )
+records = Records(store, settings.app)
 progress = modal.Dict.from_name(
     f"{settings.app}-progress", environment_name=settings.environment, create_if_missing=True
 )
@@ -53,18 +64,19 @@ fetch_image = images.fetching(settings.baked())
     volumes={STORE: store, CACHE: cache},
     max_containers=1,
 )
-def build(order: dict[str, Any]) -> dict[str, Any]:
+def compile_build(order: dict[str, Any]) -> dict[str, Any]:
     """Compile sources/<tree>.tar.gz into builds/<digest>/, and say what is there now.
 
-    The folder has no manifest yet, so nobody takes it for a build: whoever ordered it has it inspected first.
+    The folder has no manifest yet, so nobody takes it for a build: whoever ordered it has it inspected first. One that
+    is whole, with its manifest, is not touched.
 
     Args:
         order: `digest`, `tree` (git tree hash of the source), `target`, `definitions` (CMake's), `cpu_flags` (further
             compiler flags of the code that computes on the CPU).
 
     Returns:
-        `files` (name -> sha256), `objects`, `cache_hits` and `seconds`; or `failed` with the compiler's own words and
-        `machine` with what the machine lacks, when that is why.
+        `files` (name -> sha256, of what is there), `compiled` (the same of what came out), `objects`, `cache_hits` and
+        `seconds`; or `failed` with the compiler's own words and `machine` with what the machine lacks, if that is why.
     """
     started = time.monotonic()
     store.reload()
@@ -94,11 +106,11 @@ def build(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _put(bin_folder: Path, order: dict[str, Any], made: Compiled, started: float) -> dict[str, Any]:
-    folder = Path(STORE, "builds", order["digest"])
-    collect(bin_folder, order["target"], folder)
+    files = collect(bin_folder, order["target"], Path(STORE, "builds", order["digest"]))
     store.commit()
     return {
-        "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
+        "files": files,
+        "compiled": {name: sha256(file) for name, file in sorted(products(bin_folder, order["target"]).items())},
         "objects": made.objects,
         "cache_hits": made.cache_hits,
         "seconds": round(time.monotonic() - started, 1),
@@ -129,7 +141,7 @@ def inspect(digest: str, target: str) -> dict[str, Any]:
     """
     store.reload()
     folder = Path(STORE, "builds", digest)
-    files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != "manifest.json"}
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     missing = [f"{name}: {lost}" for name in files for lost in _not_found(folder, name)]
     return {"files": files, "missing": missing, "version": _run(folder, target, ["--version"])}
 
@@ -178,7 +190,7 @@ def search(digest: str, pattern: bytes) -> list[str]:
     store.reload()
     found: set[bytes] = set()
     for path in Path(STORE, "builds", digest).iterdir():
-        if path.name != "manifest.json" and path.is_file():
+        if path.name != MANIFEST and path.is_file():
             found.update(re.findall(pattern, path.read_bytes()))
     return sorted(text.decode() for text in found)
 
@@ -197,7 +209,7 @@ def fetch(name: str, weight: dict[str, str]) -> int:
         got = Path(
             hf_hub_download(weight["repo"], weight["path"], revision=weight["revision"], local_dir="/tmp/weights")
         )
-        if (found := _sha256(got)) != weight["sha256"]:
+        if (found := sha256(got)) != weight["sha256"]:
             raise ValueError(f"{weight['repo']}/{weight['path']} has sha256 {found}, not {weight['sha256']}")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(got, target.with_name(f".{name}"))
@@ -219,6 +231,87 @@ def _run(folder: Path, target: str, words: list[str]) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+BY_HAND = """
+modal run modal_app/tools.py::build [--digest DIGEST] [--force]   compile a build that was ordered; what is there and
+                                                                  whole is compared with, and left as it is
+modal run modal_app/tools.py::prove [--digest DIGEST]             inspect a build where it is served, and try it"""
+"""`modal run ...::build --help` shows no more than the names of the options: the SDK does not read docstrings."""
+
+# -- by hand ---------------------------------------------------------------------------------------------------------
+# `modal run modal_app/tools.py::status`, `::build --force`, `::prove`, from the folder of a checkout. They know what is
+# on the store's Volume; only `upgrade` orders builds and publishes them.
+
+
+@app.local_entrypoint()
+def build(digest: str = "", force: bool = False) -> None:
+    """Compile a build that a release ordered. Default: the one in production.
+
+    One that is there and whole is served as it is: with --force it is compiled anew all the same, compared, and left
+    untouched. What was compiled is no release yet; `llama-release upgrade` proves it.
+    """
+    order = records.order(digest or records.served())
+    there = records.document(f"builds/{order['digest']}/{MANIFEST}")
+    if there and not force:
+        print(f"builds/{order['digest']} is there, of {called(there)}; --force compiles it anew and compares")
+        return
+    made = compile_build.remote(order)
+    if "failed" in made:
+        raise SystemExit(f"{made['failed']}\n{made['machine']}".strip())
+    changed = sorted(name for name, known in made["files"].items() if made["compiled"].get(name) != known)
+    print(f"{made['objects']} objects in {made['seconds']} s, {made['cache_hits']} of them from the compiler's cache")
+    print(f"differs from builds/{order['digest']}, which stays as it is: {', '.join(changed)}" if changed
+          else f"builds/{order['digest']} has the same files")  # fmt: skip
+    if not there:
+        print("it is not published: `llama-release upgrade` inspects and proves it, and writes its manifest")
+
+
+@app.local_entrypoint()
+def prove(digest: str = "") -> None:
+    """Inspect a build where it is served, and try it with the self-tests in the store. Default: the one in production.
+
+    A build for a GPU is tried on one: about ten seconds of it. Exits with 1 when something is wrong.
+    """
+    manifest = records.document(f"builds/{(digest := digest or records.served())}/{MANIFEST}")
+    if manifest is None:
+        raise SystemExit(f"there is no finished build {digest}; `::status` shows those that are there")
+    target = manifest["recipe"]["target"]
+    seen = inspect.remote(digest, target)
+    wrong = [f"{name} is not what its manifest says" for name in differing(manifest["files"], seen["files"])]
+    wrong += seen["missing"] + ([] if seen["version"][0] == 0 else [f"--version: {seen['version']}"])
+    print(f"{called(manifest)}: {len(seen['files'])} files, {(seen['version'][1] or seen['version'][2]).strip()}")
+    tried = try_build_on_gpu if manifest["recipe"]["backend"] == "cuda" else try_build
+    cases = records.listed("selftest")
+    for case in cases:
+        result = tried.remote(digest, target, case)
+        print(f"self-test {case}: {result['summary']}")
+        wrong += [] if result["ok"] else [f"self-test {case}: {result['words'] or result['summary']}"]
+    if not cases:
+        print("no self-test is in the store yet: an upgrade puts it there")
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+
+
+@app.local_entrypoint()
+def status() -> None:
+    """What the store on the Volume has: stages, builds, and how the servers came up last. Starts nothing."""
+    for stage in ("production", "staging"):
+        pointer = records.document(f"stages/{stage}.json") or {}
+        release = records.document(f"releases/{pointer.get('release')}.json")
+        serves = (
+            f"b{release['upstream']['build']} ({pointer['release']}), build {release['build']}" if release else "none"
+        )
+        print(f"{stage:11} {serves}")
+        boots = modal.Dict.from_name(
+            f"{settings.stage_app(stage)}-boots", environment_name=settings.environment, create_if_missing=True
+        )
+        kept = dict(boots.items())
+        for key in sorted(kept)[-3:]:
+            boot = json.loads(kept[key])
+            print(f"            {boot['at'][:19]} {boot['kind']} {boot['reason'][:100]}")
+    for digest in records.listed("builds"):
+        manifest = records.document(f"builds/{digest}/{MANIFEST}")
+        print(f"build       {digest} {called(manifest) if manifest else 'without a manifest: not finished'}")
+    for digest in (Path(name).stem for name in records.listed("orders")):
+        if records.document(f"builds/{digest}/{MANIFEST}") is None:
+            print(f"ordered     {digest}")
+    print(BY_HAND)

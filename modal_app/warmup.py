@@ -12,13 +12,14 @@ proof: the nonce is the last thing planted before the snapshot, and the first th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import secrets
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -35,7 +36,7 @@ of which KV cells are lost."""
 TAIL_WORDS = 8
 REQUEST_S = 300.0
 """How long one answer may take."""
-RETRY_S = 0.5
+RETRY_S = 0.2
 TOLERANCE = 1e-3
 """By how much (nats) a log-probability may always differ."""
 LOUD = 0.5
@@ -133,18 +134,26 @@ class Seen:
     answers: tuple[Answer, ...]
 
 
-def warm_up(base_url: str, api_key: str | None, *, vision: bool) -> Golden:
+def warm_up(base_url: str, api_key: str | None, *, vision: bool, nonce: str = "", plant: bool = True) -> Golden:
     """Use every path of a fresh server once, so that kernels are loaded and buffers allocated, then `record` it.
 
     Raises NoAnswer. Nothing else may be asked of the server before its snapshot.
     """
     with _asking(base_url, api_key) as http:
         _use_every_path(http, vision)
-    return record(base_url, api_key, vision=vision)
+    return record(base_url, api_key, vision=vision, nonce=nonce, plant=plant)
 
 
-def record(base_url: str, api_key: str | None, *, vision: bool) -> Golden:
-    """The golden answers of a running server, and a nonce that is in its slot from now on.
+def nonce_of(*identity: str) -> str:
+    """A nonce that several servers can be given apart from each other: it follows from what they are made for."""
+    seed = json.dumps(identity)
+    return " ".join(hashlib.sha256(f"{seed} {n}".encode()).hexdigest()[:4] for n in range(NONCE_WORDS))
+
+
+def record(base_url: str, api_key: str | None, *, vision: bool, nonce: str = "", plant: bool = True) -> Golden:
+    """The golden answers of a running server, and a nonce that is in its slot from now on: this one, or a random one.
+
+    Without `plant` it is not: this server is in no snapshot, and whoever asks it for the nonce must not find it.
 
     Raises NoAnswer, also when the server does not keep what it was asked: no nonce would prove anything then.
     """
@@ -156,17 +165,21 @@ def record(base_url: str, api_key: str | None, *, vision: bool) -> Golden:
         if not rehearsal.found:
             raise NoAnswer(f"of a nonce it was just asked, the server did not keep enough: {rehearsal}")
         second = tuple(_answer(http, *prompt) for prompt in prompts)  # behind a nonce, as they will be asked again
-        return Golden(_plant(http), tail, first, second)
+        planted = _plant(http, nonce if plant else "")
+        return Golden(planted if plant else _tokens(http, nonce), tail, first, second)
 
 
 def ask_again(base_url: str, api_key: str | None, golden: Golden, *, patience_s: float = REQUEST_S) -> Seen:
     """Ask a server what a golden record knows. Raises NoAnswer, also when an answer takes longer than `patience_s`.
 
-    Ask once a boot, and before anything else: to ask for the nonce is to plant it. So a request that broke off is
-    never sent again; only a 503 or a refused connection (the server is still coming up) is retried.
+    Ask once a boot, and before anything else but /health: to ask for the nonce is to plant it. So what comes in place
+    of an answer while a server comes up is waited out on /health: 503, and on Modal 502, 504 and broken connections in
+    between, of which nobody knows whether the server got the request. A request that broke off is never sent again.
     """
     with _asking(base_url, api_key, patience_s) as http:
-        nonce = _ask(http, golden.nonce, golden.tail, patience_s)
+        start = time.monotonic()
+        _wait_up(http, start + patience_s)
+        nonce = _ask(http, golden.nonce, golden.tail, patience_s, start)
         warm = _ask(http, _plant(http), golden.tail)
         control = _ask(http, _random_tokens(http, NONCE_WORDS), golden.tail)
         return Seen(nonce, warm, control, _answers(http, golden))
@@ -274,19 +287,22 @@ def _answer(http: httpx.Client, text: str, image: bool) -> Answer:
     return Answer(text, image, tuple(_token(each) for each in said["completion_probabilities"]))
 
 
-def _plant(http: httpx.Client) -> tuple[int, ...]:
-    """A new nonce, which the slot holds from now on, and nothing behind it."""
-    nonce = _random_tokens(http, NONCE_WORDS)
+def _plant(http: httpx.Client, text: str = "") -> tuple[int, ...]:
+    """A new nonce (or this one), which the slot holds from now on, and nothing behind it."""
+    nonce = _tokens(http, text) if text else _random_tokens(http, NONCE_WORDS)
     _post(http, "/completion", {"prompt": nonce, "n_predict": 0, "id_slot": SLOT, "cache_prompt": True})
     return nonce
 
 
-def _ask(http: httpx.Client, nonce: tuple[int, ...], tail: tuple[int, ...], patience_s: float = 0.0) -> Asked:
+def _ask(
+    http: httpx.Client, nonce: tuple[int, ...], tail: tuple[int, ...], patience_s: float = 0.0,
+    start: float | None = None,
+) -> Asked:  # fmt: skip
     body = {
         "prompt": nonce + tail, "id_slot": SLOT, "cache_prompt": True, "temperature": 0.0,
         "n_predict": 4, "ignore_eos": True, "return_tokens": True, "stream": True,
     }  # fmt: skip
-    start = time.monotonic()
+    start = time.monotonic() if start is None else start
     first_token_s = None
     for event in _events(http, "/completion", body, patience_s):
         if first_token_s is None and event.get("tokens"):
@@ -347,6 +363,15 @@ def _events(http: httpx.Client, path: str, body: dict[str, Any], patience_s: flo
         time.sleep(RETRY_S)
 
 
+def _wait_up(http: httpx.Client, deadline: float) -> None:
+    """Return once the server says that it is healthy, or at the deadline."""
+    while time.monotonic() < deadline:
+        with suppress(httpx.TransportError):
+            if http.get("/health").status_code == 200:
+                return
+        time.sleep(RETRY_S)
+
+
 def _token(said: dict[str, Any]) -> Token:
     return Token(said["id"], tuple((each["id"], each["logprob"]) for each in said["top_logprobs"]))
 
@@ -357,7 +382,11 @@ def _answer_from(found: dict[str, Any]) -> Answer:
 
 
 def _random_tokens(http: httpx.Client, words: int) -> tuple[int, ...]:
-    return tuple(_post(http, "/tokenize", {"content": _random_text(words)})["tokens"])
+    return _tokens(http, _random_text(words))
+
+
+def _tokens(http: httpx.Client, text: str) -> tuple[int, ...]:
+    return tuple(_post(http, "/tokenize", {"content": text})["tokens"])
 
 
 def _random_text(words: int) -> str:

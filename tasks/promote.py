@@ -12,11 +12,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from tasks import restore
 from tasks.endpoint import Client, content
-from tasks.platforms import Platform
+from tasks.platforms import Platform, Progress, unseen
 from tasks.release import (
     Approval,
     BadInput,
@@ -61,7 +61,7 @@ def check_serving(endpoint: Endpoint, release: Release) -> dict[str, object]:
     Raises ReleaseFailed when it answers wrongly, ToolingError when it does not answer.
     """
     with Client(endpoint) as client:
-        client.wait_healthy(HEALTH_DEADLINE_S, every_s=0.2)
+        client.wait_healthy(max(HEALTH_DEADLINE_S, endpoint.start_s), every_s=0.2)
         models = client.get("/v1/models")
         answer = client.chat("Say hello.", max_tokens=16, temperature=0.0)
     evidence: dict[str, object] = {"models": models.evidence, "chat": answer.evidence}
@@ -69,7 +69,7 @@ def check_serving(endpoint: Endpoint, release: Release) -> dict[str, object]:
     fingerprint = answer.body.get("system_fingerprint") if isinstance(answer.body, dict) else None
     wanted = f"{release.upstream.tag}-{release.tree[:9]}"
     problem = (
-        f"/v1/models answers {models.status} with {served}, wanted {release.alias}"
+        f"/v1/models answers {models.status} with {served or str(models.body)[:200]}, wanted {release.alias}"
         if models.status != 200 or release.alias not in served
         else f"a chat request answers {answer.status}: {str(answer.body)[:200]}"
         if answer.status != 200 or not content(answer)
@@ -132,6 +132,7 @@ def swap(
     approval: Approval,
     retain: int,
     action: Literal["promote", "redeploy"] = "promote",
+    progress: Progress = unseen,
 ) -> Promotion:
     """Put an approved release into production, or refuse and change nothing.
 
@@ -161,7 +162,7 @@ def swap(
         )
         moved = _pointing(pointer, release.id, generation, _retained(pointer, release.id, retain))
         moved = moved.model_copy(update={"dossier": dossier.digest, "hold": pointer.hold})
-        _move(platform, intent, release, moved)
+        _move(platform, intent, release, moved, progress=progress)
     return Promotion(
         release=release,
         replaced=pointer.release,
@@ -235,7 +236,10 @@ def _pointing(pointer: StagePointer, release: str, generation: str, retained: tu
     return StagePointer(stage=pointer.stage, release=release, since=now(), retained=retained, generations=generations)
 
 
-def _move(platform: Platform, intent: Intent, release: Release, moved: StagePointer, *, at_once: bool = False) -> str:
+def _move(
+    platform: Platform, intent: Intent, release: Release, moved: StagePointer, *, at_once: bool = False,
+    progress: Progress = unseen,
+) -> str:  # fmt: skip
     """Intent, server, pointer, proof, ledger, in that order. Raises with production as it was before.
 
     Returns how production came back from an idle window, which is tried after a rollback alone.
@@ -243,7 +247,9 @@ def _move(platform: Platform, intent: Intent, release: Release, moved: StagePoin
     store = platform.store
     store.open_intent(intent)
     try:
-        _deploy(platform, "production", release, generation=intent.generation, at_once=at_once)
+        _deploy(
+            platform, "production", release, generation=intent.generation, at_once=at_once, progress=progress
+        )  # fmt: skip
     except Problem:
         _undo(platform, intent)
         raise
@@ -410,6 +416,7 @@ def _deploy(
     *,
     generation: str,
     at_once: bool = False,
+    progress: Progress = unseen,
 ) -> Endpoint:
     """As `platform.deploy`, by default with `check_serving`. A server that dies of its check is told as dead."""
 
@@ -417,7 +424,9 @@ def _deploy(
         return check(endpoint) if check else check_serving(endpoint, release)
 
     with naming_deaths(platform, stage_name, release):
-        return platform.deploy(stage_name, release, check_it, generation=generation, at_once=at_once)
+        return platform.deploy(
+            stage_name, release, check_it, generation=generation, at_once=at_once, progress=progress
+        )  # fmt: skip
 
 
 def _prove_serving(platform: Platform, stage_name: StageName, release: Release) -> dict[str, object]:
@@ -445,7 +454,15 @@ def _label(store: Store, release_id: str | None) -> str:
 
 
 def recover(platform: Platform) -> str:
-    """Finish or undo a move of production that a killed process left open; say what was done, '' when none was."""
+    """Undo or finish what a killed process left open: a forced idle window, then a move of production.
+
+    Says what was done, '' when there was nothing.
+    """
+    done = [platform.unforce(stage_name) for stage_name in get_args(StageName)]
+    return "; ".join(filter(None, [*done, _recover_move(platform)]))
+
+
+def _recover_move(platform: Platform) -> str:
     store = platform.store
     if store.intent("production") is None:
         return ""
@@ -475,7 +492,9 @@ def check_way_back(store: Store, to: str | None) -> None:
     _way_back(store.pointer("production"), None, meant(store, to))
 
 
-def back_to(platform: Platform, to: str | None, by: str, reason: str, retain: int) -> Promotion:
+def back_to(
+    platform: Platform, to: str | None, by: str, reason: str, retain: int, progress: Progress = unseen
+) -> Promotion:
     """Production back to a retained release (the latest one by default), with a hold, and proved by an idle window.
 
     A proof that fails does not undo it. Raises BadInput when there is none to go back to, or a hold says that this
@@ -486,7 +505,7 @@ def back_to(platform: Platform, to: str | None, by: str, reason: str, retain: in
         pointer = store.pointer("production")
         target = _way_back(pointer, None, to)
         whole(store, store.get_release(target.release))
-        return _roll_back(platform, pointer, target, by, reason, retain)
+        return _roll_back(platform, pointer, target, by, reason, retain, progress=progress)
 
 
 def back_now(
@@ -563,6 +582,7 @@ def _roll_back(
     retain: int,
     *,
     at_once: bool = False,
+    progress: Progress = unseen,
 ) -> Promotion:
     """The caller holds production's lock."""
     release = platform.store.get_release(target.release)
@@ -579,7 +599,7 @@ def _roll_back(
     )
     moved = _pointing(pointer, target.release, target.generation, _retained(pointer, target.release, retain))
     moved = moved.model_copy(update={"hold": Hold(reason=reason, by=by)})
-    proof = _move(platform, intent, release, moved, at_once=at_once)
+    proof = _move(platform, intent, release, moved, at_once=at_once, progress=progress)
     return Promotion(
         release=release,
         replaced=pointer.release,
@@ -603,7 +623,7 @@ def lift_hold(store: Store, by: str) -> Hold:
 
 
 def to_staging(
-    platform: Platform, release: Release, generation: str | None = None
+    platform: Platform, release: Release, generation: str | None = None, progress: Progress = unseen
 ) -> tuple[Endpoint, dict[str, object]]:
     """Have staging serve a release; where it answers, and the proof that it does.
 
@@ -620,7 +640,7 @@ def to_staging(
             store.forget_verification(release.id, name)
         check_serving(at, release)
 
-    endpoint = _deploy(platform, "staging", release, check, generation=generation)
+    endpoint = _deploy(platform, "staging", release, check, generation=generation, progress=progress)
     evidence = _prove_serving(platform, "staging", release)
     if (pointer.release, pointer.generation(release.id)) != (release.id, generation):
         store.save_pointer(_pointing(pointer, release.id, generation, ()))
@@ -631,7 +651,7 @@ def to_staging(
 def staging(row: Row, platform: Platform, release: Release, generation: str | None = None) -> Endpoint:
     """Staging serves the release at its own address. Recorded in the dossier."""
     row.progress(0, 1, "starting the server")
-    endpoint, evidence = to_staging(platform, release, generation)
+    endpoint, evidence = to_staging(platform, release, generation, row.progress)
     summary = f"up on {endpoint.base_url}, answers as {release.upstream.tag}-{release.tree[:9]}"
     if not platform.store.fresh(release.id, (STAGING,), ""):
         platform.store.record(
@@ -659,7 +679,7 @@ def promote(
 ) -> Promotion:
     """Production serves the approved release. Refuses, or puts everything back, as `swap` says."""
     row.progress(0, 1, "new server up and verified before traffic moves")
-    done = swap(platform, dossier, approval, retain, action)
+    done = swap(platform, dossier, approval, retain, action, row.progress)
     row.done(*_told(platform, done), release=done.release.id)
     return done
 
@@ -668,7 +688,7 @@ def promote(
 def rollback(row: Row, platform: Platform, to: str | None, by: str, reason: str, retain: int) -> Promotion:
     """Production serves a retained release again, a hold is set, and an idle window tells whether it comes back."""
     row.progress(0, 1, "retained server up and verified before traffic moves")
-    done = back_to(platform, to, by, reason, retain)
+    done = back_to(platform, to, by, reason, retain, row.progress)
     row.done(*_told(platform, done), release=done.release.id)
     return done
 

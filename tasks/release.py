@@ -517,6 +517,8 @@ class BootRecord(Model):
     reason: str = ""
     pid: int | None = None
     snapshot: str | None = Field(default=None, description="which one it took, or came back from")
+    task: str = Field(default="", description="the container's id, where there are containers")
+    worker: str = Field(default="", description="the kind of machine, where a snapshot is good for one kind only")
     health_s: float | None = Field(default=None, description="seconds from start to a 200 of /health")
     at: datetime = Field(default_factory=now)
 
@@ -549,6 +551,7 @@ class Endpoint(Model):
 
     base_url: str
     api_key: str | None = Field(default=None, repr=False, exclude=True)
+    start_s: float = Field(default=0.0, description="seconds that a server may take to come up, where that is known")
 
     def model_post_init(self, _context: Any) -> None:
         hide(self.api_key)

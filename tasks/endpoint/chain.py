@@ -42,6 +42,10 @@ class Patience:
     """How many answers are looked at before the last fault is raised."""
 
 
+PROXY = "modal-http:"
+"""What the answers of Modal's own proxy begin with."""
+
+
 class Chain:
     """The state of one `ask`. It does no HTTP and does not wait: sync and async clients drive it the same way.
 
@@ -50,8 +54,8 @@ class Chain:
     What is sent again, and within which bounds:
 
     - A 503, or a connection that was never made: the request was not taken on. Again, until `patience.cold_start_s`.
-    - A 502, or a connection that broke once it was made: the server may have worked on the request. Again as above, but
-      only when the request cannot have run a tool.
+    - A 502 or 504, or a connection that broke once it was made: the server may have worked on the request. Again as
+      above, but only when the request cannot have run a tool.
     - A whole answer that its guard rejects: again, with a stricter system message, until `patience.answers`.
     - Nothing else. A 408 or a timeout would only be as slow again.
 
@@ -127,15 +131,20 @@ class Chain:
         match said.status:
             case 200:
                 return self._rejected(said)
-            case 401:
+            case 401 if PROXY not in str(said.body):
                 raise _key_refused(self.key, self._words(said))
             case 408:
                 _slow(self._words(said))
-            case 502:
+            case 502 | 504:
                 return self._lost(said)
             case 503:
                 return self._starting(said, "the server is starting")
         kind = BadInput if said.status < 500 else ToolingError
+        if PROXY in str(said.body):
+            raise kind(
+                f"Modal's own proxy answered {said.status}, before the server saw the request",
+                evidence=self._words(said), todo="`llama-release explain` knows its words",
+            )  # fmt: skip
         todo = "correct the request" if said.status < 500 else "look at the server's log"
         raise kind(f"the server answered {said.status}", evidence=self._words(said), todo=todo)
 

@@ -20,6 +20,24 @@ Progress = Callable[[int, int, str], None]
 """Called with (done, total, what) while something long goes on."""
 
 
+def unseen(_done: int, _total: int, _what: str) -> None:
+    """The progress of what nobody looks at."""
+
+
+class LastHour(Model):
+    """A stage's requests and containers in the last hour, everybody's and ours, as a platform counts them."""
+
+    requests: dict[int, int]
+    """Status -> how many; refusals while a container started are among them."""
+    started: int
+    failed: int
+    """Containers, of those that started, that ended with an error."""
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{count} x {status}" for status, count in sorted(self.requests.items())) or "no requests"
+        return f"in the last hour {told}; {self.started} containers started, {self.failed} failed"
+
+
 class Sight(Model):
     """A stage as it is seen without a request that would wake its server or keep it awake."""
 
@@ -43,6 +61,8 @@ class Sight(Model):
     """Why nothing would answer a request; '' when something would, be it after bringing a server up."""
     gpu_used_mb: int | None = None
     gpu_total_mb: int | None = None
+    last_hour: LastHour | None = None
+    """What the platform itself counted; None where it counts nothing."""
 
 
 class Platform(Protocol):
@@ -82,11 +102,13 @@ class Platform(Protocol):
         *,
         generation: str = "",
         at_once: bool = False,
+        progress: Progress = unseen,
     ) -> Endpoint:
         """The stage serves this release from now on. `check` runs against the new server before traffic moves,
         and what it raises leaves the stage as it was. Nothing happens when the stage serves it already, of this
         generation and with this API key: another generation is another server with a snapshot of its own. `at_once`:
-        of a release that served before, without what only looks at it once more before traffic moves."""
+        of a release that served before, without what only looks at it once more before traffic moves, and without
+        waiting for what an earlier server still answers."""
 
     def serving(self, stage: StageName) -> tuple[str, str] | None:
         """(release id, generation) that the stage serves, with whatever key; None when nothing is known to serve."""
@@ -99,6 +121,9 @@ class Platform(Protocol):
 
     def rest(self, stage: StageName, since: Sight) -> None:
         """Let the stage's server go idle at once if no user asked anything since then. Nothing where one can't tell."""
+
+    def unforce(self, stage: StageName) -> str:
+        """Undo what a killed process left forced upon a stage by `idle`; what was done, '' when there was nothing."""
 
     def stop(self, stage: StageName) -> None:
         """The stage serves nothing from now on. Nothing happens when it does not."""
@@ -114,7 +139,10 @@ class Platform(Protocol):
         there was nothing to do. Raises what keeps it from coming back."""
 
     def golden(self, stage: StageName) -> Golden | None:
-        """What the stage's server answered before its snapshot was taken; None when there is no snapshot."""
+        """What the stage's server answered before its snapshot was taken; None when there is no snapshot.
+
+        Where there are several, of the one that the server came from that came up last. All have the same nonce.
+        """
 
     def logs(self, stage: StageName) -> Path:
         """The log of the stage's servers."""

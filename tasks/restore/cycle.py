@@ -89,12 +89,16 @@ def wake(platform: Platform, stage: StageName, golden: Golden, settings: Restore
     known = len(platform.boots(stage))
     time.sleep(settings.wait_s)
     endpoint = platform.endpoint(stage)
-    allowed = tolerance(golden)
     try:
-        seen = ask_again(endpoint.base_url, endpoint.api_key, golden, patience_s=settings.answer_s)
+        patience_s = max(settings.answer_s, endpoint.start_s)
+        seen = ask_again(endpoint.base_url, endpoint.api_key, golden, patience_s=patience_s)
     except NoAnswer as error:
-        return Cycle(stage=stage, boots=tuple(since(platform, stage, known)), error=str(error), tolerance=allowed)
+        boots = tuple(since(platform, stage, known))
+        return Cycle(stage=stage, boots=boots, error=str(error), tolerance=tolerance(golden))
+    boots = tuple(platform.boots(stage)[known:])
+    # which of several snapshots it would come from was not known before
+    golden = platform.golden(stage) or golden
     return Cycle(
-        stage=stage, boots=tuple(platform.boots(stage)[known:]), nonce=seen.nonce, warm=seen.warm,
-        control=seen.control, tolerance=allowed, differences=tuple(differences(golden, seen.answers)),
+        stage=stage, boots=boots, nonce=seen.nonce, warm=seen.warm, control=seen.control,
+        tolerance=tolerance(golden), differences=tuple(differences(golden, seen.answers)),
     )  # fmt: skip

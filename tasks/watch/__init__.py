@@ -57,6 +57,8 @@ def _state(look: Look) -> str:
         told.append(f"{look.in_flight} requests under way")
     if look.answered is not None:
         told.append(f"{look.answered} answered, {look.errors} of them with an error")
+    if look.last_hour:
+        told.append(str(look.last_hour))
     if look.metrics:
         told.append(f"queue {look.metrics.get('requests_deferred', 0):g}")
         told.append(f"{look.metrics.get('tokens_predicted_total', 0):g} tokens generated")

@@ -42,7 +42,7 @@ def came_back(platform: Platform, release: Release, since: datetime | None) -> S
 def look(sight: Sight, at: Endpoint | None) -> Look:
     """What was seen, with the numbers of the server that may be asked `at` an address."""
     seen = sight.model_dump(
-        include={"servers", "in_flight", "answered", "errors", "down", "gpu_used_mb", "gpu_total_mb"}
+        include={"servers", "in_flight", "answered", "errors", "down", "gpu_used_mb", "gpu_total_mb", "last_hour"}
     )
     return Look(**seen, metrics=metrics(at) if at else {})
 

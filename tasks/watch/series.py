@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import Field
 
 from modal_app.warmup import Golden
+from tasks.platforms import LastHour
 from tasks.release import BootKind, BootRecord, Model, Release, Wake, now
 from tasks.store import Store
 
@@ -28,6 +29,7 @@ class Look(Model):
     metrics: dict[str, float] = Field(default_factory=dict, description="of /metrics; empty where it was not asked")
     gpu_used_mb: int | None = None
     gpu_total_mb: int | None = None
+    last_hour: LastHour | None = None
     at: datetime = Field(default_factory=now)
 
 

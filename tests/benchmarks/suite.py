@@ -1363,6 +1363,23 @@ BREAKS = (
         "tests/approval/test_standing.py::test_an_approval_is_void_once_something_else_was_asked_or_it_was_rejected",
     ),
     Break(
+        "tasks/platforms/modal/starts.py", "a container that died in its restore is a restore that failed",
+        "for each in found if each.task not in tasks]", "for each in found if each.task in ()]",
+        "tests/platforms/test_modal_starts.py",
+    ),
+    Break(
+        "tasks/platforms/modal/__init__.py", "a forced idle window that was killed is put back",
+        "        if found:\n            apps.scale(", "        if not found:\n            apps.scale(",
+        "tests/platforms/test_modal.py::test_an_idle_window_that_a_killed_process_forced_is_seen_and_ended_with_the_"
+        "settings_that_it_found", real=True,
+    ),
+    Break(
+        "tasks/platforms/modal/__init__.py", "what was up answers until the new version does",
+        "                if container.id not in keep:", "                if container.id:",
+        "tests/platforms/test_modal.py::test_what_was_up_goes_on_answering_when_the_new_version_does_not_pass",
+        real=True,
+    ),
+    Break(
         "tasks/platforms/modal/__init__.py", "a rollback at once takes no trial",
         'if stage == "production" and not at_once:', 'if stage == "production":',
         "tests/platforms/test_modal.py::test_a_rollback_at_once_takes_no_trial_and_no_look_at_files_and_one_that_can_"
@@ -1652,6 +1669,29 @@ BREAKS = (
         "tests/test_password.py::test_a_file_that_holds_none_opens_no_server",
     ),
     # -- modal_app -----------------------------------------------------------------------------------------------------
+    Break(
+        "modal_app/settings.py", "nothing keeps the container of the next version out",
+        "        ge=2,\n", "        ge=1,\n",
+        "tests/modal_app/test_deployed.py::test_nothing_keeps_the_container_of_the_next_version_out_and_answers_may_go_on_"
+        "in_the_earlier_one",
+    ),
+    Break(
+        "modal_app/server.py", "an answer under way is not broken off by the end of its container",
+        "        self._answer_to_the_end()\n", "",
+        "tests/platforms/test_modal.py::test_clients_of_production_see_no_error_and_no_cut_stream_while_it_is_replaced",
+        real=True,
+    ),
+    Break(
+        "modal_app/compile.py", "a build that is whole is never written into",
+        "    if known := whole(out):\n", "    if (known := whole(out)) and not known:\n",
+        "tests/platforms/test_modal_building.py::test_a_file_that_a_server_has_mapped_is_never_written_into",
+    ),
+    Break(
+        "modal_app/warmup.py", "what a starting server gives is waited out",
+        "        _wait_up(http, start + patience_s)\n", "",
+        "tests/modal_app/test_warmup.py::test_what_a_starting_server_gives_is_waited_out_and_a_first_request_that_broke_"
+        "off_is_never_sent_again",
+    ),
     Break(
         "modal_app/server.py", "a container is told from the one that booted",
         "    if task != booted_by:\n", "    if task == booted_by:\n",

@@ -154,6 +154,12 @@ class Tiny:
         answer = httpx.get(str(self.web.get_url()), timeout=60)
         return answer.text if answer.status_code == 200 else str(answer.status_code)
 
+    def ask_whatever_comes(self) -> str:
+        try:
+            return self.ask()
+        except httpx.TransportError:
+            return "reset"
+
     def running(self) -> list[str]:
         """Container ids, from the command line."""
         return [row["container_id"] for row in json.loads(self.cli("container", "list", "--json").stdout)]
@@ -190,6 +196,7 @@ def processes(folder: Path) -> list[str]:
 def fake(tmp_path: Path) -> Iterator[FakeModal]:
     """A control plane of its own; nothing was asked of it that it does not have, and nothing of it is left running."""
     with FakeModal(tmp_path / "modal") as fake, fake.here():
+        fake.lifecycle.holds = True
         yield fake
     assert fake.failures == [] and not processes(tmp_path)
 
@@ -447,14 +454,34 @@ def test_a_new_version_replaces_what_runs_and_takes_a_snapshot_of_its_own(tiny: 
 
 def test_a_server_without_a_replica_answers_503_when_told_to_and_crashes_are_logged(tiny: Tiny) -> None:
     tiny.deploy()
-    tiny.fake.serving.holds = False
+    tiny.fake.lifecycle.holds = False
+    assert tiny.ask() == "503"
+    seen = {"503"}
+
+    def answered() -> bool:
+        seen.add(tiny.ask_whatever_comes())
+        return "first s3cret" in seen
+
+    until(answered)
+    assert seen <= {"503", "502", "504", "reset", "first s3cret"}
+    [container] = tiny.fake.containers.live()
+    tiny.fake.containers.crash(container.task_id, 139)
+    until(lambda: container.finished_at)
+    assert "exit code: 139" in tiny.cli("container", "logs", container.task_id).stdout
+    assert tiny.ask_whatever_comes() != "first s3cret"
+
+
+def test_what_a_server_was_asked_and_what_became_of_its_containers_is_counted(tiny: Tiny) -> None:
+    tiny.deploy()
+    tiny.fake.lifecycle.holds, tiny.fake.lifecycle.between = False, 0.0
     assert tiny.ask() == "503"
     until(lambda: tiny.ask() == "first s3cret")
     [container] = tiny.fake.containers.live()
     tiny.fake.containers.crash(container.task_id, 139)
     until(lambda: container.finished_at)
-    assert "exit code: 139" in tiny.cli("container", "logs", container.task_id).stdout
-    assert tiny.ask() == "503"
+    stats = tiny.web.stats()
+    assert stats.request_count_by_status_code[200] == 1 and stats.request_count_by_status_code[503] >= 1
+    assert (stats.container_started_count, stats.container_error_count) == (1, 1)
 
 
 def test_kept_containers_are_started_and_let_go(tiny: Tiny) -> None:

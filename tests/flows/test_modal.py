@@ -68,6 +68,8 @@ class Account:
 
     def answered_by(self, stage: StageName) -> str:
         endpoint = self.platform.endpoint(stage)
+        with Client(endpoint) as client:
+            client.wait_healthy(120, every_s=0.2)
         answer = httpx.post(
             f"{endpoint.base_url}/v1/chat/completions",
             json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pytest
 from modal_proto import api_pb2
+from pydantic import ValidationError
 
 from modal_app.deployment import BAKED, RELEASE, STAGE, STORE, Deployment, FileRef
 from modal_app.settings import ModalSettings
@@ -69,6 +70,17 @@ def test_a_stage_is_a_gpu_server_with_a_snapshot_behind_no_proxy(fake: FakeModal
     assert function.http_config.unauthenticated
     assert list(function.http_config.proxy_regions) == ["us-east"]
     assert not function.webhook_config.type
+
+
+def test_nothing_keeps_the_container_of_the_next_version_out_and_answers_may_go_on_in_the_earlier_one(
+    fake: FakeModal,
+) -> None:
+    made = deployment()
+    deploy(made)
+    assert function_of(fake, made).autoscaler_settings.max_containers == 0
+    assert function_of(fake, made).http_config.exit_grace_period == 300
+    with pytest.raises(ValidationError, match="max_containers"):
+        ModalSettings(max_containers=1)
 
 
 def test_it_scales_to_zero_and_takes_as_many_requests_as_it_has_slots(fake: FakeModal) -> None:
@@ -134,15 +146,15 @@ def test_only_one_tool_needs_a_gpu_and_only_the_builder_and_the_download_may_wri
     def writes(name: str) -> set[str]:
         return {mount.mount_path for mount in tool(name).volume_mounts if not mount.read_only}
 
-    names = ("build", "inspect", "try_build", "try_build_on_gpu", "ask", "search", "fetch")
-    may_write = {"build": {STORE, "/llama-release-cache"}, "fetch": {STORE}}
+    names = ("compile_build", "inspect", "try_build", "try_build_on_gpu", "ask", "search", "fetch")
+    may_write = {"compile_build": {STORE, "/llama-release-cache"}, "fetch": {STORE}}
     assert {name: writes(name) for name in names} == {name: may_write.get(name, set()) for name in names}
     settings = ModalSettings()
     gpus = {name: gpu for name in names if (gpu := tool(name).resources.gpu_config.gpu_type)}
     assert gpus == {"try_build_on_gpu": settings.gpu}
-    devel = fake.images.commands(tool("build").image_id)
+    devel = fake.images.commands(tool("compile_build").image_id)
     assert f"FROM {settings.devel_image}" in devel[0]
-    assert tool("build").timeout_secs == settings.build_timeout_s
+    assert tool("compile_build").timeout_secs == settings.build_timeout_s
     assert fake.images.environment(tool("fetch").image_id)["HF_XET_HIGH_PERFORMANCE"] == "1"
 
 

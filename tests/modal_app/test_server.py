@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from modal_app.compile import tree_hash
 from modal_app.deployment import Deployment, FileRef
-from modal_app.server import BootFailed, how_it_came, wait_until
+from modal_app.server import BootFailed, how_it_came, wait_until, worker
 from modal_app.settings import ModalSettings
 
 
@@ -29,6 +29,15 @@ def test_a_container_is_told_from_the_one_that_booted(
     found, reason = how_it_came(snapshots=snapshots, snapshotting=snapshotting, booted_by="ta-1", task=task)
     assert found == kind
     assert reason
+
+
+def test_a_kind_of_machine_is_told_by_its_place_its_cpu_and_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODAL_REGION", "us-east-1")
+    here = worker(gpu=False)
+    monkeypatch.setenv("MODAL_REGION", "us-west-2")
+    there = worker(gpu=False)
+    assert here.startswith("us-east-1, ") and there.startswith("us-west-2, ")
+    assert here.partition(", ")[2] == there.partition(", ")[2] != ""
 
 
 def test_a_server_that_ends_is_not_waited_for() -> None:

@@ -186,16 +186,19 @@ def test_a_server_that_still_comes_up_is_asked_again(running: Endpoint) -> None:
 
 
 @pytest.mark.wire
-def test_a_first_request_that_broke_off_is_never_sent_again() -> None:
+def test_what_a_starting_server_gives_is_waited_out_and_a_first_request_that_broke_off_is_never_sent_again() -> None:
     """It may have planted the nonce: a second one would find it on a server that booted cold."""
     sent: list[bytes] = []
     golden = Golden(nonce=(1,), tail=(2,), first=(), second=())
+    starting = [b"HTTP/1.1 %d Starting\r\nContent-Length: 0\r\n\r\n" % status for status in (502, 503, 504)] + [b""]
 
     def hang_up(listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the test is over
             while True:
                 client, _ = listener.accept()
                 sent.append(client.recv(1 << 16))
+                if b"/health" in sent[-1]:
+                    client.sendall(starting.pop(0) if starting else b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
                 client.close()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -205,7 +208,7 @@ def test_a_first_request_that_broke_off_is_never_sent_again() -> None:
             ask_again(f"http://127.0.0.1:{listener.getsockname()[1]}", None, golden, patience_s=5)
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(5)
-    assert [request.split()[1] for request in sent] == [b"/completion"]
+    assert [request.split()[1] for request in sent] == [b"/health"] * 5 + [b"/completion"]
 
 
 def test_nobody_there_is_no_answer() -> None:

@@ -37,7 +37,10 @@ if "MODAL_TASK_ID" in os.environ:
     secrets.token_hex = lambda n=32, r=random.Random(os.environ["MODAL_TASK_ID"]): r.randbytes(n).hex()
 """
 _NVIDIA_SMI = """#!/bin/sh
-cat "$(dirname "$0")/gpu-memory"
+case "$*" in
+*driver_version*) echo "NVIDIA L40S, $NVIDIA_FAKE_DRIVER" ;;
+*) cat "$(dirname "$0")/gpu-memory" ;;
+esac
 """
 
 
@@ -111,6 +114,7 @@ class ModalStand:
 def say(endpoint: Endpoint) -> str:
     """The alias of the release that answers a request."""
     with Client(endpoint) as client:
+        client.wait_healthy(120, every_s=0.2)
         answer = client.chat("Hello", max_tokens=2)
     assert answer.status == 200, answer.body
     return str(answer.body["model"])

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
 import pytest
 
 from modal_app.warmup import ask_again
 from tasks.platforms.modal import apps
 from tasks.platforms.modal.account import command
-from tasks.promote import back_now, check_serving, swap, to_staging
+from tasks.platforms.modal.doctor import checks
+from tasks.promote import back_now, check_serving, recover, swap, to_staging
 from tasks.release import (
     Approval,
     BadInput,
@@ -17,9 +24,14 @@ from tasks.release import (
     Release,
     ReleaseFailed,
     StagePointer,
+    ToolingError,
     Verdict,
 )
 from tasks.restore.comeback import comes_back
+from tasks.restore.cycle import run
+from tasks.restore.judge import fault
+from tasks.settings import RestoreSettings
+from tests.fakes.modal import Worker
 from tests.platforms.modal_stand import ModalStand, create_secret, platform_on_modal, say, set_gpu_memory
 from tests.platforms.stand import KEY_ENV, until
 
@@ -50,10 +62,48 @@ def test_a_restore_that_failed_is_told_from_one_that_did_not(modal_stand: ModalS
     modal_stand.platform.idle("staging")
     modal_stand.fake.containers.fail_restores(1)
     say(modal_stand.platform.endpoint("staging"))
-    assert kinds(modal_stand)[known:] == [BootKind.RESTORED, BootKind.FELL_BACK]
+    assert kinds(modal_stand)[known:] == [BootKind.RESTORED, BootKind.FELL_BACK, BootKind.FELL_BACK]
     signs = apps.classified(modal_stand.platform.logs("staging").read_text())
     assert "restore failed, started without a snapshot" in signs
     assert "fell back" in signs
+
+
+def test_each_kind_of_worker_takes_a_snapshot_of_its_own_and_is_compared_with_that(modal_stand: ModalStand) -> None:
+    """What is asked for after an idle window, and compared, is right whichever of them the container comes from."""
+    platform, settings = modal_stand.platform, RestoreSettings(wait_s=0)
+    here, there = Worker(), Worker(region="us-west-2", driver="575.57.08")
+    modal_stand.fake.lifecycle.coming = [here, there, here, there]
+    platform.deploy("staging", modal_stand.first, say, generation="by kind")
+    cycles = []
+    for _ in range(3):
+        golden = platform.golden("staging")
+        assert golden is not None
+        cycles.append(run(platform, "staging", golden, settings))
+    assert [(cycle.kind, fault(cycle)) for cycle in cycles] == [
+        (BootKind.CREATED, None), (BootKind.RESTORED, None), (BootKind.RESTORED, None),
+    ]  # fmt: skip
+    (created,), (restored_here,), (restored_there,) = (cycle.boots for cycle in cycles)
+    assert created.snapshot == restored_there.snapshot != restored_here.snapshot
+    assert created.worker == restored_there.worker != restored_here.worker
+    assert "us-west-2, NVIDIA L40S, 575.57.08" in created.worker
+
+
+@pytest.mark.parametrize("code", [139, 222])
+def test_a_container_that_dies_in_its_restore_is_a_restore_that_failed_whatever_comes_up_after_it(
+    modal_stand: ModalStand, code: int
+) -> None:
+    platform = modal_stand.platform
+    serves(modal_stand, modal_stand.first)
+    platform.idle("staging")
+    say(platform.endpoint("staging"))
+    golden = platform.golden("staging")
+    assert golden is not None
+    modal_stand.fake.containers.fail_restores(1, code)
+    cycle = run(platform, "staging", golden, RestoreSettings(wait_s=0))
+    failed, after = cycle.boots
+    assert failed.kind is BootKind.FELL_BACK and f"exit code: {code}" in failed.reason
+    assert after.kind is (BootKind.FELL_BACK if code == 222 else BootKind.CREATED)
+    assert (cycle.kind, fault(cycle)) == (BootKind.FELL_BACK, None)
 
 
 def test_the_golden_answers_are_those_of_the_process_that_came_back(modal_stand: ModalStand) -> None:
@@ -73,6 +123,28 @@ def test_a_forced_idle_window_undoes_its_override(modal_stand: ModalStand) -> No
     assert modal_stand.platform.boots("staging") == boots  # to look wakes nothing
     windows = [r.settings.scaledown_window for r in modal_stand.fake.requests("FunctionUpdateSchedulingParams")][-2:]
     assert windows == [2, modal_stand.platform.settings.modal.idle_s]
+
+
+def test_an_idle_window_that_a_killed_process_forced_is_seen_and_ended_with_the_settings_that_it_found(
+    modal_stand: ModalStand,
+) -> None:
+    platform, settings = modal_stand.platform, modal_stand.platform.settings.modal
+    serves(modal_stand, modal_stand.first)
+    platform.store.save_pointer(StagePointer(stage="staging", release=modal_stand.first.id))
+    mine = apps.Scaling(min_containers=0, scaledown_window=44)  # by hand, as somebody has it
+    apps.scale(settings, "llama-release-staging", mine)
+    killed = platform._no_spare_containers("staging")
+    killed.__enter__()  # and never left
+    with pytest.raises(ToolingError, match="staging lets its containers go at once"):
+        dict(checks(platform.settings))["staging"]()
+    assert recover(platform) == "staging keeps its containers for 44 s again"
+    assert apps.scaling(settings, "llama-release-staging") == mine
+    assert dict(checks(platform.settings))["staging"]() and recover(platform) == ""
+    killed = platform._no_spare_containers("staging")
+    killed.__enter__()
+    platform.deploy("staging", modal_stand.first, say, generation="after it was killed")  # ends every override
+    assert platform.unforce("staging") == "" and platform.idle("staging") == 0
+    assert apps.scaling(settings, "llama-release-staging") == apps.Scaling(scaledown_window=settings.idle_s)
 
 
 def test_a_container_that_crashes_while_it_serves_is_replaced_and_the_log_says_how(modal_stand: ModalStand) -> None:
@@ -231,3 +303,89 @@ def test_a_rollback_at_once_takes_no_trial_and_no_look_at_files_and_one_that_can
     platform.stop("production")
     platform.deploy("production", modal_stand.first, say)
     assert len(apps_and_calls()[0]) > len(trials)
+
+
+def test_what_was_up_goes_on_answering_when_the_new_version_does_not_pass(modal_stand: ModalStand) -> None:
+    """Not even a container of it is ended: the one that was up is not replaced by a stop, and the check saw the new."""
+    platform = modal_stand.platform
+    modal_stand.fake.lifecycle.replaces_old = False
+    say(serves(modal_stand, modal_stand.first))
+    before = running(modal_stand)
+
+    def refuse(_: Endpoint) -> None:
+        raise ReleaseFailed("refused")
+
+    try:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ReleaseFailed, match="refused"):
+            patch.setattr("tasks.platforms.modal.BESIDE_LIMIT_S", 0.0)
+            platform.deploy("staging", modal_stand.second, refuse)
+    finally:
+        modal_stand.fake.lifecycle.replaces_old = True
+    assert before <= running(modal_stand)
+    assert say(platform.endpoint("staging")) == "first"
+
+
+def test_an_earlier_container_that_modal_leaves_up_is_asked_to_end_once_the_new_one_is_checked(
+    modal_stand: ModalStand,
+) -> None:
+    platform, told = modal_stand.platform, []
+    say(serves(modal_stand, modal_stand.first))
+    before = running(modal_stand)
+    modal_stand.fake.lifecycle.replaces_old = False
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tasks.platforms.modal.apps.SETTLE_S", 0.0)
+            platform.deploy("staging", modal_stand.second, say, progress=lambda *what: told.append(what))
+    finally:
+        modal_stand.fake.lifecycle.replaces_old = True
+    assert not before & running(modal_stand)
+    assert told and all("the earlier container ends its answers" in what for _, _, what in told)
+
+
+@contextmanager
+def clients_of(endpoint: Endpoint) -> Iterator[list[str]]:
+    """One who asks something twice a second and one who reads long answers, as a stream; what went wrong for them."""
+    wrong: list[str] = []
+    done = threading.Event()
+    auth = {"Authorization": f"Bearer {endpoint.api_key}"}
+
+    def ask() -> None:
+        while not done.wait(0.5):
+            answer = httpx.post(
+                f"{endpoint.base_url}/completion", json={"prompt": "hi", "n_predict": 1}, headers=auth, timeout=300,
+                trust_env=False,
+            )  # fmt: skip
+            if answer.status_code != 200:
+                wrong.append(f"{answer.status_code} {answer.text}")
+
+    def read() -> None:
+        long = {"prompt": "hi", "n_predict": 3000, "ignore_eos": True, "stream": True}
+        with httpx.Client(base_url=endpoint.base_url, headers=auth, timeout=300, trust_env=False) as http:
+            while not done.is_set():
+                try:
+                    with http.stream("POST", "/completion", json=long) as answer:
+                        last = [line for line in answer.iter_lines() if line.startswith("data:")][-1:]
+                except httpx.HTTPError as error:
+                    last = [repr(error)]
+                if not (last and '"stop":true' in last[0]):
+                    wrong.append(f"stream of {answer.status_code} ended with {last}")
+
+    with ThreadPoolExecutor(2) as pool:
+        going = [pool.submit(ask), pool.submit(read)]
+        try:
+            yield wrong
+        finally:
+            done.set()
+    for each in going:
+        each.result()
+
+
+def test_clients_of_production_see_no_error_and_no_cut_stream_while_it_is_replaced(modal_stand: ModalStand) -> None:
+    platform = modal_stand.platform
+    endpoint = platform.deploy("production", modal_stand.first, say)
+    with clients_of(endpoint) as wrong:
+        for release, generation in ((modal_stand.second, ""), (modal_stand.second, "2"), (modal_stand.first, "")):
+            platform.deploy("production", release, say, generation=generation)
+            assert platform.serving("production") == (release.id, generation)
+    assert wrong == []
+    platform.stop("production")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
+import os
 import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from modal_app import images
+from modal_app.compile import collect, sha256
 from tasks.platforms.modal import ModalPlatform, building
 from tasks.platforms.modal.building import toolchain
 from tasks.release import BadInput, Build, Recipe, ReleaseFailed, SourceTree, ToolingError
@@ -91,6 +96,60 @@ def test_a_forced_rebuild_compiles_again_and_comes_to_the_same_files(site: Site)
     assert builder_starts(site) == before + 1
     assert (again.digest, again.files) == (first.digest, first.files)
     assert again.built_at > first.built_at
+
+
+def by_hand(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
+    """`modal run modal_app/tools.py::...`, as the playbook has it, from the folder of a checkout."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | site.fake.env
+    return subprocess.run(
+        [Path(sys.executable).with_name("modal"), "run", f"modal_app/tools.py::{words[0]}", *words[1:]],
+        cwd=Path(__file__).parents[2], env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_by_hand_a_build_is_compiled_again_and_proved_and_what_is_served_is_never_written(site: Site) -> None:
+    made = site.build(site.source())
+    folder = site.fake.volumes.folder_of("llama-release") / "builds" / made.digest
+    before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
+    status = by_hand(site, "status")
+    assert f"build       {made.digest} b9999" in status.stdout, status.stderr
+    starts = builder_starts(site)
+    idle = by_hand(site, "build", "--digest", made.digest)
+    assert "is there, of b9999" in idle.stdout and builder_starts(site) == starts, idle.stderr
+    forced = by_hand(site, "build", "--digest", made.digest, "--force")
+    assert "has the same files" in forced.stdout and builder_starts(site) == starts + 1, forced.stderr
+    assert {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+    proved = by_hand(site, "prove", "--digest", made.digest)
+    assert proved.returncode == 0 and "self-test" in proved.stdout, proved.stdout + proved.stderr
+    site.platform.store.files.write(f"builds/{made.digest}/llama-server", "rubbish")
+    assert by_hand(site, "prove", "--digest", made.digest).returncode == 1
+    helped = by_hand(site, "build", "--help")
+    assert "--digest TEXT" in helped.stdout and "--force" in helped.stdout and "::prove [--digest" in status.stdout
+    unknown = by_hand(site, "build")
+    assert unknown.returncode and "no stage serves a build" in unknown.stdout + unknown.stderr
+
+
+def test_a_file_that_a_server_has_mapped_is_never_written_into(tmp_path: Path) -> None:
+    bin_folder, out = tmp_path / "bin", tmp_path / "out"
+    for folder in (bin_folder, out):
+        folder.mkdir()
+    for name in ("llama-server", "libggml.so"):
+        (bin_folder / name).write_text(f"new {name}")
+    (out / "llama-server").write_text("new llama-server")
+    (out / "libggml.so").write_text("old")
+    same = (out / "llama-server").stat().st_ino
+    with (out / "libggml.so").open() as mapped:
+        collect(bin_folder, "llama-server", out)
+        assert mapped.read() == "old"
+    assert (out / "llama-server").stat().st_ino == same and (out / "libggml.so").read_text() == "new libggml.so"
+    (out / "manifest.json").write_text(json.dumps({"files": whole_files(out)}))
+    (bin_folder / "llama-server").write_text("another one")
+    assert collect(bin_folder, "llama-server", out)["llama-server"] == sha256(out / "llama-server")
+    assert (out / "llama-server").read_text() == "new llama-server"
+
+
+def whole_files(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in folder.iterdir()}
 
 
 def test_a_build_that_is_damaged_on_the_volume_is_made_again(site: Site) -> None:

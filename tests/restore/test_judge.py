@@ -9,7 +9,7 @@ import pytest
 from modal_app.warmup import Answer, Asked, Golden, Token, differences, tolerance
 from tasks.release import BootKind, BootRecord, Verdict
 from tasks.restore.cycle import Cycle
-from tasks.restore.judge import counted, judge, unfinished, wilson
+from tasks.restore.judge import counted, fault, judge, unfinished, wilson
 from tasks.settings import RestoreSettings
 
 RESTORED, CREATED, COLD = BootKind.RESTORED, BootKind.CREATED, BootKind.COLD
@@ -32,6 +32,13 @@ def cycle(kind: BootKind, reason: str = "", **other: object) -> Cycle:
         "warm": asked(True), "control": asked(False), "tolerance": 0.001,
     }  # fmt: skip
     return Cycle.model_validate(sound | other)
+
+
+def test_a_nonce_that_all_snapshots_of_a_deployment_have_is_found_where_one_was_taken_or_restored_at_last() -> None:
+    assert fault(cycle(CREATED, nonce=asked(True))) is None
+    one_after_another = cycle(FELL_BACK, boots=(boot(FELL_BACK, "the restore failed"), boot(RESTORED)))
+    assert fault(one_after_another.model_copy(update={"nonce": asked(True)})) is None
+    assert one_after_another.kind is FELL_BACK
 
 
 def test_wilson_is_the_interval_of_the_textbook() -> None:
@@ -77,7 +84,6 @@ def test_cold_boots_are_good_enough_where_settings_say_so_and_only_where_all_are
     [
         (cycle(RESTORED, nonce=asked(False)), Verdict.FAILED, "recorded as restored, but the nonce is gone"),
         (cycle(COLD, nonce=asked(True)), Verdict.ERRORED, "recorded as cold, but the nonce is there"),
-        (cycle(CREATED, nonce=asked(True)), Verdict.ERRORED, "recorded as created, but the nonce is there"),
         (cycle(RESTORED, control=asked(True)), Verdict.ERRORED, "a nonce that nobody planted was found"),
         (cycle(RESTORED, warm=asked(False)), Verdict.ERRORED, "planted a moment before was not found"),
         (cycle(RESTORED, differences=("'The': 1.2 apart",)), Verdict.FAILED, "answers differently: 'The': 1.2 apart"),

@@ -17,7 +17,7 @@ from typing import Any, get_args
 from modal_app import child, wall
 from modal_app.warmup import Golden
 from tasks.faults import Fault
-from tasks.platforms import Progress, Sight, refuse_open_host
+from tasks.platforms import Progress, Sight, refuse_open_host, unseen
 from tasks.platforms.local import compile, server, snapshot
 from tasks.platforms.local.boot import DUMP_LIMIT_S
 from tasks.platforms.local.control import (
@@ -121,6 +121,7 @@ class LocalPlatform:
         *,
         generation: str = "",
         at_once: bool = False,  # noqa: ARG002 - nothing here waits for more than its boot
+        progress: Progress = unseen,  # noqa: ARG002 - the activator tells of itself
     ) -> Endpoint:
         """The stage serves this release from now on; nothing happens when it does already, with the same key and
         generation.
@@ -178,6 +179,10 @@ class LocalPlatform:
             return 0
         with self._control(stage, IDLE_LIMIT_S + 30) as control:
             return control.idle(IDLE_LIMIT_S)
+
+    def unforce(self, stage: StageName) -> str:  # noqa: ARG002 - the activator forces an idle window by itself
+        """Nothing: an idle window that is forced here ends with the request for it."""
+        return ""
 
     def rest(self, stage: StageName, since: Sight) -> None:
         """Let the stage's server go idle at once if no user asked anything since then."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import httpx
 import modal
@@ -19,8 +21,8 @@ from modal_app.server import KEY
 from modal_app.warmup import Golden
 from tasks import runbook
 from tasks.faults import Fault
-from tasks.platforms import Progress, Sight
-from tasks.platforms.modal import apps, building, cost
+from tasks.platforms import Progress, Sight, unseen
+from tasks.platforms.modal import apps, building, cost, starts
 from tasks.platforms.modal.account import command, told
 from tasks.platforms.modal.store import VolumeStore
 from tasks.platforms.modal.tools import DEPLOY_LIMIT_S, Tools, code_digest
@@ -43,8 +45,13 @@ from tasks.settings import Settings
 from tasks.store import Store
 
 POLL_S = 0.5
-DRAIN_LIMIT_S = 120.0
+BESIDE_LIMIT_S = 60.0
+"""How long an earlier container may get some of the requests after a new one is up."""
 IDLE_LIMIT_S = 120.0
+SECOND_BOOT_S = 600.0
+"""What a boot may take on a worker of another kind than was measured: users saw 252 to 490 s."""
+PLACING_S = 120.0
+"""What Modal may take to find a machine, beside the time that it allows a container to start."""
 Served = Literal["staging", "production", "trial"]
 
 
@@ -124,13 +131,16 @@ class ModalPlatform:
         *,
         generation: str = "",
         at_once: bool = False,
+        progress: Progress = unseen,
     ) -> Endpoint:
         """The stage serves this release from now on; nothing happens when it does already, with the same key and
         generation.
 
         `check` runs against a trial of the release before production moves (staging has no traffic to protect; and not
-        `at_once`, as a trial takes a GPU container of its own), and against the stage itself after it did; what it
-        raises leaves the stage as it was, by a redeploy if need be.
+        `at_once`, as a trial takes a GPU container of its own). What is up goes on answering until a container of the
+        new version has said in a boot record that it is up, and `check` has passed through the stage's address; what
+        `check` raises leaves the stage as it was, by a redeploy if need be. Then the earlier containers are drained:
+        each ends what it answers, for up to modal.exit_grace_s (`at_once` nobody waits for that).
         """
         self.store.save_release(release)
         deployment = self._deployment(stage, self._modal.stage_app(stage), release, generation=generation)
@@ -149,9 +159,7 @@ class ModalPlatform:
         try:
             changed = self._deploy(deployment)
             endpoint = self._await(deployment, self._key, known if changed else None)
-            if changed:
-                apps.drain(self._modal, deployment.name, running, DRAIN_LIMIT_S)
-            check(endpoint)
+            self._check_beside(deployment, endpoint, check, running if changed else set())
         except BaseException:
             pointer = self.store.pointer(stage)
             self._back_to(
@@ -159,9 +167,16 @@ class ModalPlatform:
                 *(before.release, before.generation)
                 if before
                 else (pointer.release, pointer.generation(pointer.release)),
+                keep=running,
             )
             raise
         self._remember(stage, deployment)
+        if changed and at_once:
+            for container in apps.containers(self._modal, deployment.name):
+                if container.id in running:
+                    apps.stop_container(container.id)
+        elif changed:
+            apps.drain(self._modal, deployment.name, running, progress)
         return endpoint
 
     def serving(self, stage: StageName) -> tuple[str, str] | None:
@@ -178,7 +193,7 @@ class ModalPlatform:
                 evidence=f"no app {self._modal.stage_app(stage)} is deployed",
                 todo="deploy a release to it",
             )
-        return Endpoint(base_url=url, api_key=self._key)
+        return Endpoint(base_url=url, api_key=self._key, start_s=self._start_limit_s)
 
     def idle(self, stage: StageName) -> int:
         """Force the idle window and undo what forced it; how many containers are left (0 is the goal).
@@ -189,13 +204,47 @@ class ModalPlatform:
         name = self._modal.stage_app(stage)
         if apps.url(self._modal, name) is None:
             return 0
-        with apps.no_spare_containers(self._modal, name):
+        with self._no_spare_containers(stage):
             deadline = time.monotonic() + IDLE_LIMIT_S
             while (running := apps.containers(self._modal, name)) and time.monotonic() < deadline:
                 for container in running if stage == "staging" else ():
                     apps.stop_container(container.id)
                 time.sleep(POLL_S)
             return len(running)
+
+    @contextmanager
+    def _no_spare_containers(self, stage: StageName) -> Iterator[None]:
+        """While inside, Modal keeps no container of the stage that has nothing to do; then it is as it was found.
+
+        How it was found is in the store before it is changed: a process that is killed in here leaves it for `unforce`.
+        """
+        self.unforce(stage)
+        name = self._modal.stage_app(stage)
+        if found := apps.scaling(self._modal, name):
+            self.store.files.write(_forced(stage), found.model_dump_json() + "\n")
+            apps.scale(self._modal, name, apps.NO_SPARE)
+        try:
+            yield
+        finally:
+            self.unforce(stage)
+
+    def forced(self, stage: StageName) -> apps.Scaling | None:
+        """How a stage was scaled before an idle window was forced that is in force now; None when none is.
+
+        A deploy ends it, whatever the store still says: Modal is asked.
+        """
+        text = self.store.files.read(_forced(stage))
+        in_force = text and apps.scaling(self._modal, self._modal.stage_app(stage)) == apps.NO_SPARE
+        return apps.Scaling.model_validate_json(text) if text and in_force else None
+
+    def unforce(self, stage: StageName) -> str:
+        """Undo a forced idle window, such as a killed process leaves behind; what was done, '' when there was none."""
+        found = self.forced(stage)
+        if found:
+            apps.scale(self._modal, self._modal.stage_app(stage), found)
+        if self.store.files.read(_forced(stage)) is not None:
+            self.store.files.remove(_forced(stage))
+        return f"{stage} keeps its containers for {found.scaledown_window} s again" if found else ""
 
     def rest(self, stage: StageName, since: Sight) -> None:
         """Nothing: Modal does not tell whether a user asked something, and scales down by itself after modal.idle_s."""
@@ -206,28 +255,50 @@ class ModalPlatform:
         self.store.files.remove(_path(stage))
 
     def boots(self, stage: StageName) -> list[BootRecord]:
-        """Boot records of the stage, oldest first, as its containers wrote them; Modal keeps them for a week."""
-        found = apps.boots_of(self._modal, self._modal.stage_app(stage))
-        return [BootRecord.model_validate_json(found[key]) for key in sorted(found)]
+        """How the stage's containers came up, oldest first: as each wrote it, and those that died without a word.
+
+        Modal keeps what they wrote for a week after it was last read.
+        """
+        app = self._modal.stage_app(stage)
+        found = {key: BootRecord.model_validate_json(text) for key, text in apps.boots_of(self._modal, app).items()}
+        return starts.complete(found, starts.endings(self._modal, app) if found else [])
 
     def sight(self, stage: StageName) -> Sight:
-        """How many containers are up. Modal tells nothing of their requests, and any request to one counts as use."""
+        """How many containers are up, and what Modal counted. Whose requests those were it does not tell, and any
+        request to a container counts as use, so none is made."""
         app = self._modal.stage_app(stage)
         down = "" if apps.version(self._modal, app) is not None else f"the app {app} is not deployed"
-        return Sight(servers=len(apps.containers(self._modal, app)), down=down)
+        return Sight(
+            servers=len(apps.containers(self._modal, app)), down=down, last_hour=apps.last_hour(self._modal, app)
+        )
 
     def revive(self, _stage: StageName) -> str:
         """Nothing: Modal keeps what is deployed, and what is not was stopped by somebody."""
         return ""
 
     def golden(self, stage: StageName) -> Golden | None:
-        """What the stage's server answered before its snapshot was taken, told by the container that came up last."""
+        """What was answered before the snapshot was taken that the latest container came from.
+
+        Of one that fell back, what it said itself after its boot. The containers leave it in a Dict, which forgets
+        what nobody asks for in a week; from there it goes into the store.
+        """
+        booted = (boot for boot in reversed(self.boots(stage)) if boot.health_s is not None)
+        latest = next(booted, None)
+        return self._golden_of(stage, latest.snapshot or latest.task) if latest else None
+
+    def _golden_of(self, stage: StageName, snapshot: str) -> Golden | None:
+        path = f"goldens/{stage}-{snapshot}.json"
+        if kept := self.store.files.read(path):
+            return Golden.from_json(kept)
         with told(f"reading the golden answers of {stage}"):
-            kept = modal.Dict.from_name(
+            said = modal.Dict.from_name(
                 f"{self._modal.stage_app(stage)}-golden",
                 environment_name=self._modal.environment, create_if_missing=True,
-            ).get(stage)  # fmt: skip
-        return Golden.from_json(kept) if kept else None
+            ).get(snapshot)  # fmt: skip
+        if said is None:
+            return None
+        self.store.files.write(path, str(said))
+        return Golden.from_json(said)
 
     def costs(self, release: Release) -> list[cost.Cost]:
         """What a release has cost so far, by stage."""
@@ -294,26 +365,45 @@ class ModalPlatform:
             raise ToolingError(f"Modal does not have {deployment.name} deployed", todo="run it again")
         return after != before
 
+    def _check_beside(
+        self, deployment: Deployment, endpoint: Endpoint, check: Callable[[Endpoint], object], earlier: set[str]
+    ) -> None:
+        """Nothing when the new version passes. Raises what `check` raises.
+
+        The address is that of all versions, so an earlier container may have answered what failed: as long as one is
+        there, and not longer than BESIDE_LIMIT_S, it is asked again.
+        """
+        deadline = time.monotonic() + BESIDE_LIMIT_S
+        while True:
+            try:
+                check(endpoint)
+                return
+            except Problem:
+                there = {each.id for each in apps.containers(self._modal, deployment.name)}
+                if not there & earlier or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_S)
+
     def _await(self, deployment: Deployment, key: str, known: set[str] | None) -> Endpoint:
         """The endpoint, once a container said that it is up in a boot record that is not among the known ones.
 
-        With None, any container will do: nothing was deployed, so there is no other. Requests make Modal start one.
+        With None, nothing was deployed now: what was, perhaps moments ago by a process that was killed, has to answer,
+        and to have come up last, as far as that is known. Requests make Modal start a container.
         Raises `runbook.failure` of its own words when it says that it crashed.
         """
         url = apps.url(self._modal, deployment.name)
         if url is None:
             raise ToolingError(f"Modal gives no address for {deployment.name}", todo="run it again")
-        deadline = time.monotonic() + self._modal.start_timeout_s
+        deadline, at = time.monotonic() + self._start_limit_s, Endpoint(base_url=url, api_key=key)
         while time.monotonic() < deadline:
-            status = _knock(url)
+            status, boots = _knock(url), self._boots_of(deployment)
             if known is None:
-                if status == 200:
-                    return Endpoint(base_url=url, api_key=key)
+                if status == 200 and (not boots or _is_of(boots[max(boots)], deployment)):
+                    return at
                 time.sleep(POLL_S)
                 continue
-            fresh = {k: v for k, v in apps.boots(deployment).items() if k not in known}
-            for boot in (BootRecord.model_validate_json(fresh[k]) for k in sorted(fresh)):
-                if (boot.release, boot.generation) != (deployment.release, deployment.generation):
+            for boot in (boots[each] for each in sorted(boots.keys() - known)):
+                if not _is_of(boot, deployment):
                     continue
                 if boot.kind is BootKind.CRASHED:
                     raise runbook.failure(
@@ -323,13 +413,28 @@ class ModalPlatform:
                         todo=f"`modal app logs {deployment.name}`",
                     )
                 if status == 200 or not deployment.wait:
-                    return Endpoint(base_url=url, api_key=key)
+                    return at
             time.sleep(POLL_S)
         raise ToolingError(
-            f"{deployment.name} did not come up in {self._modal.start_timeout_s} s",
+            f"{deployment.name} did not come up in {self._start_limit_s:.0f} s",
             evidence=apps.classified(apps.logs(self._modal, deployment.name)),
-            todo=f"`modal app logs {deployment.name}`; is there a free {deployment.gpu or 'CPU'}?",
+            todo=f"`modal app logs {deployment.name}`; is there a free {deployment.gpu or 'CPU'}? With a limit in "
+            "modal.max_containers there must be room for one more container than serve",
         )
+
+    @cached_property
+    def _start_limit_s(self) -> float:
+        """Seconds to wait for a container to answer, by what a boot took on this account; the first time all that
+        Modal itself allows one. Never less than SECOND_BOOT_S: a worker of another kind boots whole, and slower."""
+        allowed = self._modal.start_timeout_s + PLACING_S
+        names = [self._modal.stage_app(stage) for stage in get_args(StageName)]
+        kept = [json.loads(text) for name in names for text in apps.boots_of(self._modal, name).values()]
+        took = [boot["health_s"] for boot in kept if boot["kind"] == BootKind.CREATED and boot["health_s"]]
+        return float(min(allowed, max(SECOND_BOOT_S, 3 * max(took)))) if took else allowed
+
+    def _boots_of(self, deployment: Deployment) -> dict[str, BootRecord]:
+        """Key -> boot record of its app; a key begins with the time."""
+        return {key: BootRecord.model_validate_json(text) for key, text in apps.boots(deployment).items()}
 
     def _definition(self, deployment: Deployment) -> str:
         return digest_of([deployment.baked(), code_digest("")])[:16]
@@ -355,8 +460,11 @@ class ModalPlatform:
         )
         self.store.files.write(_path(stage), known.model_dump_json(indent=1) + "\n")
 
-    def _back_to(self, stage: StageName, release_id: str | None, generation: str) -> None:
+    def _back_to(self, stage: StageName, release_id: str | None, generation: str, keep: set[str]) -> None:
         """Leave the stage with an earlier release. What goes wrong here is not raised: what made us go back says more.
+
+        What was not good enough answers no more. The containers to `keep` are those that were up before it: they serve
+        until Modal replaces them with others of the same release.
 
         By a deploy: Modal's own `app rollback` is not part of every plan.
         """
@@ -367,9 +475,18 @@ class ModalPlatform:
             release = self.store.get_release(release_id)
             deployment = self._deployment(stage, self._modal.stage_app(stage), release, generation=generation)
             self._deploy(deployment)
-            for container in apps.containers(self._modal, deployment.name):
-                apps.stop_container(container.id)  # what was not good enough answers no more
             self._remember(stage, deployment)
+            for container in apps.containers(self._modal, deployment.name):
+                if container.id not in keep:
+                    apps.stop_container(container.id)
+
+
+def _is_of(boot: BootRecord, deployment: Deployment) -> bool:
+    return (boot.release, boot.generation) == (deployment.release, deployment.generation)
+
+
+def _forced(stage: StageName) -> str:
+    return f"forced/{stage}.json"
 
 
 def _path(stage: StageName) -> str:

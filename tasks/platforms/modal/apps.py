@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
 import modal
-from modal.exception import NotFoundError
+from modal.exception import NotFoundError, ServiceError, UnimplementedError
+from pydantic import Field
 
 from modal_app.deployment import Deployment
 from modal_app.settings import ModalSettings
+from tasks.platforms import LastHour, Progress
 from tasks.platforms.modal.account import COMMAND_LIMIT_S, command, told
-from tasks.release import ToolingError
+from tasks.release import Model, ToolingError
 
 SERVER = "Llama"
 """The class in modal_app/app.py."""
 POLL_S = 0.5
+SETTLE_S = 20.0
+"""How long Modal may take to act upon the containers of an earlier version."""
 LOG_LINES = 400
 SAID_LINES = 5000
 """How many of a trial's lines are read: a server that comes up and answers once writes some hundreds."""
-OURS = re.compile(r'\{"(?:argv|boot|gpu_memory_mb|not_recorded)": ')
+OURS = re.compile(r'\{"(?:argv|boot|draining_s|gpu_memory_mb|not_recorded)": ')
 """The lines that modal_app.server writes into the log of the server."""
 
 
@@ -97,27 +99,72 @@ def stop(settings: ModalSettings, name: str) -> None:
     command("app", "stop", name, "--yes", environment=settings.environment, limit_s=COMMAND_LIMIT_S)
 
 
-def drain(settings: ModalSettings, name: str, old: set[str], limit_s: float) -> None:
-    """Wait until the containers of an earlier version are gone, and end those that stay too long."""
-    deadline = time.monotonic() + limit_s
+def drain(settings: ModalSettings, name: str, old: set[str], progress: Progress) -> None:
+    """Wait until the containers of an earlier version have answered what they were asked, and are gone.
+
+    Modal tells them to end once the new version is up. One that is there after SETTLE_S all the same (users saw them
+    stay until they were idle) is told so by us, which lets it finish its answers just as well.
+    """
+    began, told_to_end = time.monotonic(), set[str]()
     while left := {each.id for each in containers(settings, name)} & old:
-        if time.monotonic() > deadline:
-            for container in left:
+        waited_s = time.monotonic() - began
+        if waited_s > SETTLE_S + settings.exit_grace_s + SETTLE_S:
+            return  # Modal ends them by force about now; what is new answers since long
+        if waited_s > SETTLE_S:
+            for container in left - told_to_end:
                 stop_container(container)
+            told_to_end |= left
+        grace = f"{waited_s:.0f} s of at most {settings.exit_grace_s} s"
+        progress(
+            len(old) - len(left), len(old), f"the earlier container ends its answers, {grace}; the new one answers"
+        )
         time.sleep(POLL_S)
 
 
-@contextmanager
-def no_spare_containers(settings: ModalSettings, name: str) -> Iterator[None]:
-    """While inside, Modal keeps no container that has nothing to do. A redeploy would undo it, and so do we."""
+class Scaling(Model):
+    """What decides how long Modal keeps containers that have nothing to do."""
+
+    min_containers: int = 0
+    buffer_containers: int = 0
+    scaledown_window: int = Field(default=2, description="seconds")
+
+
+NO_SPARE = Scaling()
+"""No container that has nothing to do is kept."""
+
+
+def scaling(settings: ModalSettings, name: str) -> Scaling | None:
+    """What is in force for a deployed app's server, overrides included; None when it is not deployed."""
+    with told(f"asking how {name} is scaled"):
+        try:
+            found = modal.Server.from_name(name, SERVER, environment_name=settings.environment).autoscaler.settings()
+        except NotFoundError:
+            return None
+    known = {field: getattr(found, field) for field in Scaling.model_fields}
+    return Scaling.model_validate({field: value for field, value in known.items() if value is not None})
+
+
+def scale(settings: ModalSettings, name: str, wanted: Scaling) -> None:
+    """Have a deployed app's server scaled so, until its next deploy."""
     server = modal.Server.from_name(name, SERVER, environment_name=settings.environment)
-    with told(f"scaling {name} down"):
-        server.autoscaler.update(min_containers=0, buffer_containers=0, scaledown_window=2)
-    try:
-        yield
-    finally:
-        with told(f"undoing the override of {name}"):
-            server.autoscaler.update(min_containers=0, buffer_containers=0, scaledown_window=settings.idle_s)
+    with told(f"changing how {name} is scaled"):
+        server.autoscaler.update(**wanted.model_dump())
+
+
+def last_hour(settings: ModalSettings, name: str) -> LastHour | None:
+    """What Modal counted of an app's server; None when it is not deployed, or Modal does not tell just now.
+
+    The SDK calls these numbers best effort: they may be late, or not there at all (modal 1.6.4, `App.stats`).
+    """
+    with told(f"asking for the numbers of {name}"):
+        try:
+            found = modal.Server.from_name(name, SERVER, environment_name=settings.environment).stats()
+        except (NotFoundError, ServiceError, UnimplementedError):
+            return None
+    return LastHour(
+        requests=found.request_count_by_status_code, started=found.container_started_count,
+        failed=found.container_error_count,
+    )  # fmt: skip
 
 
 def boots(deployment: Deployment) -> dict[str, str]:

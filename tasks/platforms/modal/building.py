@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import tarfile
 import tempfile
@@ -165,7 +166,8 @@ def _made(
             "digest": digest, "tree": source.tree, "target": recipe.target,
             "definitions": _definitions(source, recipe, settings.modal), "cpu_flags": list(recipe.cpu_flags),
         }  # fmt: skip
-        known = Call(id=tools.spawn("build", order)).model_dump_json()
+        store.files.write(f"orders/{digest}.json", json.dumps(order))  # for who builds it again by hand
+        known = Call(id=tools.spawn("compile_build", order)).model_dump_json()
         store.files.write(path, known)
     waiting = _watch(digest, settings.modal, progress)
     try:

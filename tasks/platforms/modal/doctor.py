@@ -109,6 +109,13 @@ def _stage(platform: ModalPlatform, stage: StageName) -> str:
             evidence=f"app {name} version {deployed.version} was deployed with another key, which it keeps",
             todo="`llama-release redeploy --reason 'new API key'` makes a snapshot that knows the new one",
         )
+    if found := platform.forced(stage):
+        raise ToolingError(
+            f"{stage} lets its containers go at once: an idle window was forced, and its end was never asked for",
+            evidence=f"app {name}: scaledown_window {apps.NO_SPARE.scaledown_window} s; it was "
+            f"{found.scaledown_window} s when forced/{stage}.json was written",
+            todo="nothing while a run is at its idle windows; else any flow puts it back (`llama-release watch`)",
+        )
     return f"{deployed.release}, app {name} version {deployed.version}"
 
 

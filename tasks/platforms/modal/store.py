@@ -29,7 +29,7 @@ from tasks.store import Store, Taken, write_atomic
 LEASE_S = 180.0
 """A lock whose holder has not renewed it for so long is free: Modal does not know when a holder dies."""
 RENEW_S = 30.0
-_NEVER_CHANGES = ("ledger/", "releases/", "series/")
+_NEVER_CHANGES = ("goldens/", "ledger/", "releases/", "series/")
 
 
 class VolumeFiles:

@@ -18,9 +18,13 @@ the Python that runs the fake); a snapshot is no memory image: a restore boots t
 with the identity, environment and secrets that the snapshot was taken with, and goes on from there as the new container
 (so what `enter(snap=True)` does outside, it does again, and what it drew at random is another); a volume is committed
 when asked and when a container ends, never in between; a server has one container, or `min_containers`.
+
+`lifecycle.py` has what Modal does by chance or as it sees fit, each with where that is documented; `fake.lifecycle`
+sets it.
 """
 
 from .faults import Fault
+from .lifecycle import Lifecycle, Worker
 from .server import FakeModal
 
-__all__ = ["FakeModal", "Fault"]
+__all__ = ["FakeModal", "Fault", "Lifecycle", "Worker"]

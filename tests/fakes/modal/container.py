@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from modal_proto import api_pb2
 
 from .functions import Service
+from .lifecycle import Worker
 from .logs import Source
 from .objects import new_id
 from .views import View
@@ -50,6 +51,7 @@ class Container:
     folder: Path
     snapshots: bool  # it makes a snapshot, or comes from one
     snapshot: Snapshot | None  # that it is restored from
+    worker: Worker = field(default_factory=Worker)
     environment: dict[str, str] = field(default_factory=dict)
     views: dict[str, View] = field(default_factory=dict)  # by volume id
     enqueued_at: float = field(default_factory=time.time)
@@ -211,9 +213,10 @@ class Container:
                 "MODAL_CONTAINER_ARGUMENTS_PATH": "/__modal/arguments",
                 "MODAL_RESTORE_STATE_PATH": "/__modal/restore-state.json",
                 "MODAL_HEARTBEAT_INTERVAL": "1",
-                "MODAL_REGION": "us-east-1",
+                "MODAL_REGION": self.worker.region,
                 "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_AWS",
                 "PYTHONUNBUFFERED": "1",
+                "NVIDIA_FAKE_DRIVER": self.worker.driver,  # what the machine's nvidia-smi tells
             }
             | ({"MODAL_ENABLE_SNAP_RESTORE": "1"} if self.snapshots else {})
         )

@@ -17,6 +17,7 @@ from modal_proto import api_pb2
 
 from .container import Container, Snapshot, calling
 from .functions import Result, Service
+from .lifecycle import Worker
 from .logs import Source
 from .objects import new_id, not_found
 
@@ -38,8 +39,7 @@ class Containers:
     def __init__(self, fake: FakeModal) -> None:
         self._fake = fake
         self._all: dict[str, Container] = {}
-        self._snapshots: dict[str, Snapshot] = {}  # by definition id: a new definition needs a new one
-        self._failing_restores = 0
+        self._snapshots: dict[tuple[str, Worker], Snapshot] = {}  # of each definition, for each kind of worker
         self._tried: dict[str, float] = {}  # service id -> when a container of it did not come up
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -63,9 +63,13 @@ class Containers:
             and (not app_id or c.service.app_id == app_id)
         ]
 
-    def fail_restores(self, times: int = 1) -> None:
-        """The next restores end with 222, and their containers are started again without the snapshot."""
-        self._failing_restores = times
+    def of(self, service: Service) -> list[Container]:
+        """All of a service that there ever were."""
+        return [c for c in self._all.values() if c.service is service]
+
+    def fail_restores(self, times: int = 1, code: int = RESTORE_FAILED) -> None:
+        """The next restores end with an exit code (see Lifecycle.failing)."""
+        self._fake.lifecycle.failing += [code] * times
 
     def crash(self, task_id: str, exit_code: int) -> None:
         """Kills a container as a segmentation fault (139) or the memory limit (137) does."""
@@ -99,15 +103,17 @@ class Containers:
         now, old = time.time(), [c for c in live if c.definition_id != definition_id]
         current = [c for c in live if c not in old]
         wanted = max(settings.min_containers, 1 if old else 0) if definition_id else 0
-        if len(current) < wanted and now - self._tried.get(service.id, 0) > TRY_AGAIN_S:
+        # what is up counts, of whatever version: with max_containers=1 no replacement ever comes up (guide on Servers)
+        room = not settings.max_containers or len(self.live(service)) < settings.max_containers
+        if len(current) < wanted and room and now - self._tried.get(service.id, 0) > TRY_AGAIN_S:
             self.launch(service)
         for container in live:
             started_late = not container.ready and now - container.enqueued_at > _startup_s(container)
             idle = container.ready and not container.in_flight and now - container.used_at > _window_s(settings)
-            replaced = container in old and any(c.ready for c in current)
+            replaced = container in old and any(c.ready for c in current) and self._fake.lifecycle.replaces_old
             if started_late:
                 self._say(container, f"Container did not start within {_startup_s(container)} s.")
-            if started_late or replaced or not definition_id or (idle and len(current) > settings.min_containers):
+            if started_late or replaced or not definition_id or (idle and len(live) > settings.min_containers):
                 self._soon(self.stop(container))
 
     def _scale_function(self, service: Service) -> None:
@@ -147,8 +153,9 @@ class Containers:
         folder = self._fake.folder / "containers" / task_id
         folder.mkdir(parents=True)
         snapshots = definition.checkpointing_enabled and not cold
-        snapshot = self._snapshots.get(definition_id) if snapshots else None
-        container = Container(task_id, service, definition_id, definition, folder, snapshots, snapshot)
+        worker = self._fake.lifecycle.next_worker()
+        snapshot = self._snapshots.get((definition_id, worker)) if snapshots else None
+        container = Container(task_id, service, definition_id, definition, folder, snapshots, snapshot, worker)
         container.restoring = snapshot is not None
         self._all[task_id] = container
         container.watch = asyncio.ensure_future(self._live(container))
@@ -209,16 +216,17 @@ class Containers:
         self._fake.logs.write(text, source, service.app_id, service.id, container.task_id, one.call_id if one else "")
 
     async def stop(self, container: Container) -> None:
-        """Asks it to end, which runs its exit methods, and ends it if it does not; its input goes to another one."""
+        """Asks it to end, which runs its exit methods, and ends it if it does not; its input goes to another one.
+
+        No request reaches it from then on; those that did go on while its exit methods run, for as long as its
+        `exit_grace_period`. Whether Modal runs them before or after that is nowhere said: here it is before.
+        """
         if container.stopping or container.finished_at:
             return
         container.stopping = True
-        http = container.definition.http_config
-        drained = time.time() + http.exit_grace_period
-        while container.in_flight and time.time() < drained:
-            await asyncio.sleep(TICK_S)
         container.kill(signal.SIGTERM if container.server else signal.SIGINT)
-        end = time.time() + (EXIT_S if container.ready else 0)
+        grace_s = container.definition.http_config.exit_grace_period if container.server else 0
+        end = time.time() + (EXIT_S + grace_s if container.ready else 0)
         while not container.finished_at and time.time() < end:
             await asyncio.sleep(TICK_S)
         container.kill(signal.SIGKILL)
@@ -280,20 +288,22 @@ class Containers:
         """The container waits at its checkpoint: a new one goes on at once, a restored one as who it now is."""
         container = _caller()
         if container.snapshot is None:
-            self._snapshots[container.definition_id] = Snapshot(container.task_id, container.environment)
+            snapshot = Snapshot(container.task_id, container.environment)
+            self._snapshots[container.definition_id, container.worker] = snapshot
             self._say(container, "Snapshot created.")
             self._continue(container, "resume")
             return
         container.restoring = False
         self._say(container, f"Restoring from the snapshot of {container.snapshot.task_id}.")
-        if not self._failing_restores:
+        code = self._fake.lifecycle.next_restore()
+        if not code:
             self._continue(container, "restore")
-            return
-        self._failing_restores -= 1
-        if container.definition.resources.gpu_config.gpu_type:
+        elif code == RESTORE_FAILED and container.definition.resources.gpu_config.gpu_type:
             self._continue(container, "error")  # at which the SDK itself exits with 222
         else:
-            self.crash(container.task_id, RESTORE_FAILED)
+            if code != RESTORE_FAILED:
+                del self._snapshots[container.definition_id, container.worker]
+            self.crash(container.task_id, code)
 
     def _continue(self, container: Container, word: str) -> None:
         """The files by which Modal's runtime tells the SDK that the container goes on, and as which one."""

@@ -30,6 +30,7 @@ from .containers import Containers
 from .faults import Faults
 from .functions import Functions
 from .images import Images
+from .lifecycle import Lifecycle
 from .logs import Logs
 from .objects import OWNER, Environments
 from .serving import Serving
@@ -74,6 +75,7 @@ class FakeModal:
         self.calls: list[Call] = []
         self.failures: list[str] = []  # RPCs that the fake does not have, or broke on: a test ends by seeing none
         self.faults = Faults()
+        self.lifecycle = Lifecycle()
         self.environments = Environments()
         self.logs = Logs()
         self.blobs = Blobs(folder / "blobs")
@@ -88,7 +90,7 @@ class FakeModal:
         self.serving = Serving(self)
         parts = (
             self, self.environments, self.logs, self.blobs, self.volumes, self.dicts, self.secrets, self.mounts,
-            self.images, self.functions, self.apps, self.containers,
+            self.images, self.functions, self.apps, self.containers, self.serving,
         )  # fmt: skip
         self._methods = {name: getattr(part, name) for part in parts for name in dir(type(part)) if name in RPCS}
         self._loop = asyncio.new_event_loop()

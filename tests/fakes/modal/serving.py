@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
+from modal_proto import api_pb2
 
 from .container import Container
 from .containers import TICK_S
@@ -22,19 +24,21 @@ HOLD_S = 120.0
 
 
 class Serving:
-    """Modal's routing layer. With `holds` off, a request that finds no container is answered 503 (and starts one)."""
+    """Modal's routing layer. A request that finds no container starts one, and is refused, or waits (`holds`)."""
 
     def __init__(self, fake: FakeModal) -> None:
         self._fake = fake
-        self.holds = True
         self._runners: list[web.AppRunner] = []
+        self._answered: list[tuple[str, float, int]] = []  # (service id, when, status) of every request
 
     async def open(self, service: Service) -> str:
         """The address of a server, the same for as long as its app lives."""
         app = web.Application(client_max_size=2**30)
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            return await self._handle(service, request)
+            answer = await self._handle(service, request)
+            self._answered.append((service.id, time.time(), answer.status))
+            return answer
 
         app.router.add_route("*", "/{path:.*}", handle)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
@@ -42,6 +46,24 @@ class Serving:
         self._runners.append(runner)
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    def ServerGetTimeRangeStats(
+        self, request: api_pb2.ServerGetTimeRangeStatsRequest
+    ) -> api_pb2.ServerGetTimeRangeStatsResponse:
+        """Requests by status, containers started and failed [sdk: modal.Server.stats]."""
+        service = self._fake.functions[request.function_id]
+        since, until = request.since.ToNanoseconds() / 1e9, request.until.ToNanoseconds() / 1e9
+        seen = Counter(status for id_, at, status in self._answered if id_ == service.id and since <= at < until)
+        started = [c for c in self._fake.containers.of(service) if since <= c.enqueued_at < until]
+        return api_pb2.ServerGetTimeRangeStatsResponse(
+            since=request.since, until=request.until, request_count=seen.total(),
+            request_count_by_status_code=[
+                api_pb2.ServerGetTimeRangeStatsResponse.ServerStatusCodeCount(status_code=status, count=count)
+                for status, count in sorted(seen.items())
+            ],
+            container_started_count=len(started), container_total_count=len(started),
+            container_error_count=sum(bool(c.exit_code) and not c.stopping for c in started),
+        )  # fmt: skip
 
     async def close(self) -> None:
         for runner in self._runners:
@@ -56,7 +78,7 @@ class Serving:
             return web.Response(status=401, text="modal-http: missing credentials for proxy authorization")
         container = await self._container(service)
         if container is None:
-            return web.Response(status=503, text="modal-http: no live replica")
+            return self._refuse(service, request)
         container.in_flight += 1
         try:
             return await self._forward(container, config.port, request)
@@ -79,10 +101,19 @@ class Serving:
             if started and not there:
                 return None
             started = there or [self._fake.containers.launch(service)]
-            if not self.holds:
+            if not self._fake.lifecycle.holds:
                 return None
             await asyncio.sleep(TICK_S)
         return None
+
+    def _refuse(self, service: Service, request: web.Request) -> web.StreamResponse:
+        starting = any(not c.stopping for c in self._fake.containers.live(service))
+        status = self._fake.lifecycle.next_refusal() if starting else 503
+        if status:
+            return web.Response(status=status, text="modal-http: no live replica")
+        assert request.transport
+        request.transport.abort()
+        return web.Response(status=503)
 
     async def _forward(self, container: Container, port: int, request: web.Request) -> web.StreamResponse:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}

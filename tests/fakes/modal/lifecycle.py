@@ -1,0 +1,64 @@
+"""How this fake's Modal behaves where Modal's guides leave room, or its users saw more than one thing.
+
+Each line says where it is from: [servers] https://modal.com/docs/guide/servers, [deploying]
+https://modal.com/docs/guide/managing-deployments, [snapshots] https://modal.com/docs/guide/memory-snapshots, [sdk] the
+docstrings of modal 1.6.4, [users] reports of Modal's users, November 2026. None was run on Modal itself.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A kind of machine that containers land on. What is snapshotted on one is restored on no other [snapshots]."""
+
+    region: str = "us-east-1"
+    driver: str = "570.86.15"
+    weight: float = 1.0
+    """Its share of the starts, beside those of the others."""
+
+
+@dataclass
+class Lifecycle:
+    """The parameters of the fake."""
+
+    workers: tuple[Worker, ...] = (Worker(),)
+    """Two or three for one GPU type [users]. Each has a snapshot of its own, taken by its first container."""
+    coming: list[Worker] = field(default_factory=list)
+    """Where the next containers land, before chance decides."""
+    failing: list[int] = field(default_factory=list)
+    """The exit codes of the next restores. 222: the SDK saw it fail, and Modal starts the container again without a
+    snapshot [sdk]. 139, 128, 137: it was killed; the next one boots whole and takes a new snapshot [users]."""
+    failure_rate: float = 0.0
+    """The share of other restores that fail, with one of these codes by chance."""
+    holds: bool = False
+    """Whether a request that finds no container waits for one. Off: it gets a 503, and starts one [servers]."""
+    between: float = 0.5
+    """The share of refusals that are a 502, a 504 or a reset, while a container comes up [users]."""
+    seed: int = 0
+
+    replaces_old: bool = True
+    """A container of an earlier version is told to end once one of the new version is ready [deploying]. Off: it stays
+    until it is idle, and is asked as well [users]."""
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+
+    def next_worker(self) -> Worker:
+        """Where the next container lands."""
+        if self.coming:
+            return self.coming.pop(0)
+        return self._random.choices(self.workers, [each.weight for each in self.workers])[0]
+
+    def next_refusal(self) -> int:
+        """What a request gets while no container is ready: a status, or 0 for a reset."""
+        return self._random.choice((502, 504, 0)) if self._random.random() < self.between else 503
+
+    def next_restore(self) -> int:
+        """The exit code of the next restore; 0 when it succeeds."""
+        if self.failing:
+            return self.failing.pop(0)
+        return self._random.choice((222, 139, 128, 137)) if self._random.random() < self.failure_rate else 0
