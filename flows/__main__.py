@@ -693,6 +693,40 @@ def cost(release: Annotated[str, typer.Argument(help="its tag or its id")], as_j
 
 
 @app.command()
+def conformance(
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask whether it may cost what it says")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find out what this account's Modal does, once and after each update of its SDK, and what follows from it.
+
+    An app of its own, a dozen cold starts on the GPU that serves. Its price is said first; the stages are not touched.
+    """
+    from tasks.platforms import open_platform
+    from tasks.platforms.modal import ModalPlatform
+    from tasks.platforms.modal import conformance as checking
+    from tasks.release import BadInput
+    from tasks.settings import load
+
+    console.stderr = as_json
+    platform = open_platform(load())
+    if not isinstance(platform, ModalPlatform):
+        raise BadInput(f"the {platform.name} platform is this machine", todo="set platform = modal")
+    price = checking.price_usd(platform.settings.modal)
+    console.print(f"{checking.STARTS} cold starts and six looks, about {price:.2f} USD and 15 minutes", soft_wrap=True)
+    if not yes and not typer.confirm("begin?", err=as_json):
+        raise BadInput("nothing was started", todo="say y, or give --yes")
+    found = platform.conformance(lambda done, total, what: console.print(f"  {done}/{total} {one_line(what)}"))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    marks = {True: "as assumed", False: "OTHERWISE", None: "not seen"}
+    rows = [(i.name, i.assumed, i.seen, marks[i.as_assumed]) for i in found.items]
+    show_table("what this account's Modal does", ("what", "assumed", "seen", ""), rows)
+    for item in found.differences:
+        console.print(f"{item.name}: {item.follows}", soft_wrap=True)
+
+
+@app.command()
 def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="of the Prefect page on this machine; 0: any")] = 4200,
     open_to_all: Annotated[

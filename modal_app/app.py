@@ -36,8 +36,8 @@ serve = app.server(
     volumes={STORE: store_volume(settings).read_only()},
     secrets=[secret],
     port=server.PORT,
-    # llama-server asks for its own API key; Modal's proxy tokens would come on top.
-    unauthenticated=True,
+    # llama-server asks for its own API key, once it is up. Without Modal's proxy tokens any request gets it up.
+    unauthenticated=deployment.open,
     # One container takes as many requests as llama-server has slots before Modal starts another.
     target_concurrency=deployment.slots,
     max_containers=settings.max_containers,
@@ -46,12 +46,13 @@ serve = app.server(
     startup_timeout=settings.start_timeout_s,
     exit_grace_period=deployment.exit_grace_s,
     routing_region=settings.routing_region,
+    compute_region=list(settings.compute_region) or None,
     enable_memory_snapshot=deployment.snapshot,
     # The GPU's memory is part of the snapshot: without it, only the Python process would come back quickly.
-    experimental_options={"enable_gpu_snapshot": True} if deployment.snapshot and deployment.gpu else None,
+    experimental_options={"enable_gpu_snapshot": True} if deployment.boots_before_snapshot and deployment.gpu else None,
 )
 
-if deployment.snapshot:
+if deployment.boots_before_snapshot:
 
     @serve
     class Llama(server.LlamaServer):
@@ -75,6 +76,7 @@ else:
     class Llama(server.LlamaServer):  # type: ignore[no-redef]
         deployment = deployment
 
+        # after a snapshot, where there is one: what is imported is all that it has
         @modal.enter()
         def start(self) -> None:
             self.boot()

@@ -61,7 +61,17 @@ class Deployment(Section):
     @property
     def snapshot(self) -> bool:
         """Whether containers come from a snapshot. A trial is used once: a snapshot would only cost."""
-        return self.stage != "trial"
+        return self.stage != "trial" and self.settings.snapshots != "off"
+
+    @property
+    def boots_before_snapshot(self) -> bool:
+        """Whether llama-server is in the snapshot. One without the GPU's memory is taken where there is no GPU."""
+        return self.snapshot and (self.gpu is None or self.settings.snapshots == "gpu")
+
+    @property
+    def open(self) -> bool:
+        """Whether any request wakes it. A trial is there for minutes, at an address that nobody was told."""
+        return self.stage == "trial" or self.settings.open
 
     @property
     def nonce(self) -> str:
@@ -77,6 +87,11 @@ class Deployment(Section):
     def exit_grace_s(self) -> int:
         """Seconds that answers may go on when a container is to end. Of a trial, nobody waits for one."""
         return 0 if self.stage == "trial" else self.settings.exit_grace_s
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs a container has: `L40S:2` are two."""
+        return gpus_of(self.gpu)
 
     @property
     def slots(self) -> int:
@@ -128,6 +143,12 @@ class Deployment(Section):
                 **told.model_dump(),
             }
         )
+
+
+def gpus_of(gpu: str | None) -> int:
+    """The number of GPUs that a name of Modal's asks for, such as `L40S:2`; 0 for none."""
+    count = (gpu or "").partition(":")[2]
+    return int(count) if count.isdecimal() else int(bool(gpu))
 
 
 class _Told(BaseModel):

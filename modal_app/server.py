@@ -35,6 +35,7 @@ QUIET_S = 1.0
 """How long nothing may be under way before a container that is to end stops: a request that was on its way to it when
 Modal stopped sending any arrives within that."""
 LAST_LINES = 40
+_MEMORY = "memory.used,memory.total"
 
 
 class LlamaServer:
@@ -58,7 +59,7 @@ class LlamaServer:
             self._start()
             wait_until(self._ready, self._alive, self.deployment.settings.start_timeout_s)
             self.health_s = round(time.monotonic() - self.began, 3)
-            if self.deployment.snapshot:
+            if self.deployment.boots_before_snapshot:
                 self._make_worth_a_snapshot()
         except Exception as error:
             self._crashed(error)
@@ -68,7 +69,7 @@ class LlamaServer:
         """A container serves from here on: say how it came up. Raises BootFailed when llama-server is not healthy."""
         began = time.monotonic()
         kind, reason = how_it_came(
-            snapshots=self.deployment.snapshot,
+            snapshots=self.deployment.boots_before_snapshot,
             snapshotting=self.snapshotting,
             booted_by=self.booted_by,
             task=os.environ.get("MODAL_TASK_ID", ""),
@@ -175,13 +176,20 @@ class LlamaServer:
             plant=self.snapshotting,
         ).to_json()  # fmt: skip
         if self.deployment.gpu:
-            used, total = gpu_memory_mb()
+            used, total = gpu_memory_mb(self.deployment.gpus)
             limit = self.deployment.settings.gpu_memory_limit
             print(json.dumps({"gpu_memory_mb": used, "of_mb": total, "limit": limit}), flush=True)
             if used > limit * total:
                 raise BootFailed(
                     f"no snapshot: {used} of {total} MB of GPU memory are in use after the warm-up, the limit is "
                     f"{limit:.0%}; take less context, fewer slots or a smaller KV cache type"
+                )
+            # the GPUs' memory is copied into the container's before it is written down
+            needed = used * self.deployment.gpus + resident_mb(self.process.pid)
+            if needed > (has := self.deployment.settings.server_memory_mb):
+                raise BootFailed(
+                    f"no snapshot: it needs {needed} MB of memory, {used} for each GPU and llama-server's own, "
+                    f"and modal.server_memory_mb asks for {has}: raise it"
                 )
 
     # -- boot records ---------------------------------------------------------------------------------------
@@ -245,7 +253,7 @@ def how_it_came(*, snapshots: bool, snapshotting: bool, booted_by: str, task: st
     starts a container without a snapshot: it answers like any other, and only this tells it apart.
     """
     if not snapshots:
-        return "cold", "no snapshot is taken of a trial"
+        return "cold", "llama-server is in no snapshot"
     if task != booted_by:
         return "restored", f"task {task}, from the snapshot that {booted_by} made"
     if snapshotting:
@@ -278,7 +286,7 @@ def worker(*, gpu: bool) -> str:
 
 def _nvidia_smi(what: str) -> str:
     try:
-        return gpu_says(what)
+        return " + ".join(gpus_say(what))
     except BootFailed:
         return ""
 
@@ -290,25 +298,32 @@ def _read(path: str) -> str:
         return ""
 
 
-def gpu_memory_mb() -> tuple[int, int]:
-    """(used, total) memory of the first GPU, MiB. Raises BootFailed when it cannot be read."""
-    said = gpu_says("memory.used,memory.total")
+def gpu_memory_mb(gpus: int = 1) -> tuple[int, int]:
+    """(used, total) memory of the fullest GPU, MiB. Raises BootFailed when it cannot be read, or there are fewer."""
     try:
-        used, total = map(int, said.split(","))
+        found = [(int(used), int(total)) for used, total in (row.split(",") for row in gpus_say(_MEMORY))]
     except ValueError as error:
         raise BootFailed(f"the GPU's memory cannot be read: {error}") from error
-    return used, total
+    if len(found) < gpus:
+        raise BootFailed(f"{gpus} GPUs were asked for (modal.gpu), and {len(found)} are there")
+    return max(found, key=lambda each: each[0] / each[1])
 
 
-def gpu_says(what: str) -> str:
-    """What nvidia-smi tells of the first GPU, comma-separated. Raises BootFailed when it tells nothing."""
+def resident_mb(pid: int) -> int:
+    """What a process has in memory, MiB; 0 when that is not told (proc(5), VmRSS)."""
+    told = [line.split() for line in _read(f"/proc/{pid}/status").splitlines() if line.startswith("VmRSS:")]
+    return int(told[0][1]) // 1024 if told else 0
+
+
+def gpus_say(what: str) -> list[str]:
+    """What nvidia-smi tells, a line for each GPU, comma-separated. Raises BootFailed when it tells nothing."""
     argv = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(
             argv, env=environment(DEVICES), capture_output=True, text=True, timeout=60, check=True
         ).stdout
-        return said.splitlines()[0].strip()
-    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        return [line.strip() for line in said.splitlines()]
+    except (OSError, subprocess.SubprocessError) as error:
         raise BootFailed(f"nvidia-smi does not tell {what}: {error}") from error
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,7 +21,7 @@ HOURS = 60 * MINUTES
 BAKED = "LLAMA_RELEASE_MODAL"
 """The variable that holds these settings as JSON in a container; BAKED__NAME sets one of them on the machine."""
 
-NOT_BAKED = {"weights", "prices_usd_per_s"}
+NOT_BAKED = {"weights", "prices_usd_per_s", "rare_worker", "warm_starts", "proxy_key_env", "proxy_secret_env"}
 """What no container reads: a new price is not a new deployment."""
 
 SETTINGS_FILE = "llama-release.toml"
@@ -67,7 +67,7 @@ class ModalSettings(Section):
         description="where llama-server is served",
     )
 
-    gpu: str = Field(default="L40S", description="the GPU that serves")
+    gpu: str = Field(default="L40S", description="the GPU that serves; L40S:2 are two")
     cuda_architectures: str = Field(default="89", description="what nvcc compiles for; 89 is the L40S")
     gpu_memory_limit: float = Field(
         default=0.92, gt=0, le=1, description="share of GPU memory in use above which no snapshot is taken"
@@ -77,6 +77,21 @@ class ModalSettings(Section):
     )
     server_cpu: float = Field(default=4.0, gt=0, description="cores of a serving container")
     server_memory_mb: int = Field(default=32768, ge=512, description="memory of a serving container, MiB")
+    snapshots: Literal["gpu", "cpu", "off"] = Field(
+        default="gpu",
+        description="what a container comes back from: a snapshot with the GPU's memory (alpha at Modal), one of the "
+        "Python process alone, which llama-server boots after, or none",
+    )
+    open: bool = Field(
+        default=False,
+        description="whether any request wakes a server, a scanner's too, and not only one with a Modal proxy token",
+    )
+    proxy_key_env: str = Field(
+        default="LLAMA_RELEASE_PROXY_KEY", description="the variable that holds the id of a Modal proxy token (wk-...)"
+    )
+    proxy_secret_env: str = Field(
+        default="LLAMA_RELEASE_PROXY_SECRET", description="the variable that holds its secret (ws-...)"
+    )
     idle_s: int = Field(default=5 * MINUTES, ge=2, le=HOURS, description="seconds without a request before scale-down")
     # The container of a new version comes up beside the one that it replaces: with a limit of 1 it never would.
     max_containers: int | None = Field(
@@ -91,7 +106,20 @@ class ModalSettings(Section):
         description="seconds that a container which is replaced may go on answering",
     )
     start_timeout_s: int = Field(default=15 * MINUTES, ge=10, description="seconds a container may take to come up")
+    rare_worker: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="a kind of worker with this share of the starts is found before a release is proved",
+    )
+    warm_starts: int = Field(default=40, ge=0, description="how many such cold starts are forced at most; 0: none")
     routing_region: str = Field(default="us-east", description="the region that requests are routed through")
+
+    compute_region: tuple[str, ...] = Field(
+        default=(),
+        description="where containers may run, such as us-east; not set: anywhere. Fewer regions are fewer kinds of "
+        "workers and snapshots, at a higher price",
+    )
 
     build_cpu: float = Field(default=16.0, gt=0, description="cores of the builder")
     build_memory_mb: int = Field(default=32768, ge=512, description="memory of the builder, MiB")

@@ -17,7 +17,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -150,14 +150,17 @@ def nonce_of(*identity: str) -> str:
     return " ".join(hashlib.sha256(f"{seed} {n}".encode()).hexdigest()[:4] for n in range(NONCE_WORDS))
 
 
-def record(base_url: str, api_key: str | None, *, vision: bool, nonce: str = "", plant: bool = True) -> Golden:
+def record(
+    base_url: str, api_key: str | None, *, vision: bool, nonce: str = "", plant: bool = True,
+    headers: Mapping[str, str] | None = None,
+) -> Golden:  # fmt: skip
     """The golden answers of a running server, and a nonce that is in its slot from now on: this one, or a random one.
 
     Without `plant` it is not: this server is in no snapshot, and whoever asks it for the nonce must not find it.
 
     Raises NoAnswer, also when the server does not keep what it was asked: no nonce would prove anything then.
     """
-    with _asking(base_url, api_key) as http:
+    with _asking(base_url, api_key, headers=headers) as http:
         prompts = [(text, False) for text in TEXTS] + ([(IMAGE_TEXT, True)] if vision else [])
         first = tuple(_answer(http, *prompt) for prompt in prompts)
         tail = _random_tokens(http, TAIL_WORDS)
@@ -169,14 +172,17 @@ def record(base_url: str, api_key: str | None, *, vision: bool, nonce: str = "",
         return Golden(planted if plant else _tokens(http, nonce), tail, first, second)
 
 
-def ask_again(base_url: str, api_key: str | None, golden: Golden, *, patience_s: float = REQUEST_S) -> Seen:
+def ask_again(
+    base_url: str, api_key: str | None, golden: Golden, *, patience_s: float = REQUEST_S,
+    headers: Mapping[str, str] | None = None,
+) -> Seen:  # fmt: skip
     """Ask a server what a golden record knows. Raises NoAnswer, also when an answer takes longer than `patience_s`.
 
     Ask once a boot, and before anything else but /health: to ask for the nonce is to plant it. So what comes in place
     of an answer while a server comes up is waited out on /health: 503, and on Modal 502, 504 and broken connections in
     between, of which nobody knows whether the server got the request. A request that broke off is never sent again.
     """
-    with _asking(base_url, api_key, patience_s) as http:
+    with _asking(base_url, api_key, patience_s, headers) as http:
         start = time.monotonic()
         _wait_up(http, start + patience_s)
         nonce = _ask(http, golden.nonce, golden.tail, patience_s, start)
@@ -313,10 +319,12 @@ def _ask(
 
 
 @contextmanager
-def _asking(base_url: str, api_key: str | None, timeout_s: float = REQUEST_S) -> Iterator[httpx.Client]:
+def _asking(
+    base_url: str, api_key: str | None, timeout_s: float = REQUEST_S, headers: Mapping[str, str] | None = None
+) -> Iterator[httpx.Client]:
     with httpx.Client(
         base_url=base_url,
-        headers={"User-Agent": AGENT} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+        headers={"User-Agent": AGENT, **(headers or {})} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
         timeout=httpx.Timeout(timeout_s, connect=10.0),
         # no connection may be open when the process is dumped
         limits=httpx.Limits(max_keepalive_connections=0),

@@ -653,6 +653,7 @@ def staging(row: Row, platform: Platform, release: Release, generation: str | No
     row.progress(0, 1, "starting the server")
     endpoint, evidence = to_staging(platform, release, generation, row.progress)
     summary = f"up on {endpoint.base_url}, answers as {release.upstream.tag}-{release.tree[:9]}"
+    warmed = platform.warm("staging", row.progress)
     if not platform.store.fresh(release.id, (STAGING,), ""):
         platform.store.record(
             Verification(
@@ -664,7 +665,7 @@ def staging(row: Row, platform: Platform, release: Release, generation: str | No
                 evidence=evidence,
             )
         )
-    row.done(summary, release=release.id)
+    row.done("; ".join(filter(None, (summary, warmed))), release=release.id)
     return endpoint
 
 

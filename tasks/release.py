@@ -551,10 +551,14 @@ class Endpoint(Model):
 
     base_url: str
     api_key: str | None = Field(default=None, repr=False, exclude=True)
+    headers: dict[str, str] = Field(
+        default_factory=dict, repr=False, exclude=True, description="of each request, such as a proxy's tokens: secrets"
+    )
     start_s: float = Field(default=0.0, description="seconds that a server may take to come up, where that is known")
 
     def model_post_init(self, _context: Any) -> None:
-        hide(self.api_key)
+        for secret in (self.api_key, *self.headers.values()):
+            hide(secret)
 
 
 class Event(Model):

@@ -377,7 +377,10 @@ def load() -> Settings:
             evidence=f"{found.server.api_key_env} has a character that is not ASCII, or a blank at an end",
             todo="set another one",
         )
-    redaction.also(found.server.api_key_env, found.upstream.token_env, found.notify.slack_token_env)
+    redaction.also(
+        found.server.api_key_env, found.upstream.token_env, found.notify.slack_token_env, found.modal.proxy_key_env,
+        found.modal.proxy_secret_env,
+    )  # fmt: skip
     return found
 
 

@@ -76,6 +76,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "doctor": (("doctor", "--argv", TEXT),),
     "explain": (("explain", TEXT), ("explain", f"CUDA error: out of memory {SHORT}")),
     "cost": (("cost", SHORT),),
+    "conformance": (("conformance", "--yes"), ("conformance", "--yes", "--json")),
     "hold lift": (("hold", "lift", "--by", SHORT),),
     "hub update": (("hub", "update"),),
 }  # fmt: skip

@@ -51,6 +51,7 @@ class _Methods(ABC, Generic[A]):
     def _options(self) -> dict[str, Any]:
         return {
             "base_url": self.endpoint.base_url,
+            "headers": self.endpoint.headers,
             "timeout": httpx.Timeout(self.timeout_s, connect=_CONNECT_S),
             # llama-server closes kept connections without a word; a request sent into that would be lost
             "limits": httpx.Limits(max_keepalive_connections=0),

@@ -122,6 +122,10 @@ class Platform(Protocol):
     def rest(self, stage: StageName, since: Sight) -> None:
         """Let the stage's server go idle at once if no user asked anything since then. Nothing where one can't tell."""
 
+    def warm(self, stage: StageName, progress: Progress) -> str:
+        """Have a snapshot for each kind of machine that the stage's servers may land on; what there is then, '' where
+        all are of one kind. What was found before a process was killed is not looked for again."""
+
     def unforce(self, stage: StageName) -> str:
         """Undo what a killed process left forced upon a stage by `idle`; what was done, '' when there was nothing."""
 

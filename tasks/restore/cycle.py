@@ -62,7 +62,9 @@ def recorded(platform: Platform, stage: StageName, release: Release) -> Golden:
     endpoint = platform.endpoint(stage)
     known = len(platform.boots(stage))
     try:
-        return record(endpoint.base_url, endpoint.api_key, vision="mmproj" in release.files)
+        return record(
+            endpoint.base_url, endpoint.api_key, vision="mmproj" in release.files, headers=endpoint.headers
+        )  # fmt: skip
     except NoAnswer as error:
         died = death(since(platform, stage, known))
         raise ToolingError(
@@ -91,7 +93,9 @@ def wake(platform: Platform, stage: StageName, golden: Golden, settings: Restore
     endpoint = platform.endpoint(stage)
     try:
         patience_s = max(settings.answer_s, endpoint.start_s)
-        seen = ask_again(endpoint.base_url, endpoint.api_key, golden, patience_s=patience_s)
+        seen = ask_again(
+            endpoint.base_url, endpoint.api_key, golden, patience_s=patience_s, headers=endpoint.headers
+        )  # fmt: skip
     except NoAnswer as error:
         boots = tuple(since(platform, stage, known))
         return Cycle(stage=stage, boots=boots, error=str(error), tolerance=tolerance(golden))

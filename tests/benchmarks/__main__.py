@@ -1,7 +1,7 @@
 """`make bench`: the measures, each printed with what it was measured on. Name sections to run only those.
 
-The soak and the suite are long and run only when they are named. What follows one of them is for it: how many cycles of
-the soak, which breaks of the suite.
+The soak, the cycles on the fake Modal and the suite are long and run only when they are named. What follows one of them
+is for it: how many cycles, which breaks of the suite.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tests.benchmarks import (
     faults,
     gate,
     messages,
+    modal,
     notes,
     patches,
     refused,
@@ -56,9 +57,11 @@ SECTIONS = {
     "watch": watch.main,
     "messages": messages.main,
     "setups": setups.main,
+    "workers": modal.starts,
 }
 LONG: dict[str, Callable[[Sequence[str]], Iterator[str]]] = {
     "soak": lambda words: soak.main(*map(int, words)),
+    "modal": lambda words: modal.main(*map(int, words)),
     "suite": lambda words: suite.main(*words),
 }
 

@@ -73,7 +73,7 @@ class Account:
         answer = httpx.post(
             f"{endpoint.base_url}/v1/chat/completions",
             json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
-            headers={"Authorization": f"Bearer {KEY}"}, timeout=120, trust_env=False,
+            headers={"Authorization": f"Bearer {KEY}", **endpoint.headers}, timeout=120, trust_env=False,
         )  # fmt: skip
         assert answer.status_code == 200, answer.text
         return str(answer.json()["system_fingerprint"]).split("-")[0]
@@ -179,7 +179,7 @@ def test_no_trial_is_left() -> None:
 def test_no_secret_is_said_logged_or_kept_on_the_volume_or_here(account: Account) -> None:
     account.run("report")
     account.run("doctor")
-    secrets = [KEY, account.fake.token[1], *PLANTED.values()]
+    secrets = [KEY, account.fake.token[1], *account.fake.lifecycle.proxy_token, *PLANTED.values()]
     folders = (account.fake.folder / "volumes", account.platform.settings.store)
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     texts = {str(path): path.read_bytes() for path in files if path.stat().st_size < 10_000_000}

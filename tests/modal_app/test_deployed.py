@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def test_a_stage_is_a_gpu_server_with_a_snapshot_behind_no_proxy(fake: FakeModal
     assert function.checkpointing_enabled
     assert function.experimental_options["enable_gpu_snapshot"] == "True"
     assert function.http_config.port == 8080
-    assert function.http_config.unauthenticated
+    assert not function.http_config.unauthenticated
     assert list(function.http_config.proxy_regions) == ["us-east"]
     assert not function.webhook_config.type
 
@@ -124,6 +125,32 @@ def test_a_new_release_is_never_no_changes_and_the_same_one_always_is(fake: Fake
         deploy(deployment("production", release))
         counts.append(versions())
     assert counts == [1, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "gpu", "seen"),
+    [
+        ("gpu", "L40S", (True, True, "before_snapshot")),
+        ("cpu", "L40S", (True, False, "start")),
+        ("off", "L40S", (False, False, "start")),
+        ("cpu", None, (True, False, "before_snapshot")),
+    ],
+)
+def test_what_a_container_comes_back_from_is_a_setting(
+    fake: FakeModal, snapshots: str, gpu: str | None, seen: tuple[bool, bool, str]
+) -> None:
+    made = deployment(snapshots=snapshots, release=secrets.token_hex(6)).model_copy(update={"gpu": gpu})
+    deploy(made)
+    function = function_of(fake, made)
+    gpu_too = function.experimental_options.get("enable_gpu_snapshot") == "True"
+    assert (function.checkpointing_enabled, gpu_too) == seen[:2]
+    assert made.boots_before_snapshot is (seen[2] == "before_snapshot")
+
+
+def test_a_stage_may_be_open_to_any_request_and_a_trial_is(fake: FakeModal) -> None:
+    for made in (deployment(open=True), deployment("trial")):
+        deploy(made, key="key-of-the-trial")
+        assert function_of(fake, made).http_config.unauthenticated
 
 
 def test_a_trial_takes_no_snapshot_and_has_a_key_that_is_in_no_image(fake: FakeModal) -> None:

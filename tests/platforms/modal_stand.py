@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from modal.client import _Client
 
@@ -28,6 +31,7 @@ KEY = "key-of-the-stages"
 NO_BLOCKING = "error:A blocking Modal interface is being used in an async context."
 """PYTHONWARNINGS under which a blocking call of the SDK in an event loop is an error, here and in containers."""
 SECRET = "a-secret"
+PROXY_ENV = ("LLAMA_RELEASE_PROXY_KEY", "LLAMA_RELEASE_PROXY_SECRET")
 
 # A container that the fake restores boots its code once more. What was random in the snapshotted one must be the same
 # again, as it would be in a copy of its memory: so what `secrets` gives follows from the container's id.
@@ -62,6 +66,8 @@ def fake_modal(folder: Path) -> Iterator[FakeModal]:
         for name, value in fake.env.items():
             patch.setenv(name, value)
         patch.setenv(KEY_ENV, KEY)
+        for name, value in zip(PROXY_ENV, fake.lifecycle.proxy_token, strict=True):
+            patch.setenv(name, value)
         _Client._set_env_client(None)
         try:
             yield fake
@@ -76,7 +82,7 @@ def set_gpu_memory(folder: Path, line: str) -> None:
 
 
 def platform_on_modal(folder: Path, cache: Path | None = None, **modal: Any) -> ModalPlatform:
-    given = {"secret": SECRET, "start_timeout_s": 300, "server_cpu": 1.0, "idle_s": 60, **modal}
+    given = {"secret": SECRET, "start_timeout_s": 300, "server_cpu": 1.0, "idle_s": 60, "warm_starts": 0, **modal}
     return ModalPlatform(
         Settings(
             platform="modal",
@@ -139,3 +145,45 @@ def modal_stand_in(
             for alias in ("first", "second")
         )  # fmt: skip
         yield ModalStand(fake, platform, first, second, KEY)
+
+
+@contextmanager
+def clients_of(endpoint: Endpoint) -> Iterator[list[str]]:
+    """One who asks something twice a second and one who reads long answers, as a stream; what went wrong for them."""
+    wrong: list[str] = []
+    done = threading.Event()
+    auth = {"Authorization": f"Bearer {endpoint.api_key}", **endpoint.headers}
+
+    def ask() -> None:
+        short = {"prompt": "hi", "n_predict": 1}
+        while not done.wait(0.5):
+            try:
+                answer = httpx.post(
+                    f"{endpoint.base_url}/completion", json=short, headers=auth, timeout=300, trust_env=False
+                )
+                got = "" if answer.status_code == 200 else f"{answer.status_code} {answer.text}"
+            except httpx.HTTPError as error:
+                got = repr(error)
+            if got:
+                wrong.append(got)
+
+    def read() -> None:
+        long = {"prompt": "hi", "n_predict": 3000, "ignore_eos": True, "stream": True}
+        with httpx.Client(base_url=endpoint.base_url, headers=auth, timeout=300, trust_env=False) as http:
+            while not done.is_set():
+                try:
+                    with http.stream("POST", "/completion", json=long) as answer:
+                        last = [line for line in answer.iter_lines() if line.startswith("data:")][-1:]
+                except httpx.HTTPError as error:
+                    last = [repr(error)]
+                if not (last and '"stop":true' in last[0]):
+                    wrong.append(f"a stream ended with {last}")
+
+    with ThreadPoolExecutor(2) as pool:
+        going = [pool.submit(ask), pool.submit(read)]
+        try:
+            yield wrong
+        finally:
+            done.set()
+    for each in going:
+        each.result()

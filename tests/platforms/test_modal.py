@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-
 import httpx
 import pytest
 
@@ -32,7 +27,15 @@ from tasks.restore.cycle import run
 from tasks.restore.judge import fault
 from tasks.settings import RestoreSettings
 from tests.fakes.modal import Worker
-from tests.platforms.modal_stand import ModalStand, create_secret, platform_on_modal, say, set_gpu_memory
+from tests.platforms.modal_stand import (
+    PROXY_ENV,
+    ModalStand,
+    clients_of,
+    create_secret,
+    platform_on_modal,
+    say,
+    set_gpu_memory,
+)
 from tests.platforms.stand import KEY_ENV, until
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("error::modal.exception.AsyncUsageWarning")]
@@ -88,6 +91,24 @@ def test_each_kind_of_worker_takes_a_snapshot_of_its_own_and_is_compared_with_th
     assert "us-west-2, NVIDIA L40S, 575.57.08" in created.worker
 
 
+def test_cold_starts_are_forced_until_no_new_kind_of_worker_shows_itself_and_never_more_than_are_allowed(
+    modal_stand: ModalStand,
+) -> None:
+    platform = platform_on_modal(modal_stand.platform.store.root.parent, rare_worker=0.7, warm_starts=4)
+    here, there = Worker(), Worker(region="eu-west-1")
+    modal_stand.fake.lifecycle.coming = [here, there, here, there, here]
+    platform.deploy("staging", modal_stand.first, say, generation="to be warmed")
+    told: list[str] = []
+    said = platform.warm("staging", lambda _done, _total, what: told.append(what))
+    assert said.startswith("2 kinds of workers, each with a snapshot, none new in 3 starts; restored in ")
+    assert "(1 so far): 3 to 4 more" in told[0] and len(told) == 4
+    assert platform.warm("staging", lambda *_: pytest.fail("what was found before is not looked for again")) == said
+    platform.deploy("staging", modal_stand.first, say, generation="cut short")
+    modal_stand.fake.lifecycle.coming = [there]
+    short = platform_on_modal(modal_stand.platform.store.root.parent, rare_worker=0.7, warm_starts=1)
+    assert "none new in 0 starts; stopped after 1 starts, there may be more" in short.warm("staging", lambda *_: None)
+
+
 @pytest.mark.parametrize("code", [139, 222])
 def test_a_container_that_dies_in_its_restore_is_a_restore_that_failed_whatever_comes_up_after_it(
     modal_stand: ModalStand, code: int
@@ -111,7 +132,7 @@ def test_the_golden_answers_are_those_of_the_process_that_came_back(modal_stand:
     modal_stand.platform.idle("staging")
     golden = modal_stand.platform.golden("staging")
     assert golden is not None
-    assert ask_again(endpoint.base_url, endpoint.api_key, golden).nonce.found
+    assert ask_again(endpoint.base_url, endpoint.api_key, golden, headers=endpoint.headers).nonce.found
 
 
 def test_a_forced_idle_window_undoes_its_override(modal_stand: ModalStand) -> None:
@@ -166,6 +187,15 @@ def test_no_snapshot_is_taken_of_a_gpu_that_is_full(modal_stand: ModalStand) -> 
         set_gpu_memory(modal_stand.fake.folder, "20000, 46068")
     assert "no snapshot: 45000 of 46068 MB" in caught.value.evidence
     assert say(modal_stand.platform.endpoint("staging")) == "first"
+
+
+def test_no_snapshot_is_taken_where_the_memory_of_the_gpu_has_no_room_beside_the_servers_own(
+    modal_stand: ModalStand,
+) -> None:
+    small = platform_on_modal(modal_stand.platform.store.root.parent, server_memory_mb=20_000)
+    with pytest.raises(BadInput, match="no room for the GPU's memory") as caught:
+        small.deploy("staging", modal_stand.second, say, generation="small")
+    assert "modal.server_memory_mb asks for 20000: raise it" in caught.value.evidence
 
 
 def test_production_is_not_touched_before_a_trial_passed_the_check(modal_stand: ModalStand) -> None:
@@ -250,6 +280,31 @@ def test_what_a_trial_costs_is_known_once_it_is_gone(modal_stand: ModalStand) ->
     assert trial.seconds > 0 and trial.usd > 0
 
 
+def test_without_a_proxy_token_nothing_is_deployed_and_with_a_wrong_one_nothing_is_started(
+    modal_stand: ModalStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = modal_stand.platform
+    endpoint = serves(modal_stand, modal_stand.first)
+    assert platform.idle("staging") == 0
+    assert httpx.get(f"{endpoint.base_url}/health", trust_env=False).status_code == 401
+    monkeypatch.setenv(PROXY_ENV[1], "ws-of-another-workspace")
+    with pytest.raises(BadInput, match="Modal's proxy refuses"):
+        platform.deploy("staging", modal_stand.second, say)
+    assert not running(modal_stand)
+    monkeypatch.delenv(PROXY_ENV[1])
+    before = versions(modal_stand, "staging")
+    with pytest.raises(BadInput, match="has a proxy token, and none is known here"):
+        platform.deploy("staging", modal_stand.second, say)
+    with pytest.raises(BadInput, match="has a proxy token, and none is known here"):
+        platform.endpoint("staging")
+    assert versions(modal_stand, "staging") == before
+    with pytest.raises(BadInput, match="none is known here"):
+        dict(checks(platform.settings))["who may wake it"]()
+    opened = platform_on_modal(modal_stand.platform.store.root.parent, open=True)
+    assert "keeps a L40S up, 54 USD a day" in dict(checks(opened.settings))["who may wake it"]()
+    assert say(opened.deploy("staging", modal_stand.first, say, generation="open")) == "first"
+
+
 def test_without_the_api_key_nothing_is_deployed_but_the_store_can_be_read(
     modal_stand: ModalStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +358,11 @@ def test_a_rollback_at_once_takes_no_trial_and_no_look_at_files_and_one_that_can
     platform.stop("production")
     platform.deploy("production", modal_stand.first, say)
     assert len(apps_and_calls()[0]) > len(trials)
+    pointer = platform.store.pointer("production")
+    platform.store.save_pointer(pointer.model_copy(update={"retained": (modal_stand.second.id,)}))
+    tried = apps_and_calls()[0]
+    platform.deploy("production", modal_stand.second, say)
+    assert apps_and_calls()[0] == tried, "what is retained was in production before"
 
 
 def test_what_was_up_goes_on_answering_when_the_new_version_does_not_pass(modal_stand: ModalStand) -> None:
@@ -340,44 +400,6 @@ def test_an_earlier_container_that_modal_leaves_up_is_asked_to_end_once_the_new_
         modal_stand.fake.lifecycle.replaces_old = True
     assert not before & running(modal_stand)
     assert told and all("the earlier container ends its answers" in what for _, _, what in told)
-
-
-@contextmanager
-def clients_of(endpoint: Endpoint) -> Iterator[list[str]]:
-    """One who asks something twice a second and one who reads long answers, as a stream; what went wrong for them."""
-    wrong: list[str] = []
-    done = threading.Event()
-    auth = {"Authorization": f"Bearer {endpoint.api_key}"}
-
-    def ask() -> None:
-        while not done.wait(0.5):
-            answer = httpx.post(
-                f"{endpoint.base_url}/completion", json={"prompt": "hi", "n_predict": 1}, headers=auth, timeout=300,
-                trust_env=False,
-            )  # fmt: skip
-            if answer.status_code != 200:
-                wrong.append(f"{answer.status_code} {answer.text}")
-
-    def read() -> None:
-        long = {"prompt": "hi", "n_predict": 3000, "ignore_eos": True, "stream": True}
-        with httpx.Client(base_url=endpoint.base_url, headers=auth, timeout=300, trust_env=False) as http:
-            while not done.is_set():
-                try:
-                    with http.stream("POST", "/completion", json=long) as answer:
-                        last = [line for line in answer.iter_lines() if line.startswith("data:")][-1:]
-                except httpx.HTTPError as error:
-                    last = [repr(error)]
-                if not (last and '"stop":true' in last[0]):
-                    wrong.append(f"stream of {answer.status_code} ended with {last}")
-
-    with ThreadPoolExecutor(2) as pool:
-        going = [pool.submit(ask), pool.submit(read)]
-        try:
-            yield wrong
-        finally:
-            done.set()
-    for each in going:
-        each.result()
 
 
 def test_clients_of_production_see_no_error_and_no_cut_stream_while_it_is_replaced(modal_stand: ModalStand) -> None:

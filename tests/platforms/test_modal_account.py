@@ -164,7 +164,7 @@ def test_it_would_fail_the_commands_and_containers_of_these_tests_too() -> None:
 def test_settings_of_the_environment_reach_what_is_deployed(fake: FakeModal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{BAKED}__BUILD_TIMEOUT_S", "1234")
     command("deploy", "-m", "modal_app.tools", limit_s=COMMAND_LIMIT_S)
-    assert fake.apps.function("llama-release-tools", "build").timeout_secs == 1234
+    assert fake.apps.function("llama-release-tools", "compile_build").timeout_secs == 1234
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
+from modal_app.settings import ModalSettings
 from tasks.platforms.modal.starts import Ending, complete
+from tasks.platforms.modal.warming import enough, kinds, price_usd, quiet, worth
 from tasks.release import BootKind, BootRecord
 
 BEGAN = datetime(2026, 11, 30, tzinfo=UTC)
@@ -37,3 +41,41 @@ def test_before_there_is_a_snapshot_no_restore_can_fail() -> None:
     kinds = [boot.kind for boot in complete(records, [died(5)])]
     assert kinds[-1] is BootKind.CRASHED
     assert complete({}, [died(1)]) == []
+
+
+def on(*workers: str) -> list[BootRecord]:
+    return [BootRecord(stage="staging", release="r1", kind=BootKind.RESTORED, worker=worker) for worker in workers]
+
+
+def test_starts_on_known_workers_are_counted_since_the_last_new_one() -> None:
+    assert (kinds(on("a", "b", "a")), quiet(on("a", "b", "a"))) == (["a", "b"], 1)
+    assert (quiet([]), quiet(on("a")), quiet(on("a", "a", "", "a"))) == (0, 0, 2)
+
+
+def test_a_kind_with_a_share_of_the_starts_is_found_with_95_percent_certainty() -> None:
+    assert (enough(0.2), enough(0.1), enough(0.5)) == (14, 29, 5)
+    for rare in (0.05, 0.2, 0.5):
+        assert (1 - rare) ** enough(rare) <= 0.05 < (1 - rare) ** (enough(rare) - 1)
+
+
+def test_whether_snapshots_are_worth_it_follows_from_what_starts_took() -> None:
+    def took(kind: BootKind, *seconds: float) -> list[BootRecord]:
+        return [BootRecord(stage="staging", release="r1", kind=kind, health_s=each) for each in seconds]
+
+    booted, restored = took(BootKind.CREATED, 90.0, 110.0), took(BootKind.RESTORED, 5.0, 7.0, 6.0)
+    assert worth([*booted, *restored]) == (
+        "restored in 6.0 s, booted in 100.0 s, 0 restores failed: snapshots are worth it"
+    )
+    assert "modal.snapshots = off" in worth([*booted, *took(BootKind.RESTORED, 85.0)])
+    often = [*booted, *restored, *took(BootKind.FELL_BACK, *[100.0] * 9)]
+    assert "9 restores failed: snapshots are not worth it" in worth(often), (
+        "a start with a failed restore is a boot, too"
+    )
+    assert worth(booted) == worth(restored) == ""
+
+
+def test_a_start_is_priced_as_restores_took_so_far() -> None:
+    boots = [boot.model_copy(update={"health_s": 12.0}) for boot in on("a", "a")]
+    per_second = 0.000542 + 4 * 0.0000131 + 32 * 0.00000222
+    assert price_usd(boots, ModalSettings(), "L40S") == pytest.approx(20 * per_second)
+    assert price_usd([], ModalSettings(), "L40S") == pytest.approx(28 * per_second)

@@ -14,15 +14,17 @@ from pathlib import Path
 
 import modal
 import pytest
+from grpclib import Status
 
 from modal_app.settings import ModalSettings
 from tasks.evals.collect import Book
 from tasks.evals.model import ItemAnswer, Outcome
+from tasks.platforms.modal import account
 from tasks.platforms.modal import store as modal_store
 from tasks.platforms.modal.store import LEASE_S, RENEW_S, VolumeFiles
 from tasks.release import Event, Hold, Intent, StagePointer, ToolingError
 from tasks.store import Store
-from tests.fakes.modal import FakeModal
+from tests.fakes.modal import FakeModal, Fault
 from tests.platforms.modal_stand import fake_modal
 
 pytestmark = [pytest.mark.wire, pytest.mark.filterwarnings("error::modal.exception.AsyncUsageWarning")]
@@ -197,6 +199,31 @@ def test_a_holder_that_has_lost_its_lease_changes_nothing_more(
 
 
 @pytest.mark.usefixtures("fake")
+def test_a_volume_that_does_not_answer_is_a_problem_within_a_minute_and_says_so_before(
+    fake: FakeModal, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert account.VOLUME_LIMIT_S + account.TELL_S <= 60
+    files = store.files
+    files.write("x/a.json", "1")
+    monkeypatch.setattr("tasks.platforms.modal.store.VOLUME_LIMIT_S", 2.0)
+    monkeypatch.setattr("tasks.platforms.modal.account.TELL_S", 0.5)
+    for down in (0, 503):
+        fake.lifecycle.blocks_down = down
+        with pytest.raises(ToolingError, match="Modal's Volume does not answer: writing x/b.json"):
+            files.write("x/b.json", f"what {down} keeps back")
+        assert "waiting for Modal's Volume: writing x/b.json" in capsys.readouterr().out
+    fake.lifecycle.blocks_down = 503
+    with pytest.raises(ToolingError, match="reading x/a.json"):
+        files.read("x/a.json")
+    fake.lifecycle.blocks_down = None
+    assert files.read("x/a.json") == "1"
+    assert files.read("x/b.json") is None, "what was given up is not written later"
+    fake.faults.arm(Fault("VolumePutFiles2", Status.RESOURCE_EXHAUSTED, "inodes of this volume are used up", times=9))
+    with pytest.raises(ToolingError, match="a limit of the Modal workspace was met: writing x/c.json") as caught:
+        files.write("x/c.json", "2")
+    assert "inodes of this volume" in caught.value.evidence
+
+
 def test_of_many_who_want_a_lock_at_once_one_has_it(tmp_path: Path) -> None:
     inside: list[int] = []
     outcomes: list[str] = []

@@ -180,6 +180,10 @@ class LocalPlatform:
         with self._control(stage, IDLE_LIMIT_S + 30) as control:
             return control.idle(IDLE_LIMIT_S)
 
+    def warm(self, stage: StageName, progress: Progress) -> str:  # noqa: ARG002 - this is one machine
+        """Nothing: a snapshot is made and used here."""
+        return ""
+
     def unforce(self, stage: StageName) -> str:  # noqa: ARG002 - the activator forces an idle window by itself
         """Nothing: an idle window that is forced here ends with the request for it."""
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +21,11 @@ from modal_app.deployment import Deployment, FileRef
 from modal_app.server import KEY
 from modal_app.warmup import Golden
 from tasks import runbook
+from tasks.console import console, one_line
+from tasks.endpoint import Client
 from tasks.faults import Fault
 from tasks.platforms import Progress, Sight, unseen
-from tasks.platforms.modal import apps, building, cost, starts
+from tasks.platforms.modal import apps, building, conformance, cost, starts, warming
 from tasks.platforms.modal.account import command, told
 from tasks.platforms.modal.store import VolumeStore
 from tasks.platforms.modal.tools import DEPLOY_LIMIT_S, Tools, code_digest
@@ -50,6 +53,8 @@ BESIDE_LIMIT_S = 60.0
 IDLE_LIMIT_S = 120.0
 SECOND_BOOT_S = 600.0
 """What a boot may take on a worker of another kind than was measured: users saw 252 to 490 s."""
+RECORD_LIMIT_S = 30.0
+"""How long a boot record may come after the container answers."""
 PLACING_S = 120.0
 """What Modal may take to find a machine, beside the time that it allows a container to start."""
 Served = Literal["staging", "production", "trial"]
@@ -111,9 +116,12 @@ class ModalPlatform:
             self._trials[endpoint.base_url] = name
             yield endpoint
         finally:
-            apps.stop(self._modal, name)
-            with told("removing a trial's boot records"), suppress(NotFoundError):
-                modal.Dict.objects.delete(f"{name}-boots", environment_name=self._modal.environment)
+            try:
+                apps.stop(self._modal, name)
+                with told("removing a trial's boot records"), suppress(NotFoundError):
+                    modal.Dict.objects.delete(f"{name}-boots", environment_name=self._modal.environment)
+            except Problem as error:  # what the trial showed stands; idle it costs nothing, and `doctor` names it
+                console.print(f"  the trial {name} could not be removed: {one_line(error.what)}")
 
     def said(self, trial: Endpoint) -> str:
         """What the server of a trial has written to its log, as far as Modal has it yet."""
@@ -136,12 +144,15 @@ class ModalPlatform:
         """The stage serves this release from now on; nothing happens when it does already, with the same key and
         generation.
 
-        `check` runs against a trial of the release before production moves (staging has no traffic to protect; and not
-        `at_once`, as a trial takes a GPU container of its own). What is up goes on answering until a container of the
-        new version has said in a boot record that it is up, and `check` has passed through the stage's address; what
-        `check` raises leaves the stage as it was, by a redeploy if need be. Then the earlier containers are drained:
-        each ends what it answers, for up to modal.exit_grace_s (`at_once` nobody waits for that).
+        `check` runs against a trial of the release before production moves (staging has no traffic to protect; what
+        production retains was there before, and a trial takes a GPU container of its own; `at_once` there is no time).
+        What is up goes on answering until a container of the new version has said in a boot record that it is up, and
+        `check` has passed through the stage's address; what `check` raises leaves the stage as it was, by a redeploy if
+        need be. Then the earlier containers are drained: each ends what it answers, for up to modal.exit_grace_s
+        (`at_once` nobody waits for that).
         """
+        if not self._modal.open:
+            _ = self.proxy_headers  # before anything is touched
         self.store.save_release(release)
         deployment = self._deployment(stage, self._modal.stage_app(stage), release, generation=generation)
         before = self.deployed(stage)
@@ -151,7 +162,7 @@ class ModalPlatform:
             raise ToolingError(
                 f"{release.label} is not whole in the store", evidence=", ".join(lost), todo="build it again"
             )
-        if stage == "production" and not at_once:
+        if stage == "production" and not at_once and not self._retained(release, generation):
             with self.trial(release) as endpoint:
                 check(endpoint)
         known = set(apps.boots(deployment))
@@ -172,12 +183,18 @@ class ModalPlatform:
             raise
         self._remember(stage, deployment)
         if changed and at_once:
-            for container in apps.containers(self._modal, deployment.name):
-                if container.id in running:
-                    apps.stop_container(container.id)
+            with suppress(Problem):  # it answers by now; Modal ends them as well
+                for container in apps.containers(self._modal, deployment.name):
+                    if container.id in running:
+                        apps.stop_container(container.id)
         elif changed:
             apps.drain(self._modal, deployment.name, running, progress)
         return endpoint
+
+    def _retained(self, release: Release, generation: str) -> bool:
+        """Whether production has had it, in this generation, and retains it: a rollback goes there."""
+        pointer = self.store.pointer("production")
+        return release.id in pointer.retained and pointer.generation(release.id) == generation
 
     def serving(self, stage: StageName) -> tuple[str, str] | None:
         """(release id, generation) that we deployed, when Modal still has that very version; else None."""
@@ -193,7 +210,8 @@ class ModalPlatform:
                 evidence=f"no app {self._modal.stage_app(stage)} is deployed",
                 todo="deploy a release to it",
             )
-        return Endpoint(base_url=url, api_key=self._key, start_s=self._start_limit_s)
+        headers = {} if self._modal.open else self.proxy_headers
+        return Endpoint(base_url=url, api_key=self._key, headers=headers, start_s=self._start_limit_s)
 
     def idle(self, stage: StageName) -> int:
         """Force the idle window and undo what forced it; how many containers are left (0 is the goal).
@@ -211,6 +229,50 @@ class ModalPlatform:
                     apps.stop_container(container.id)
                 time.sleep(POLL_S)
             return len(running)
+
+    def warm(self, stage: StageName, progress: Progress) -> str:
+        """Force cold starts until so many landed on no new kind of worker that none can be frequent any more.
+
+        Bounded by modal.warm_starts; what they are expected to cost is said before each. Counted by boot records, so
+        what a killed process found counts. Raises ToolingError when the stage does not go idle or come up.
+        """
+        wanted, most, made = warming.enough(self._modal.rare_worker), self._modal.warm_starts, 0
+        while most and self._modal.snapshots != "off":
+            boots = self._boots_of_served(stage)
+            known, quiet = warming.kinds(boots), warming.quiet(boots)
+            if quiet >= wanted or made == most:
+                rest = "" if quiet >= wanted else f"; stopped after {made} starts, there may be more"
+                said = f"{len(known)} kinds of workers, each with a snapshot, none new in {quiet} starts{rest}"
+                return "; ".join(filter(None, (said, warming.worth(boots))))
+            left = min(wanted - quiet, most - made)
+            price = warming.price_usd(boots, self._modal, self._modal.gpu or None)
+            progress(
+                quiet, wanted, f"cold starts to find all kinds of workers ({len(known)} so far): {left} to "
+                f"{most - made} more, {left * price:.2f} to {(most - made) * price:.2f} USD; a new kind boots whole",
+            )  # fmt: skip
+            self._start_cold(stage, len(boots))
+            made += 1
+        return ""
+
+    def _boots_of_served(self, stage: StageName) -> list[BootRecord]:
+        deployed = self.deployed(stage)
+        mine = (deployed.release, deployed.generation) if deployed else None
+        return [boot for boot in self.boots(stage) if (boot.release, boot.generation) == mine]
+
+    def _start_cold(self, stage: StageName, known: int) -> None:
+        """One start from idle, until its boot record is there. Raises ToolingError."""
+        if left := self.idle(stage):
+            raise ToolingError(f"{stage} did not go idle", evidence=f"{left} containers are left", todo="run it again")
+        with Client(self.endpoint(stage)) as client:
+            client.wait_healthy(self._start_limit_s, every_s=POLL_S)
+        deadline = time.monotonic() + RECORD_LIMIT_S
+        while len(self._boots_of_served(stage)) <= known:
+            if time.monotonic() > deadline:
+                raise ToolingError(
+                    f"{stage} came up, and no boot was recorded", evidence=f"in {RECORD_LIMIT_S:.0f} s",
+                    todo=f"`modal app logs {self._modal.stage_app(stage)}`",
+                )  # fmt: skip
+            time.sleep(POLL_S)
 
     @contextmanager
     def _no_spare_containers(self, stage: StageName) -> Iterator[None]:
@@ -300,6 +362,11 @@ class ModalPlatform:
         self.store.files.write(path, str(said))
         return Golden.from_json(said)
 
+    def conformance(self, progress: Progress) -> conformance.Conformance:
+        """What this account's Modal does, found out by an app of its own. Raises what `conformance.run` raises."""
+        headers = {} if self._modal.open else self.proxy_headers
+        return conformance.run(self.store, self._modal, headers, progress)
+
     def costs(self, release: Release) -> list[cost.Cost]:
         """What a release has cost so far, by stage."""
         return cost.costs(release.id, self.store.build(release.build), cost.uses(self._modal), self._modal)
@@ -321,6 +388,19 @@ class ModalPlatform:
                 todo=f"set {self.settings.server.api_key_env} to the key in the Modal Secret {self._modal.secret}",
             )
         return self.settings.api_key.get_secret_value()
+
+    @property
+    def proxy_headers(self) -> dict[str, str]:
+        """What Modal's proxy asks for before it starts anything. Raises BadInput when it is not set."""
+        names = {"Modal-Key": self._modal.proxy_key_env, "Modal-Secret": self._modal.proxy_secret_env}
+        if missing := [name for name in names.values() if not os.environ.get(name)]:
+            raise BadInput(
+                "the servers on Modal answer whoever has a proxy token, and none is known here",
+                evidence=f"{' and '.join(missing)} not set",
+                todo="make one in the workspace's settings on modal.com and set both; clients send it in the headers "
+                "Modal-Key and Modal-Secret. modal.open = true does without: then anybody's request starts a GPU",
+            )
+        return {header: os.environ[name] for header, name in names.items()}
 
     @property
     def key_mark(self) -> str:
@@ -394,9 +474,11 @@ class ModalPlatform:
         url = apps.url(self._modal, deployment.name)
         if url is None:
             raise ToolingError(f"Modal gives no address for {deployment.name}", todo="run it again")
-        deadline, at = time.monotonic() + self._start_limit_s, Endpoint(base_url=url, api_key=key)
+        headers = {} if deployment.open else self.proxy_headers
+        at = Endpoint(base_url=url, api_key=key, headers=headers, start_s=self._start_limit_s)
+        deadline = time.monotonic() + self._start_limit_s
         while time.monotonic() < deadline:
-            status, boots = _knock(url), self._boots_of(deployment)
+            status, boots = _knock(at), self._boots_of(deployment)
             if known is None:
                 if status == 200 and (not boots or _is_of(boots[max(boots)], deployment)):
                     return at
@@ -426,7 +508,8 @@ class ModalPlatform:
     def _start_limit_s(self) -> float:
         """Seconds to wait for a container to answer, by what a boot took on this account; the first time all that
         Modal itself allows one. Never less than SECOND_BOOT_S: a worker of another kind boots whole, and slower."""
-        allowed = self._modal.start_timeout_s + PLACING_S
+        known = conformance.load(self.store)
+        allowed = self._modal.start_timeout_s + max(PLACING_S, 3 * known.boot_s if known else 0.0)
         names = [self._modal.stage_app(stage) for stage in get_args(StageName)]
         kept = [json.loads(text) for name in names for text in apps.boots_of(self._modal, name).values()]
         took = [boot["health_s"] for boot in kept if boot["kind"] == BootKind.CREATED and boot["health_s"]]
@@ -493,9 +576,17 @@ def _path(stage: StageName) -> str:
     return f"deployments/{stage}.json"
 
 
-def _knock(url: str) -> int:
-    """The status of /health; 0 when nothing answers."""
+def _knock(at: Endpoint) -> int:
+    """The status of /health; 0 when nothing answers. Raises BadInput when Modal's proxy refuses: it starts nothing."""
     try:
-        return httpx.get(f"{url}/health", timeout=20, trust_env=False).status_code
+        answer = httpx.get(f"{at.base_url}/health", headers=at.headers, timeout=20, trust_env=False)
     except httpx.HTTPError:
         return 0
+    if answer.status_code == 401:  # /health asks for no key of llama-server's
+        raise BadInput(
+            f"Modal's proxy refuses the request to {at.base_url}, and starts nothing",
+            evidence=f"401 {answer.text[:200]}",
+            todo="set the two variables of modal.proxy_key_env and modal.proxy_secret_env to a proxy token of this "
+            "workspace (its settings on modal.com show which there are)",
+        )
+    return answer.status_code

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import aiohttp
 import modal
 import modal.config
 from modal.exception import (
@@ -25,12 +30,20 @@ from modal.exception import (
 )
 
 from modal_app import child
+from tasks.console import console
 from tasks.process import Output, run
 from tasks.release import BadInput, Problem, ToolingError
 
 REACH_LIMIT_S = 5.0
 REACHED_FOR_S = 20.0
 COMMAND_LIMIT_S = 120.0
+TELL_S = 10.0
+VOLUME_LIMIT_S = 45.0
+"""How long a document of the store may take to be read or written."""
+SLOWEST_BYTES_PER_S = 200_000
+"""Of an upload, beside that: what a poor line still manages."""
+
+T = TypeVar("T")
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 _REPOSITORY = Path(__file__).parents[3]
 
@@ -69,6 +82,47 @@ def told(doing: str) -> Iterator[None]:
     except Error as error:
         _reached_at.clear()
         raise problem(error, doing) from error
+
+
+def within(limit_s: float, doing: str, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What a call of the SDK in its asynchronous form comes to: its errors are ours, as with `told`.
+
+    When it takes longer than that it is cancelled: by itself the SDK goes on trying to reach a Volume's blocks for
+    minutes, without a word. After TELL_S, and again and again, what is waited for is said. FileNotFoundError and
+    NotFoundError stay what they are.
+    """
+    reach()
+    asked: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            asked.set_result(asyncio.run(asyncio.wait_for(ask(), limit_s)))
+        except BaseException as error:
+            asked.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < limit_s + TELL_S and not wait([asked], TELL_S).done:
+        console.print(f"  waiting for Modal's Volume: {doing}, {waited + TELL_S:.0f} s of at most {limit_s:.0f} s")
+    if not asked.done() or isinstance(asked.exception(), TimeoutError):
+        raise ToolingError(
+            f"Modal's Volume does not answer: {doing}",
+            evidence=f"nothing came of it in {limit_s:.0f} s",
+            todo="look at status.modal.com and run it again: whether a write took effect is not known until then",
+        )
+    try:
+        return asked.result()
+    except (FileNotFoundError, NotFoundError):
+        raise
+    except Error as error:
+        _reached_at.clear()
+        raise problem(error, doing) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise ToolingError(
+            f"Modal's Volume failed: {doing}",
+            evidence=f"{type(error).__name__}: {error}",
+            todo="look at status.modal.com and run it again: nothing is lost",
+        ) from error
 
 
 def problem(error: Exception, doing: str) -> Problem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,7 +17,7 @@ from modal_app.deployment import Deployment
 from modal_app.settings import ModalSettings
 from tasks.platforms import LastHour, Progress
 from tasks.platforms.modal.account import COMMAND_LIMIT_S, command, told
-from tasks.release import Model, ToolingError
+from tasks.release import Model, Problem, ToolingError
 
 SERVER = "Llama"
 """The class in modal_app/app.py."""
@@ -112,8 +113,9 @@ def drain(settings: ModalSettings, name: str, old: set[str], progress: Progress)
             return  # Modal ends them by force about now; what is new answers since long
         if waited_s > SETTLE_S:
             for container in left - told_to_end:
-                stop_container(container)
-            told_to_end |= left
+                with suppress(Problem):  # the new version serves: what is left over fails no move, and is asked again
+                    stop_container(container)
+                    told_to_end.add(container)
         grace = f"{waited_s:.0f} s of at most {settings.exit_grace_s} s"
         progress(
             len(old) - len(left), len(old), f"the earlier container ends its answers, {grace}; the new one answers"

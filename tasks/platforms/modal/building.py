@@ -24,7 +24,6 @@ from tasks.hardware import Compiler, Hardware
 from tasks.platforms import Progress
 from tasks.platforms.local import diagnosis
 from tasks.platforms.local.compile import check_version, definitions, names
-from tasks.platforms.modal.account import told
 from tasks.platforms.modal.store import VolumeStore
 from tasks.platforms.modal.tools import CallEnded, Tools
 from tasks.process import Output, started
@@ -113,9 +112,10 @@ def build(
 def _tried(digest: str, recipe: Recipe, store: VolumeStore, tools: Tools, settings: Settings) -> Result:
     """What the self-test says of a build on Modal, where and as it will be served."""
     folder = case.prepare(settings.cache, case.types_of(settings.server.model))
-    with told("uploading the self-test"), store.files.volume.batch_upload(force=True) as batch:
-        for name in {MODEL, CASE} - {Path(path).name for path in store.files.listed(f"selftest/{folder.name}")}:
-            batch.put_file(folder / name, f"selftest/{folder.name}/{name}")
+    missing = {MODEL, CASE} - {Path(path).name for path in store.files.listed(f"selftest/{folder.name}")}
+    if missing:
+        files = {f"selftest/{folder.name}/{name}": folder / name for name in missing}
+        store.files.upload("uploading the self-test", files)
     function = "try_build_on_gpu" if recipe.backend == "cuda" else "try_build"
     return Result(**tools.call(function, digest, recipe.target, folder.name))
 
@@ -197,8 +197,7 @@ def _upload(source: SourceTree, store: VolumeStore, cache: Path) -> None:
         with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=3) as tar:
             tar.add(folder, ".")
     packed.seek(0)
-    with told("uploading the source tree"), store.files.volume.batch_upload(force=True) as batch:
-        batch.put_file(packed, name)
+    store.files.upload("uploading the source tree", {name: packed})
 
 
 def _watch(digest: str, settings: ModalSettings, progress: Progress) -> Callable[[], None]:

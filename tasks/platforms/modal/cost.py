@@ -7,6 +7,7 @@ import time
 
 import modal
 
+from modal_app.deployment import gpus_of
 from modal_app.settings import ModalSettings
 from tasks.platforms.modal.account import told
 from tasks.release import Build, Model
@@ -45,19 +46,21 @@ def uses(settings: ModalSettings) -> list[Use]:
         return [Use.model_validate(json.loads(text)) for text in kept.values()]
 
 
+def usd(settings: ModalSettings, seconds: float, gpu: str | None, cpu: float, memory_mb: int) -> float:
+    """What a container costs in so many seconds, USD. A GPU that is not in the price table costs nothing here."""
+    prices = settings.prices_usd_per_s
+    cores, memory = cpu * prices.get("cpu_core", 0.0), memory_mb / 1024 * prices.get("memory_gib", 0.0)
+    return seconds * (cores + memory + gpus_of(gpu) * prices.get((gpu or "").partition(":")[0], 0.0))
+
+
 def costs(
     release_id: str, build: Build | None, found: list[Use], settings: ModalSettings, now: float | None = None
 ) -> list[Cost]:
     """The costs of a release by stage, its build first. A GPU that is not in the price table costs nothing here."""
-    prices, until = settings.prices_usd_per_s, time.time() if now is None else now
-
-    def usd(seconds: float, gpu: str | None, cpu: float, memory_mb: int) -> float:
-        cores, memory = cpu * prices.get("cpu_core", 0.0), memory_mb / 1024 * prices.get("memory_gib", 0.0)
-        return seconds * (cores + memory + (prices.get(gpu, 0.0) if gpu else 0.0))
-
+    until = time.time() if now is None else now
     told_of = []
     if build is not None:
-        price = usd(build.seconds, None, settings.build_cpu, settings.build_memory_mb)
+        price = usd(settings, build.seconds, None, settings.build_cpu, settings.build_memory_mb)
         told_of.append(Cost(stage="build", containers=1, seconds=build.seconds, gpu_seconds=0.0, usd=price))
     for stage in ("trial", "staging", "production"):
         mine = [use for use in found if (use.release, use.stage) == (release_id, stage)]
@@ -69,7 +72,7 @@ def costs(
                     containers=len(spans),
                     seconds=sum(span for _, span in spans),
                     gpu_seconds=sum(span for use, span in spans if use.gpu),
-                    usd=sum(usd(span, use.gpu, use.cpu, use.memory_mb) for use, span in spans),
+                    usd=sum(usd(settings, span, use.gpu, use.cpu, use.memory_mb) for use, span in spans),
                     open=sum(use.until is None for use in mine),
                 )
             )

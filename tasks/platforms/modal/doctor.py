@@ -9,7 +9,7 @@ from typing import get_args
 import modal
 
 from modal_app.server import KEY
-from tasks.platforms.modal import ModalPlatform, apps
+from tasks.platforms.modal import ModalPlatform, apps, conformance, cost
 from tasks.platforms.modal.account import COMMAND_LIMIT_S, command, told
 from tasks.release import BadInput, StageName, ToolingError
 from tasks.settings import Settings
@@ -23,8 +23,10 @@ def checks(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "images", lambda: _images(settings)
     yield "store", lambda: _store(platform)
     yield "secret", lambda: _secret(settings)
+    yield "who may wake it", lambda: _who_may_wake(platform)
     for stage in get_args(StageName):
         yield stage, lambda stage=stage: _stage(platform, stage)  # type: ignore[misc]
+    yield "conformance", lambda: _conformance(platform)
     yield "trials", lambda: _trials(settings)
 
 
@@ -87,6 +89,19 @@ def _secret(settings: Settings) -> str:
     return f"Secret {name} of {created:%Y-%m-%d %H:%M}, and {settings.server.api_key_env} is set"
 
 
+def _who_may_wake(platform: ModalPlatform) -> str:
+    """Whether a request of a stranger starts a server, and what that costs."""
+    settings = platform.settings.modal
+    if not settings.open:
+        return f"whoever has a proxy token; one is set here ({', '.join(platform.proxy_headers)})"
+    day = 24 * 3600.0
+    price = cost.usd(settings, day, settings.gpu or None, settings.server_cpu, settings.server_memory_mb)
+    return (
+        f"anybody (modal.open): one request every {settings.idle_s} s, such as a scanner's or a scrape of /metrics, "
+        f"keeps a {settings.gpu or 'CPU'} up, {price:.0f} USD a day"
+    )
+
+
 def _stage(platform: ModalPlatform, stage: StageName) -> str:
     """The stage serves what its pointer says, from a snapshot that knows the key of today."""
     name = platform.settings.modal.stage_app(stage)
@@ -119,12 +134,22 @@ def _stage(platform: ModalPlatform, stage: StageName) -> str:
     return f"{deployed.release}, app {name} version {deployed.version}"
 
 
+def _conformance(platform: ModalPlatform) -> str:
+    """What a run of `conformance` found, and how long ago; none is no fault."""
+    found = conformance.load(platform.store) if has_volume(platform) else None
+    return (
+        conformance.told_age(found)
+        if found
+        else "never run: `llama-release conformance` holds what Modal does " + ("here against what is assumed")
+    )
+
+
 def _trials(settings: Settings) -> str:
     env = settings.modal.environment
     listed = json.loads(command("app", "list", "--json", environment=env, limit_s=COMMAND_LIMIT_S).stdout)
-    trial = settings.modal.stage_app("trial")
+    ours = (settings.modal.stage_app("trial"), settings.modal.stage_app("conformance"))
     left = [
-        each["description"] for each in listed if each["state"] == "deployed" and each["description"].startswith(trial)
+        each["description"] for each in listed if each["state"] == "deployed" and each["description"].startswith(ours)
     ]
     if left:
         raise ToolingError(

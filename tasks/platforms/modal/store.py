@@ -10,17 +10,17 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import modal
 from modal.exception import NotFoundError
 
 from modal_app.deployment import store_volume
 from modal_app.settings import ModalSettings
-from tasks.platforms.modal.account import told
+from tasks.platforms.modal.account import SLOWEST_BYTES_PER_S, VOLUME_LIMIT_S, problem, told, within
 from tasks.platforms.modal.tools import Tools
 from tasks.process import Output, is_there, started
 from tasks.release import BadInput, Build, FileRef, Release, ToolingError
@@ -49,19 +49,38 @@ class VolumeFiles:
         kept = self._mirror / path
         if path.startswith(_NEVER_CHANGES) and kept.exists():
             return kept.read_text(encoding="utf-8")
-        with told(f"reading {path} of the store"):
-            try:
-                text = b"".join(self.volume.read_file(path)).decode()
-            except (FileNotFoundError, NotFoundError):
-                return None
+
+        async def ask() -> str:
+            return b"".join([part async for part in self.volume.read_file.aio(path)]).decode()
+
+        try:
+            text = within(VOLUME_LIMIT_S, f"reading {path} of the store", ask)
+        except (FileNotFoundError, NotFoundError):
+            return None
         self._keep(path, text)
         return text
 
     def write(self, path: str, text: str) -> None:
         self._check_leases()
-        with told(f"writing {path} of the store"), self.volume.batch_upload(force=True) as batch:
-            batch.put_file(io.BytesIO(text.encode()), path)
+        self.upload(f"writing {path} of the store", {path: io.BytesIO(text.encode())})
         self._keep(path, text)
+
+    def upload(self, doing: str, files: Mapping[str, BinaryIO | Path]) -> None:
+        """Put files on the Volume, path -> content. Raises ToolingError when they do not get there in time."""
+        sizes = (each.stat().st_size if isinstance(each, Path) else len(each.read()) for each in files.values())
+        limit_s = VOLUME_LIMIT_S + sum(sizes) / SLOWEST_BYTES_PER_S
+
+        async def put() -> None:
+            async with self.volume.batch_upload(force=True) as batch:
+                for path, content in files.items():
+                    if not isinstance(content, Path):
+                        content.seek(0)
+                    batch.put_file(content, path)
+
+        try:
+            within(limit_s, doing, put)
+        except NotFoundError as error:
+            raise problem(error, doing) from error
 
     def _check_leases(self) -> None:
         """Who has lost a lock changes nothing any more, whatever it had begun. Raises ToolingError."""
@@ -78,11 +97,11 @@ class VolumeFiles:
 
     def listed(self, folder: str, *, deep: bool = False) -> dict[str, int]:
         """Path -> size in bytes of the files in a folder, sorted by path; {} when there is no such folder."""
-        with told(f"listing {folder} of the store"):
-            try:
-                found = self.volume.listdir(folder, recursive=deep)
-            except (FileNotFoundError, NotFoundError):
-                return {}
+        doing = f"listing {folder} of the store"
+        try:
+            found = within(VOLUME_LIMIT_S, doing, lambda: self.volume.listdir.aio(folder, recursive=deep))
+        except (FileNotFoundError, NotFoundError):
+            return {}
         files = {entry.path.lstrip("/"): entry.size for entry in found if entry.type.name == "FILE"}
         return dict(sorted(files.items()))
 
@@ -95,8 +114,11 @@ class VolumeFiles:
 
     def remove(self, path: str) -> None:
         self._check_leases()
-        with told(f"removing {path} of the store"), suppress(FileNotFoundError, NotFoundError):
-            self.volume.remove_file(path, recursive=not PurePosixPath(path).suffix)
+        with suppress(FileNotFoundError, NotFoundError):
+            within(
+                VOLUME_LIMIT_S, f"removing {path} of the store",
+                lambda: self.volume.remove_file.aio(path, recursive=not PurePosixPath(path).suffix),
+            )  # fmt: skip
 
     @contextmanager
     def lock(
@@ -276,8 +298,7 @@ class VolumeStore(Store):
             return FileRef(name=path.name, sha256=weight.sha256, size_bytes=size)
         ref = self.reference(path)
         if not self._has(ref):
-            with told(f"uploading {path.name}"), self.files.volume.batch_upload(force=True) as batch:
-                batch.put_file(path, f"files/{ref.sha256}/{ref.name}")
+            self.files.upload(f"uploading {path.name}", {f"files/{ref.sha256}/{ref.name}": path})
         return ref
 
     def _has(self, ref: FileRef) -> bool:

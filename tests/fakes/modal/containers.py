@@ -63,9 +63,9 @@ class Containers:
             and (not app_id or c.service.app_id == app_id)
         ]
 
-    def of(self, service: Service) -> list[Container]:
-        """All of a service that there ever were."""
-        return [c for c in self._all.values() if c.service is service]
+    def all(self) -> list[Container]:
+        """All that there ever were."""
+        return list(self._all.values())
 
     def fail_restores(self, times: int = 1, code: int = RESTORE_FAILED) -> None:
         """The next restores end with an exit code (see Lifecycle.failing)."""
@@ -225,7 +225,8 @@ class Containers:
             return
         container.stopping = True
         container.kill(signal.SIGTERM if container.server else signal.SIGINT)
-        grace_s = container.definition.http_config.exit_grace_period if container.server else 0
+        honoured = container.server and self._fake.lifecycle.exit_grace
+        grace_s = container.definition.http_config.exit_grace_period if honoured else 0
         end = time.time() + (EXIT_S + grace_s if container.ready else 0)
         while not container.finished_at and time.time() < end:
             await asyncio.sleep(TICK_S)

@@ -8,7 +8,10 @@ docstrings of modal 1.6.4, [users] reports of Modal's users, November 2026. None
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field
+
+from tasks.platforms.modal.conformance import Conformance
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,38 @@ class Lifecycle:
     snapshot [sdk]. 139, 128, 137: it was killed; the next one boots whole and takes a new snapshot [users]."""
     failure_rate: float = 0.0
     """The share of other restores that fail, with one of these codes by chance."""
+    exit_grace: bool = True
+    """Whether `exit_grace_period` is honoured when a container is told to end [sdk]. Off: it is killed after EXIT_S."""
     holds: bool = False
     """Whether a request that finds no container waits for one. Off: it gets a 503, and starts one [servers]."""
     between: float = 0.5
     """The share of refusals that are a 502, a 504 or a reset, while a container comes up [users]."""
+    proxy_token: tuple[str, str] = ("wk-fake", "ws-fake")
+    """What a server that is not `unauthenticated` is asked with, in the headers Modal-Key and Modal-Secret."""
+    blocks_down: int | None = None
+    """What the store of a volume's blocks answers instead of keeping or giving them: a status, or 0 for nothing at all
+    [users]."""
     seed: int = 0
 
     replaces_old: bool = True
     """A container of an earlier version is told to end once one of the new version is ready [deploying]. Off: it stays
     until it is idle, and is asked as well [users]."""
+
+    @classmethod
+    def of(cls, found: Conformance, seed: int = 0) -> Lifecycle:
+        """As an account's conformance run found its Modal."""
+        weights = Counter(start.worker for start in found.starts if start.worker)
+        codes = Counter(code for start in found.starts for code in start.refused)
+        restores = [start for start in found.starts if start.kind != "created"]
+        items = {item.name: item.as_assumed for item in found.items}
+        return cls(
+            workers=tuple(Worker(region=kind, weight=count) for kind, count in weights.items()) or (Worker(),),
+            failure_rate=sum(start.kind != "restored" for start in restores) / max(1, len(restores)),
+            holds=not codes or "held" in codes,
+            between=1 - codes["503"] / max(1, codes.total()),
+            replaces_old=items.get("replacement") is not False,
+            seed=seed,
+        )
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)

@@ -79,7 +79,7 @@ class FakeModal:
         self.environments = Environments()
         self.logs = Logs()
         self.blobs = Blobs(folder / "blobs")
-        self.volumes = Volumes(folder / "volumes", self.environments, self.blobs)
+        self.volumes = Volumes(folder / "volumes", self.environments, self.blobs, self.lifecycle)
         self.dicts = Dicts(self.environments)
         self.secrets = Secrets(self.environments)
         self.mounts = Mounts(self.blobs)

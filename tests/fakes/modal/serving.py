@@ -54,7 +54,7 @@ class Serving:
         service = self._fake.functions[request.function_id]
         since, until = request.since.ToNanoseconds() / 1e9, request.until.ToNanoseconds() / 1e9
         seen = Counter(status for id_, at, status in self._answered if id_ == service.id and since <= at < until)
-        started = [c for c in self._fake.containers.of(service) if since <= c.enqueued_at < until]
+        started = [c for c in self._fake.containers.all() if c.service is service and since <= c.enqueued_at < until]
         return api_pb2.ServerGetTimeRangeStatsResponse(
             since=request.since, until=request.until, request_count=seen.total(),
             request_count_by_status_code=[
@@ -74,8 +74,11 @@ class Serving:
         if not live:
             return web.Response(status=404, text="modal-http: app for invoked web endpoint is stopped")
         config = self._fake.functions.definitions[live].http_config
-        if not config.unauthenticated and not {"Modal-Key", "Modal-Secret"} <= set(request.headers):
-            return web.Response(status=401, text="modal-http: missing credentials for proxy authorization")
+        if not config.unauthenticated:  # before anything starts [guide on proxy auth]
+            given = (request.headers.get("Modal-Key"), request.headers.get("Modal-Secret"))
+            if given != self._fake.lifecycle.proxy_token:
+                what = "invalid" if all(given) else "missing"
+                return web.Response(status=401, text=f"modal-http: {what} credentials for proxy authorization")
         container = await self._container(service)
         if container is None:
             return self._refuse(service, request)

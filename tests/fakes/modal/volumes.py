@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +16,7 @@ from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
 from .container import calling
+from .lifecycle import Lifecycle
 from .objects import Environments, Named, not_found
 from .storage import Blobs
 from .views import View
@@ -38,8 +40,8 @@ class Volume:
 class Volumes:
     """modal.Volume."""
 
-    def __init__(self, folder: Path, environments: Environments, blobs: Blobs) -> None:
-        self.folder, self._blobs = folder, blobs
+    def __init__(self, folder: Path, environments: Environments, blobs: Blobs, lifecycle: Lifecycle) -> None:
+        self.folder, self._blobs, self._lifecycle = folder, blobs, lifecycle
         self._volumes: Named[Volume] = Named("Volume", "vo", environments)
         self.commits: list[str] = []  # volume ids, one for each commit by a container
         blobs.app.router.add_put("/block/{sha256}", self._put_block)
@@ -106,7 +108,16 @@ class Volumes:
         part.chmod(file.mode or 0o644)
         part.replace(path)
 
+    async def _down(self) -> web.Response | None:
+        """What is answered instead while the blocks cannot be reached."""
+        while self._lifecycle.blocks_down == 0:
+            await asyncio.sleep(0.05)
+        status = self._lifecycle.blocks_down
+        return web.Response(status=status, text="the block store is down") if status else None
+
     async def _put_block(self, request: web.Request) -> web.Response:
+        if down := await self._down():
+            return down
         if self._blobs.keep(await request.read()) != request.match_info["sha256"]:
             return web.Response(status=400, text="content is not of this sha256")
         return web.Response(body=b"kept")
@@ -128,6 +139,8 @@ class Volumes:
         return api_pb2.VolumeGetFile2Response(get_urls=urls, size=size, start=start, len=end - start)
 
     async def _get_range(self, request: web.Request) -> web.Response:
+        if down := await self._down():
+            return down
         asked = request.query
         with self._volumes[asked["volume"]].path(asked["path"]).open("rb") as file:
             file.seek(int(asked["start"]))

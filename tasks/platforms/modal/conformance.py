@@ -1,0 +1,409 @@
+"""What this account's Modal does, held against what this program assumes: `llama-release conformance`.
+
+Nothing here was run on Modal by whoever wrote it; the first run of an account tells. What it finds is kept in the
+store: `doctor` shows it, deadlines follow it, and the fake of the tests can be set by it. A run that was killed goes on
+with the starts that it had; what it deployed is removed at the end, and the next run begins by it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from statistics import median
+from threading import Event
+from typing import Any
+
+import httpx
+import modal
+from pydantic import Field
+
+from modal_app.settings import BAKED, ModalSettings
+from tasks.platforms import Progress
+from tasks.platforms.modal import apps, starts
+from tasks.platforms.modal.account import command, told
+from tasks.platforms.modal.cost import usd
+from tasks.platforms.modal.tools import DEPLOY_LIMIT_S
+from tasks.release import Model, Problem, ToolingError, now
+from tasks.store import Store
+
+PATH, PARTLY = "conformance.json", "conformance-begun.json"
+STARTS = 12
+START_S, REST_S = 30.0, 180.0
+"""About what a start takes, and all the rest, for the price that is told before."""
+UP_LIMIT_S = 720.0
+STREAM_S = 45
+"""Longer than a container has to end where no grace is honoured."""
+POLL_S = 0.5
+SLOW_MB_PER_S = 300.0
+CLOCK_S = 5.0
+
+
+class Start(Model):
+    """One container that was started from nothing, and how it came up."""
+
+    kind: str
+    worker: str = ""
+    seconds: float = 0.0
+    answered_s: float = Field(default=0.0, description="from the first request to the first answer")
+    gpu: str = ""
+    memory_mb: int = 0
+    refused: tuple[str, ...] = Field(default=(), description="what requests got until one was answered")
+    clock_s: float = Field(default=0.0, description="how far its clock is ahead of ours")
+
+
+class Item(Model):
+    """One thing that this program relies on."""
+
+    name: str
+    assumed: str
+    seen: str
+    as_assumed: bool | None = Field(description="None: it could not be seen here")
+    follows: str = Field(default="", description="what to do where it is otherwise")
+
+
+class Conformance(Model):
+    """What a run found: conformance.json in the store."""
+
+    sdk: str
+    gpu: str
+    snapshots: str
+    starts: tuple[Start, ...] = ()
+    items: tuple[Item, ...] = ()
+    at: datetime = Field(default_factory=now)
+
+    @property
+    def boot_s(self) -> float:
+        """The longest that a container took to answer whole, seconds; 0 when none was seen."""
+        return max((start.answered_s for start in self.starts if start.kind != "restored"), default=0.0)
+
+    @property
+    def differences(self) -> tuple[Item, ...]:
+        return tuple(item for item in self.items if item.as_assumed is False)
+
+
+def load(store: Store) -> Conformance | None:
+    """The latest finished run, or None; None also when another version of this program wrote it."""
+    return _read(store, PATH)
+
+
+def price_usd(settings: ModalSettings) -> float:
+    """About what a run costs."""
+    return usd(settings, STARTS * START_S + REST_S, settings.gpu or None, settings.server_cpu, 1024)
+
+
+def run(store: Store, settings: ModalSettings, headers: Mapping[str, str], progress: Progress) -> Conformance:
+    """Deploy the app, ask it, remove it; what was found, kept in the store.
+
+    Raises ToolingError when it does not come up at all; what could not be seen besides is an item that says so.
+    """
+    begun = _read(store, PARTLY)
+    fresh = Conformance(sdk=modal.__version__, gpu=settings.gpu, snapshots=settings.snapshots)
+    if begun is None or (begun.sdk, begun.gpu, begun.snapshots) != (fresh.sdk, fresh.gpu, fresh.snapshots):
+        begun = fresh
+    found = list(begun.starts)
+    site = Site(settings, headers)
+    try:
+        site.deploy("1")
+        while len(found) < STARTS:
+            progress(len(found), STARTS, f"cold starts: {_counted(found)}")
+            found.append(site.start())
+            store.files.write(PARTLY, begun.model_copy(update={"starts": tuple(found)}).model_dump_json())
+        items = [*_of_starts(found)]
+        for number, (name, look) in enumerate(LOOKS.items(), 1):
+            progress(number, len(LOOKS), name)
+            items.append(_looked(name, look, site))
+    finally:
+        site.remove()
+    done = fresh.model_copy(update={"starts": tuple(found), "items": tuple(items)})
+    store.files.write(PATH, done.model_dump_json(indent=1) + "\n")
+    store.files.remove(PARTLY)
+    return done
+
+
+def _read(store: Store, path: str) -> Conformance | None:
+    text = store.files.read(path)
+    try:
+        return Conformance.model_validate_json(text) if text else None
+    except ValueError:
+        return None
+
+
+class Site:
+    """The app while it is deployed."""
+
+    def __init__(self, settings: ModalSettings, headers: Mapping[str, str]) -> None:
+        self.settings, self.headers = settings, dict(headers)
+        self.name = f"{settings.app}-conformance"
+
+    def deploy(self, variant: str) -> None:
+        command(
+            "deploy", "-m", "modal_app.conformance", environment=self.settings.environment, limit_s=DEPLOY_LIMIT_S,
+            env={BAKED: self.settings.baked()[BAKED], "LLAMA_RELEASE_CONFORMANCE": variant},
+        )  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        found = apps.url(self.settings, self.name)
+        if found is None:
+            raise ToolingError(f"Modal gives no address for {self.name}", todo="run it again")
+        return found
+
+    def get(self, path: str = "/", *, proxied: bool = True, timeout_s: float = 60.0) -> httpx.Response:
+        headers = self.headers if proxied else {}
+        return httpx.get(f"{self.url}{path}", headers=headers, timeout=timeout_s, trust_env=False)
+
+    def idle(self) -> None:
+        """No container is up from here on. Raises ToolingError when some stay."""
+        for _ in range(int(UP_LIMIT_S / POLL_S)):
+            running = apps.containers(self.settings, self.name)
+            if not running:
+                return
+            for container in running:
+                apps.stop_container(container.id)
+            time.sleep(POLL_S)
+        raise ToolingError(
+            f"{self.name} did not go idle", todo=f"`modal app stop {self.name} --yes`, then run it again"
+        )
+
+    def up(self) -> tuple[dict[str, Any], list[str], float]:
+        """(what the container says, what requests got before, seconds). Raises ToolingError when none comes up."""
+        began, refused = time.monotonic(), list[str]()
+        while time.monotonic() - began < UP_LIMIT_S:
+            try:
+                answer = self.get()
+                if answer.status_code == 200:
+                    said: dict[str, Any] = answer.json()
+                    said["ahead_s"] = said["now"] - time.time()
+                    return said, refused, time.monotonic() - began
+                refused.append(str(answer.status_code))
+            except httpx.TimeoutException:
+                refused.append("held")
+            except httpx.TransportError:
+                refused.append("reset")
+            time.sleep(POLL_S)
+        raise ToolingError(
+            f"{self.name} did not come up in {UP_LIMIT_S:.0f} s", evidence=", ".join(sorted(set(refused))),
+            todo=f"`modal app logs {self.name}`; is there a free {self.settings.gpu}?",
+        )  # fmt: skip
+
+    def start(self) -> Start:
+        """One start from nothing. A container that failed before another came up counts as the failure that it is."""
+        self.idle()
+        known = {each.task for each in starts.endings(self.settings, self.name)}
+        said, refused, seconds = self.up()
+        failed = [each for each in starts.endings(self.settings, self.name) if each.task not in known]
+        return Start(
+            kind="failed" if failed else said["kind"], worker=said["worker"], seconds=said["seconds"],
+            answered_s=round(seconds, 1), gpu=said["gpu"], memory_mb=said["memory_mb"], refused=tuple(refused),
+            clock_s=round(said["ahead_s"], 1),
+        )  # fmt: skip
+
+    def remove(self) -> None:
+        """Nothing of it is left; what can't be removed, `doctor` names."""
+        try:
+            apps.stop(self.settings, self.name)
+            with told("removing what the conformance run wrote"):
+                modal.Dict.objects.delete(
+                    f"{self.name}-boots", allow_missing=True, environment_name=self.settings.environment
+                )
+        except Problem:
+            return
+
+
+# -- what the starts tell ---------------------------------------------------------------------------------------------
+
+
+def _counted(found: list[Start]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(start.kind for start in found).items()) or "none yet"
+
+
+def _of_starts(found: list[Start]) -> Iterator[Item]:
+    kinds = list(dict.fromkeys(start.worker for start in found if start.worker))
+    yield Item(
+        name="kinds of workers", assumed="one to three for one GPU type, each with a snapshot of its own",
+        seen=f"{len(kinds)}: {'; '.join(kinds)}", as_assumed=1 <= len(kinds) <= 3,
+        follows="more kinds are more first boots: set modal.compute_region, or raise modal.warm_starts",
+    )  # fmt: skip
+    restored = [start.answered_s for start in found if start.kind == "restored"]
+    booted = [start.answered_s for start in found if start.kind == "created"]
+    failed = sum(start.kind in ("failed", "fell_back") for start in found)
+    later = len(found) - len(booted)
+    times = f"restored in {median(restored):.1f} s, " if restored else ""
+    times += f"booted in {median(booted):.1f} to {max(booted):.1f} s" if booted else "none booted"
+    yield Item(
+        name="snapshots", assumed="a start on a known kind of worker is a restore, and rarely fails",
+        seen=f"{_counted(found)}; {times}", as_assumed=bool(restored) and failed <= later // 10,
+        follows="modal.snapshots = cpu or off does without; restores that fail are told by the restore stage as well",
+    )  # fmt: skip
+    codes = Counter(code for start in found for code in start.refused)
+    yield Item(
+        name="a starting server", assumed="requests are refused with 503, and 502, 504 or resets in between",
+        seen=", ".join(f"{count} x {code}" for code, count in sorted(codes.items())) or "requests waited for an answer",
+        as_assumed=bool(codes) and set(codes) <= {"502", "503", "504", "reset"},
+        follows="clients have to wait out what is seen here; ours wait for whatever is not 200",
+    )  # fmt: skip
+    checks = Counter(start.gpu for start in found if start.gpu)
+    wrong = {words for words in checks if words != "right"}
+    yield Item(
+        name="the GPU after a restore", assumed="it computes and copies right",
+        seen=", ".join(f"{count} x {words}" for words, count in checks.items()) or "not told",
+        as_assumed=None if not checks["right"] and len(wrong) <= 1 else not wrong,
+        follows="tell Modal, with the kind of worker; modal.snapshots = off until it is mended",
+    )  # fmt: skip
+    ahead = max((abs(start.clock_s) for start in found), default=0.0)
+    yield Item(
+        name="the clock", assumed=f"within {CLOCK_S:.0f} s of this machine's",
+        seen=f"{ahead:.1f} s apart at most, the request's own time included", as_assumed=ahead <= CLOCK_S,
+        follows="set this machine's clock (NTP): boot records are told apart by time",
+    )  # fmt: skip
+    memory = max((start.memory_mb for start in found), default=0)
+    yield Item(
+        name="memory at the snapshot", assumed="a container can tell what it uses",
+        seen=f"{memory} MB" if memory else "not told", as_assumed=bool(memory),
+        follows="modal.server_memory_mb is checked by llama-server's own memory and the GPU's alone",
+    )  # fmt: skip
+
+
+# -- what has to be tried ---------------------------------------------------------------------------------------------
+
+
+def _replacement(site: Site) -> Item:
+    """Whether the next version comes up beside a container, and what a client sees meanwhile."""
+    before, _, _ = site.up()
+    codes: Counter[str] = Counter()
+    replaced, most = Event(), 1
+
+    def count() -> None:
+        nonlocal most
+        while not replaced.is_set():
+            most = max(most, len(apps.containers(site.settings, site.name)))
+
+    with ThreadPoolExecutor(2) as pool:
+        going = [pool.submit(site.deploy, secrets.token_hex(4)), pool.submit(count)]
+        deadline, task = time.monotonic() + UP_LIMIT_S, before["task"]
+        while task == before["task"] and time.monotonic() < deadline:
+            try:
+                answer = site.get()
+                codes[str(answer.status_code)] += 1
+                task = answer.json()["task"] if answer.status_code == 200 else task
+            except httpx.TransportError:
+                codes["reset"] += 1
+            time.sleep(POLL_S)
+        replaced.set()
+        for each in going:
+            each.result()
+    beside, changed = most > 1, task != before["task"]
+    seen = ", ".join(f"{count} x {code}" for code, count in sorted(codes.items()))
+    return Item(
+        name="replacement", assumed="the new version comes up beside the old one, which answers until then",
+        seen=f"{'' if beside else 'not '}seen beside the old one, {'' if changed else 'not '}replaced; {seen}",
+        as_assumed=changed and beside and set(codes) == {"200"},
+        follows="clients see errors in a promotion: promote when nobody asks, and have them retry",
+    )  # fmt: skip
+
+
+def _exit_grace(site: Site) -> Item:
+    """Whether a stream goes on in a container that was told to end."""
+    site.up()
+
+    def read() -> str:
+        try:
+            return site.get(f"/stream/{STREAM_S}", timeout_s=STREAM_S + 60.0).text
+        except httpx.TransportError as error:
+            return type(error).__name__
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        time.sleep(2)
+        for container in apps.containers(site.settings, site.name):
+            apps.stop_container(container.id)
+        lines = reading.result().split()
+    whole = lines[-1:] == ["end"]
+    return Item(
+        name="exit grace", assumed=f"an answer may go on for {site.settings.exit_grace_s} s when its container ends",
+        seen="a stream was read to its end" if whole else f"a stream of {STREAM_S} s was cut after {len(lines)} s",
+        as_assumed=whole, follows="a promotion cuts streams: promote when nobody reads one",
+    )  # fmt: skip
+
+
+def _proxy(site: Site) -> Item:
+    """Whether a request without a token is refused before anything starts."""
+    site.idle()
+    status = site.get(proxied=False).status_code
+    time.sleep(3)
+    running = len(apps.containers(site.settings, site.name))
+    wanted = site.settings.open or (status == 401 and not running)
+    return Item(
+        name="proxy authentication", assumed="401 without a token, and nothing starts",
+        seen=f"modal.open is set: {status}" if site.settings.open else f"{status}, {running} containers started",
+        as_assumed=wanted, follows="a stranger's request costs a GPU: tell Modal; the answers still need the API key",
+    )  # fmt: skip
+
+
+def _failures(site: Site) -> Item:
+    """Whether a container that dies leaves its exit code in Modal's own log lines, with its id."""
+    said, _, _ = site.up()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: site.get("/die")).exception()
+    found = _waited(lambda: [each for each in starts.endings(site.settings, site.name) if each.task == said["task"]])
+    return Item(
+        name="a container that dies", assumed="Modal's log has its exit code, with its id",
+        seen=found[0].words if found else f"nothing of {said['task']} in the log's own lines",
+        as_assumed=bool(found),
+        follows="restores that fail cannot be told from Modal's log: watch `fell_back` and the numbers of Server.stats",
+    )  # fmt: skip
+
+
+def _stats(site: Site) -> Item:
+    found = apps.last_hour(site.settings, site.name)
+    return Item(
+        name="Server.stats", assumed="requests by status, containers started and failed",
+        seen=str(found) if found else "not told", as_assumed=found is not None and found.started > 0,
+        follows="the watch sees production by boot records and its own probes alone",
+    )  # fmt: skip
+
+
+def _volume(site: Site) -> Item:
+    site.up()
+    speeds: dict[str, float] = site.get("/volume", timeout_s=300.0).json().get("speeds", {})
+    one, four = speeds.get("1", 0.0), speeds.get("4", 0.0)
+    return Item(
+        name="reading the Volume", assumed=f"at least {SLOW_MB_PER_S:.0f} MB/s for what nobody has read",
+        seen=f"{one:.0f} MB/s by one reader, {four:.0f} MB/s by four" if speeds else "no file is in the store yet",
+        as_assumed=max(one, four) >= SLOW_MB_PER_S if speeds else None,
+        follows="a cold boot takes as long as the weights: a smaller quantization, or snapshots",
+    )  # fmt: skip
+
+
+LOOKS: dict[str, Callable[[Site], Item]] = {
+    "replacement": _replacement, "exit grace": _exit_grace, "proxy authentication": _proxy,
+    "reading the Volume": _volume, "a container that dies": _failures, "Server.stats": _stats,
+}  # fmt: skip
+
+
+def _looked(name: str, look: Callable[[Site], Item], site: Site) -> Item:
+    """What a look found, or why nothing could be seen."""
+    try:
+        return look(site)
+    except (Problem, httpx.HTTPError, ValueError, KeyError) as error:
+        words = error.what if isinstance(error, Problem) else repr(error)
+        return Item(name=name, assumed="", seen=f"not seen: {words}", as_assumed=None, follows="run it again")
+
+
+def _waited(look: Callable[[], list[starts.Ending]], limit_s: float = 30.0) -> list[starts.Ending]:
+    deadline = time.monotonic() + limit_s
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return found
+
+
+def told_age(found: Conformance) -> str:
+    """A run in one line, with its age."""
+    days = (datetime.now(UTC) - found.at).days
+    other = ", ".join(item.name for item in found.differences)
+    sdk = "" if found.sdk == modal.__version__ else f", with modal {found.sdk}: {modal.__version__} is in use"
+    return f"{days} days ago{sdk}; " + (f"other than assumed: {other}" if other else "all as assumed")
