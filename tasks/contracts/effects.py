@@ -142,10 +142,10 @@ def cache_prompt(ctx: Context) -> str:
 )
 def reasoning(ctx: Context) -> str:
     argv = given(ctx)
+    message = at(ctx.client.chat("Think.", max_tokens=64).body, "choices", 0, "message")
     apart, allowed = argv.get("--reasoning-format") != "none", argv.get("--reasoning-budget") != "0"
     if (apart and allowed) or "--reasoning-budget-message" in argv:
         return UNSAID
-    message = at(ctx.client.chat("Think.", max_tokens=64).body, "choices", 0, "message")
     thought = message.get("reasoning_content") or ""
     if not apart:
         expect(not thought, "thoughts stand apart, argv wants them in the content")
