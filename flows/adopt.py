@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
+from modal_app import child
 from tasks.adoption.adopt import Adopted, adopt, argv, theirs, write
 from tasks.adoption.read import Source, read_source
 from tasks.console import console, one_line, print_json, show_table, styled
@@ -19,7 +19,7 @@ def take_over(source: Source, force: bool, as_json: bool) -> None:
     Raises BadInput that names all that can't be taken over, and for a file that would change without `force`.
     """
     here = Path.cwd()
-    launch = read_source(source, os.environ, here)
+    launch = read_source(source, child.everything(), here)  # a compose file may name any variable
     adopted = adopt(launch, known(), here)
     if as_json:
         written = write(adopted, force)
