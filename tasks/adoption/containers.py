@@ -87,11 +87,12 @@ def read_run(launch: Launch, caller: Mapping[str, str]) -> Launch:
     here = Path(outside or "/")
     known = {**caller, **{each.name: each.value for each in launch.variables}}
     workdir = said("-w", "--workdir")
+    mounts = [*(bind(v, here) for v in said("-v", "--volume")), *(_mount(m, here) for m in said("--mount"))]
     inner = Launch(
         words=arguments,
         variables=_variables(options, known, here, where),
         folder=PurePosixPath(workdir[-1]) if workdir else None,
-        mounts=tuple(filter(None, (*(bind(v, here) for v in said("-v", "--volume")), *(_mount(m, here) for m in said("--mount"))))),
+        mounts=tuple(filter(None, mounts)),
         ports=None if {"host"} & {*said("--network", "--net")} else tuple(published(said("-p", "--publish"))),
         notes=launch.notes,
     )  # fmt: skip

@@ -99,9 +99,10 @@ class Launch(Model):
     def outside(self, path: str) -> Path | None:
         """A path of the server as this machine has it, absolute; None when no mount of its container leads there."""
         inside = PurePosixPath(os.path.normpath((self.folder or PurePosixPath("/")) / path))
-        for mount in sorted(reversed(self.mounts), key=lambda each: len(each.inside.parts), reverse=True):
-            if inside.is_relative_to(mount.inside):  # of two at one place the later one
-                return mount.outside / inside.relative_to(mount.inside) if mount.outside else None
+        leading = [mount for mount in reversed(self.mounts) if inside.is_relative_to(mount.inside)]
+        if leading:  # of two at one place the later one
+            mount = max(leading, key=lambda each: len(each.inside.parts))
+            return mount.outside / inside.relative_to(mount.inside) if mount.outside else None
         return None if self.contained or (self.folder is None and not path.startswith("/")) else Path(inside)
 
 

@@ -167,7 +167,7 @@ def _of_answers(props: Document, models: Document, slots: list[Document], host: 
 
 
 _BY_ITSELF = 4
-"""Slots where --parallel is not said: then all of them share one K/V cache, each with the whole context (tools/server)."""
+"""Slots where --parallel is not said: all of them share one K/V cache, and each has the whole context."""
 
 
 def _count(props: Document, slots: list[Document]) -> int:

@@ -18,8 +18,8 @@ Unset = Callable[[str], str]
 
 def interpolate(text: str, known: Mapping[str, str], unset: Unset = lambda _name: "", where: str = "") -> str:
     """A text with $VAR, ${VAR}, ${VAR:-default}, ${VAR-default}, ${VAR:?why}, ${VAR?why}, ${VAR:+other} and $$, nested,
-    as compose has them (compose-spec, 12-interpolation.md). Raises BadInput for ${VAR:?why} and for what is none: it says
-    `where`, never the text, which may hold a key."""
+    as compose has them (compose-spec, 12-interpolation.md). Raises BadInput for ${VAR:?why} and for what is none: it
+    says `where`, never the text, which may hold a key."""
     done, at = [], 0
     while (dollar := text.find("$", at)) >= 0:
         done.append(text[at:dollar])

@@ -1,4 +1,4 @@
-"""What systemd, docker, compose and a shell do with the details of a set-up, and what is said where they can't be known."""
+"""What systemd, docker, compose and a shell do with the details of a set-up, and what is said where that is not known."""
 
 from __future__ import annotations
 
