@@ -1,4 +1,4 @@
-"""What systemd, docker, compose and a shell do with the details of a set-up, and what is said where that is not known."""
+"""What systemd, docker, compose and a shell do with the details of a set-up, and what is said of the unknown."""
 
 from __future__ import annotations
 

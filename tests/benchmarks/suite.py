@@ -393,7 +393,7 @@ BREAKS = (
     ),
     Break(
         "tasks/adoption/settle.py", "all that can't be taken over is named at once",
-        '(*reading.refused, *refused)',
+        '[*reading.refused, *refused]',
         'reading.refused[:1]',
         "tests/adoption/test_adopt.py::test_all_that_can_not_be_taken_over_is_named_at_once",
     ),
