@@ -47,6 +47,10 @@ def _show_notes(adopted: Adopted) -> None:
         console.print(" ", styled("note", "cyan"), one_line(note), soft_wrap=True)
     for path in adopted.missing:
         console.print(" ", styled("warn", "yellow"), f"{one_line(str(path))} is not there", soft_wrap=True)
+    for path in adopted.unseen:
+        console.print(
+            " ", styled("warn", "yellow"), f"{one_line(str(path))} can't be seen by this user", soft_wrap=True
+        )
 
 
 def _record(adopted: Adopted, written: bool) -> dict[str, object]:
@@ -65,5 +69,6 @@ def _record(adopted: Adopted, written: bool) -> dict[str, object]:
         "pairs": [{"theirs": p.theirs, "ours": p.ours, "difference": p.difference} for p in adopted.pairs],
         "notes": list(settled.notes),
         "missing": list(map(str, adopted.missing)),
+        "unseen": list(map(str, adopted.unseen)),
         "export": [variable for variable, _ in settled.exports],
     }

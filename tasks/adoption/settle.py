@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from modal_app.redaction import redact, redacted
+from modal_app.redaction import redact
 from tasks.adoption.launch import SECRET_FLAGS, Launch, Variable
 from tasks.flags.flag import Flag
 from tasks.flags.table import Table
@@ -134,7 +135,7 @@ def settle(launch: Launch, table: Table) -> Settled:
         exports=tuple(_exports(launch)),
     )
     refused = [piece for piece in pieces if isinstance(piece, Refused)]
-    refused = [_without_secret(each, table) for each in (*reading.refused, *refused)]
+    refused = [*reading.refused, *refused]
     if not refused:
         refused = [*_invalid(found, table)]
     if refused:
@@ -148,13 +149,6 @@ class NotTaken(Exception):
     def __init__(self, refused: Sequence[Refused]) -> None:
         self.refused = tuple(dict.fromkeys(refused))
         super().__init__("\n".join(map(str, self.refused)))
-
-
-def _without_secret(refused: Refused, table: Table) -> Refused:
-    """The same without the value of a mistyped --api-kye."""
-    name, *values = refused.said.split(" ")
-    secret = table.nearest(name) in SECRET_FLAGS or redacted([name, "x"]) != f"{name} x"
-    return Refused(name if secret and values else refused.said, refused.why)
 
 
 def _invalid(found: Settled, table: Table) -> Iterator[Refused]:
@@ -340,6 +334,9 @@ def _keys(taken: _Taken) -> Iterator[Piece]:
     """The variable of the API key: llama-server takes several keys, llama-release sends one."""
     said = [each for each in taken.launch.secrets if each.variable == "LLAMA_API_KEY"]
     keys = [key for each in said for key in each.value.get_secret_value().split(",") if key]
+    for each in taken.launch.secrets:
+        if not each.value.get_secret_value().strip(",") and (each in said or each.said.startswith("-")):
+            yield Refused(each.said, "it needs a value: without one nobody knows which key it has")
     if keys:
         first = said[0]
         variable = "LLAMA_API_KEY" if first.said.startswith("LLAMA_API_KEY") else _OUR_KEY
@@ -374,6 +371,9 @@ def _typed(setting: str, said: Sequence[Said], taken: _Taken) -> Iterator[Piece]
     """A typed setting where it says exactly this, else the words as they are."""
     last = said[-1]
     if setting in _PATH_SETTINGS:
+        if len(said) > 1:  # --api-key-file
+            yield Refused(last.said, "several are said, which add up, and one can be kept: put all keys into one file")
+            return
         found = _place(last, last.value, taken)
         yield found if isinstance(found, Refused) else Line("server", setting, str(found), taken.origin(last))
         return
@@ -464,7 +464,7 @@ def _free(said: Said, taken: _Taken) -> Free | Refused:
     """An option in llama-server's own words, its paths as this machine has them."""
     name, *values = said.words
     if said.flag.takes == 1 and is_path(said.flag):
-        items = values[0].split(",")
+        items = values[0].split(",") if said.main in _SEVERAL_FILES else values
         scaled = said.flag.value.startswith("FNAME:")
         placed = []
         for item in items:
@@ -475,6 +475,10 @@ def _free(said: Said, taken: _Taken) -> Free | Refused:
             placed.append(f"{found}{colon}{scale}")
         values = [",".join(placed)]
     return Free((name, *values), taken.origin(said))
+
+
+_SEVERAL_FILES = ("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled")
+"""What takes several files with commas between them (common/arg.cpp): a comma of others is the name's."""
 
 
 def is_path(flag: Flag) -> bool:
@@ -495,10 +499,19 @@ def _unsaid(taken: _Taken) -> Iterator[Piece]:
         yield Line("server", "jinja", True, "not said: llama-server's own default")
     if taken.launch.backend:
         yield Line("recipe", "backend", taken.launch.backend, f"from the image {taken.launch.image}")
-    elif taken.said("--n-gpu-layers"):
-        yield Note("layers go to a GPU, and with what is not known: recipe.backend is cpu unless you set cuda")
+    elif [each.value for each in taken.said("--n-gpu-layers")] != ["0"]:
+        yield Note(_computed(taken.launch.image))
+    yield Note("an idle server is stopped after local.idle_s and comes back on the next request")
     if not taken.said("--load-mode"):
         yield Note("the model file is mapped, as llama-server does: for snapshots set server.memory_map = false")
+
+
+def _computed(image: str) -> str:
+    """What a person must say of the backend, where import does not know it."""
+    if other := re.search(r"llama\.cpp:\w+-(vulkan|rocm|intel|musa)", image):
+        return (f"{image} computes with {other[1]}, which recipe.backend can't say (cpu or cuda): "
+                "recipe.cmake has further definitions of CMake, and is the way")  # fmt: skip
+    return "layers may go to a GPU, and with what is not known: recipe.backend is cpu unless you set cuda"
 
 
 def _environment(variables: Sequence[Variable], launch: Launch) -> Iterator[Piece]:

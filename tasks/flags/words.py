@@ -186,7 +186,8 @@ def _understood(group: Words, table: Table, beside: Sequence[str]) -> Said | Ref
             return None
         if (there := table.find(other[0])) and not wrong_value(there, other[1:]):
             return Said(there, (there.twin(spelled(other[0])), *other[1:]), said, translated=True)
-    return Refused(name if _SECRET.search(f"{name} {table.nearest(name)}") else said, _unknown(name, table))
+    bare = name.partition("=")[0]  # people write --name=value all the same
+    return Refused(bare if _SECRET.search(f"{bare} {table.nearest(bare)}") else said, _unknown(bare, table))
 
 
 def same_names(words: Words) -> Iterator[Words]:
