@@ -11,8 +11,8 @@ settings that name another of its quantizations, never change a release unseen.
 
 Where the Hub can't be asked then, a cache on this machine says what the commit has. It may have less of it, so that pin
 is provisional: the Hub is asked for that very commit again until it answers. When the settings stand for the same files
-by its answer, the pin is completed; when they stand for others, those that were pinned go on being served, each run says
-so, and `llama-release hub update` takes the others.
+by its answer, the pin is completed; when they stand for others, those that were pinned go on being served, each run
+says so, and `llama-release hub update` takes the others.
 """
 
 from __future__ import annotations
@@ -97,8 +97,9 @@ def known(store: Store, settings: Settings) -> Settings:
 def look(store: Store, settings: Settings) -> Resolved | None:
     """What `server.hub_model` stands for: as it is pinned, else as the Hub has it now; None where it is not set.
 
-    Where a cache told what is pinned, the Hub is asked for that commit: see the module. Nothing is downloaded and nothing is pinned. Raises BadInput for a repository or quantization that can't be had,
-    ToolingError when the Hub can't be asked and no cache here has it, or the disk has no room for the files.
+    Where a cache told what is pinned, the Hub is asked for that commit: see the module. Nothing is downloaded and
+    nothing is pinned. Raises BadInput for a repository or quantization that can't be had, ToolingError when the Hub
+    can't be asked and no cache here has it, or the disk has no room for the files.
     """
     repo = _repo(settings)
     if repo is None:

@@ -1,8 +1,9 @@
 """The Hugging Face Hub over HTTP: what a repository has, and its files.
 
 As its own client speaks to it (huggingface_hub: hf_api.py `model_info` and `list_repo_tree`, utils/_pagination.py,
-file_download.py, utils/_http.py `hf_raise_for_status`; huggingface.co/docs/hub/api). `HF_ENDPOINT` names another server that speaks so, `HF_TOKEN` is sent to that one alone: httpx
-drops it where a redirect leaves the host, as each does to the CDN that has the bytes.
+file_download.py, utils/_http.py `hf_raise_for_status`; huggingface.co/docs/hub/api). `HF_ENDPOINT` names
+another server that speaks so, `HF_TOKEN` is sent to that one alone: httpx drops it where a redirect leaves the host, as
+each does to the CDN that has the bytes.
 """
 
 from __future__ import annotations
@@ -310,9 +311,10 @@ def _commit(answer: httpx.Response) -> dict[str, Any]:
 
 
 def _entries(answer: httpx.Response) -> tuple[list[HubFile], dict[str, str] | None]:
-    """(the files of one page of a commit's tree, what to ask for the next one). Raises ValueError and its like for anything else.
+    """(the files of one page of a commit's tree, what to ask for the next one).
 
-    Of the address of the next page only the query is taken: the token goes to no other.
+    Raises ValueError and its like for anything else. Of the address of the next page only the query is taken:
+    the token goes to no other.
     """
     files = [_file(each) for each in answer.json() if each["type"] == "file"]
     following = answer.links.get("next", {}).get("url")

@@ -211,7 +211,8 @@ def test_a_range_that_is_refused_is_fetched_anew(
 
 
 def test_the_order_is_the_trees_as_for_llama_server(hub: FakeHub, settings: Settings, store: Store) -> None:
-    hub.repositories[NAME] = Repository({"m-b-Q4_K_M.gguf": b"GGUF b", "m-a-Q4_K_M.gguf": b"GGUF a", "z/preset.ini": b""})
+    bodies = {"m-b-Q4_K_M.gguf": b"GGUF b", "m-a-Q4_K_M.gguf": b"GGUF a", "z/preset.ini": b""}
+    hub.repositories[NAME] = Repository(bodies)
     assert fetched(store, settings)["model"].name == "m-a-Q4_K_M.gguf"
     assert all("/tree/" not in each.path or "recursive=true" in each.path for each in hub.asked("hub"))
 
@@ -531,22 +532,23 @@ def test_a_repository_that_moves_on_changes_nothing_until_somebody_says_so(
 
 
 def test_who_pins_second_goes_on_with_what_the_first_pinned(
-    hub: FakeHub, settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, settings: Settings, store: Store, tmp_path: Path
 ) -> None:
-    first = hub.repositories[NAME].commit
-    hub.holds = (400_000, Event())
+    (tmp_path / "llama-cache").mkdir()
+    ours, newer = hub.repositories[NAME], Repository({"m-Q4_K_M.gguf": b"GGUF new"})
+    (tmp_path / "llama-cache" / "u_m-GGUF_m-Q4_K_M.gguf").write_bytes(b"GGUF new")
+    hub.repositories[NAME] = newer
+    pin = Hub().listing(NAME)
+    hub.repositories[NAME] = ours
+    hub.seen.clear()
     with store.lock("hub", holder={"doing": "a test"}):
         found: list[Resolved] = []
         waits = Thread(target=lambda: found.append(of_hub.fetch(store, settings, quiet)[1]))
         waits.start()
         assert until(lambda: any("/tree/" in each.path for each in hub.asked("hub")), 60)
-        hub.repositories[NAME] = Repository({**BODIES, "m-Q4_K_M.gguf": b"GGUF new"})
-        store.save_hub_pin(NAME, Hub().listing(NAME))
-    hub.holds[1].set()
+        store.save_hub_pin(NAME, pin)
     waits.join(60)
-    second = hub.repositories[NAME].commit
-    assert second != first
-    assert found[0].pin.commit == second
+    assert found[0].pin == pin == store.hub_pin(NAME, Pin)
     assert found[0].path(found[0].chosen.model[0]).read_bytes() == b"GGUF new"
 
 
