@@ -42,7 +42,7 @@ Auto = Literal["auto"]
 """llama-server is not told, and decides."""
 _DEVICES = re.compile(
     r"(CUDA|NVIDIA|GGML|OMP|GOMP|KMP|HIP|HSA|ROCR|ROCBLAS|AMD|RADV|MESA|VK|SYCL|ONEAPI|ZE|ZES|OPENBLAS|MKL|BLIS|MALLOC"
-    r"|MTMD|LLAMA)_\w+"
+    r"|MTMD|LLAMA)_\w+|HF_(HOME|HUB_CACHE)"
 )
 """Variables that llama-server, the libraries under it and the drivers read."""
 
