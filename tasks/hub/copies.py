@@ -69,9 +69,13 @@ def _file(store: Store, snapshot: Path, path: Path) -> HubFile:
     return HubFile(path=path.relative_to(snapshot).as_posix(), sha256=sha256, size_bytes=path.stat().st_size)
 
 
+CACHES = ("LLAMA_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+"""Variables that say where a copy may be (b11434: common/hf-cache.cpp; huggingface_hub's constants.py)."""
+
+
 def _variables(server: ServerSettings) -> Mapping[str, str]:
     """As llama-server has them, which looks into the same caches: this process's, and over them what is set for it."""
-    return {**os.environ, **server.env}
+    return {name: os.environ[name] for name in CACHES if name in os.environ} | server.env
 
 
 def _candidates(store: Store, repo: str, file: HubFile, env: Mapping[str, str]) -> Iterator[Path]:
