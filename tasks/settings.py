@@ -139,11 +139,6 @@ class ServerSettings(Section):
     )
     env: dict[str, str] = Field(default_factory=dict, description="variables that llama-server and drivers read")
 
-    @classmethod
-    def left_open(cls) -> frozenset[str]:
-        """The settings whose value `auto` is not said: llama-server has its own default."""
-        return frozenset(("slots", "ctx_per_slot", "kv_cache_type", "batch", "ubatch", "gpu_layers", "memory_map"))
-
     @property
     def context_tokens(self) -> int | None:
         """Tokens of context of all slots together; None where llama-server decides."""
@@ -157,20 +152,9 @@ class ServerSettings(Section):
         return self.key_cache_type or both, self.value_cache_type or both
 
     @model_validator(mode="after")
-    def _in_range(self) -> Self:
-        for name, low, high in (
-            ("slots", 1, 256),
-            ("ctx_per_slot", 256, None),
-            ("batch", 1, None),
-            ("ubatch", 1, None),
-        ):
-            value = getattr(self, name)
-            if value != "auto" and not (low <= value and (high is None or value <= high)):
-                raise ValueError(f"server.{name} is {low} or more" + (f", and at most {high}" if high else ""))
+    def _fits_together(self) -> Self:
         if self.slots == "auto" and self.ctx_per_slot != "auto" and "ctx_per_slot" in self.model_fields_set:
             raise ValueError('server.ctx_per_slot needs server.slots, or "auto"')
-        if self.gpu_layers not in ("auto", "all") and int(self.gpu_layers) < 0:
-            raise ValueError('server.gpu_layers is 0 or more, "all" or "auto"')
         if self.lora_scale and len(self.lora_scale) != len(self.lora):
             raise ValueError(f"server.lora_scale has {len(self.lora_scale)} numbers for {len(self.lora)} adapters")
         if commas := [str(path) for path in self.lora if "," in path.name or ":" in path.name]:

@@ -475,7 +475,7 @@ class Store:
                     temporary.unlink(missing_ok=True)
                     os.link(path, temporary)
                     os.replace(temporary, link)
-                    write_atomic(self._seen(path), ref.sha256)  # the link has changed its ctime, and not its content
+                    self.remember(path, ref.sha256)  # the link has changed its ctime, and not its content
         except OSError as error:
             raise ToolingError(
                 f"the parts of {refs[0].name} can't be put side by side", evidence=str(error), todo="free some space"

@@ -16,7 +16,7 @@ from modal_app.redaction import redact
 from tasks.adoption.launch import SECRET_FLAGS, Launch, Variable
 from tasks.flags.flag import Flag
 from tasks.flags.table import Table
-from tasks.flags.words import Reading, Refused, Said, option_of, read, split
+from tasks.flags.words import NO, YES, Reading, Refused, Said, option_of, read, split
 from tasks.preflight.argv import FILES, NOT_YET, OWNED, TYPED, wants, wrong
 from tasks.settings import ServerSettings
 
@@ -27,7 +27,7 @@ _HOST = "127.0.0.1"
 _PATHS = frozenset({"FNAME", "FILE", "PATH", "DIR", "JINJA_TEMPLATE_FILE", "FNAME:SCALE,..."})
 """How --help calls a value that is a path."""
 _PATH_SETTINGS = frozenset(("model", "mmproj", "chat_template", "draft_model", "slot_save_path", "api_key_file"))
-_ANY_FLAG = {"1": "on", "true": "on", "enabled": "on", "0": "off", "false": "off", "disabled": "off", "-1": "auto"}
+_ANY_FLAG = {**dict.fromkeys(YES, "on"), **dict.fromkeys(NO, "off"), "-1": "auto"}
 """What upstream takes for on, off and auto (common_arg_utils)."""
 
 
@@ -101,11 +101,11 @@ class _Taken:
             self.left.setdefault(said.main, []).append(said)
 
     def take(self, name: str) -> list[Said]:
-        return self.left.pop(main_of(name, self.table), [])
+        return self.left.pop(self.table.main(name), [])
 
     def said(self, name: str) -> list[Said]:
         """All that counts of an option, taken or not."""
-        return [each for each in self.reading.effective if each.main == main_of(name, self.table)]
+        return [each for each in self.reading.effective if each.main == self.table.main(name)]
 
     def origin(self, *said: Said) -> str:
         """`from --ctx-size 4096 (compose.yaml: services.llm.command)`."""
@@ -175,12 +175,6 @@ def _variables(launch: Launch, table: Table) -> tuple[list[Variable], list[Varia
     return options, [each for each in last.values() if each not in options]
 
 
-def main_of(name: str, table: Table) -> str:
-    """The name by which an option goes here: `--gpu-layers` of `--n-gpu-layers`."""
-    flag = table.find(name)
-    return flag.main if flag else name
-
-
 def _wheres(launch: Launch, table: Table) -> dict[str, str]:
     """What was said -> where."""
     words = [word.text for word in launch.words]
@@ -198,9 +192,9 @@ def _pieces(taken: _Taken) -> Iterator[Piece]:
     yield from _lora(taken)
     yield from _address(taken)
     yield from _keys(taken)
-    owned = {main_of(name, taken.table): why for name, why in OWNED.items()}
-    not_yet = {main_of(name, taken.table): why for name, why in NOT_YET.items()}
-    settings = {main_of(name, taken.table): setting for setting, name in {**TYPED, **FILES}.items()}
+    owned = {taken.table.main(name): why for name, why in OWNED.items()}
+    not_yet = {taken.table.main(name): why for name, why in NOT_YET.items()}
+    settings = {taken.table.main(name): setting for setting, name in {**TYPED, **FILES}.items()}
     for main in list(taken.left):
         said = taken.take(main)
         if main in owned:

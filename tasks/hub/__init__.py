@@ -18,9 +18,8 @@ says so, and `llama-release hub update` takes the others.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -29,7 +28,8 @@ from tasks.hub.choice import Chosen, HubFile, Pin, choose, is_offline
 from tasks.hub.remote import Hub, Unreachable
 from tasks.release import BadInput, ToolingError
 from tasks.settings import ServerSettings, Settings
-from tasks.store import Store, Taken, hold
+from tasks.store import Store, hold
+from tasks.turns import held_in_turn
 
 Progress = Callable[[int, int, str], None]
 """Called with (megabytes that are here, megabytes in all, what)."""
@@ -162,20 +162,9 @@ def moved_on(store: Store, found: Resolved) -> str:
     return f"the repository is at {there.commit[:12]} by now, with {_difference(found, there) or 'the same files'}"
 
 
-@contextmanager
-def pinning(store: Store, doing: str) -> Iterator[None]:
+def pinning(store: Store, doing: str) -> AbstractContextManager[None]:
     """Hold the lock under which a repository is pinned, once whoever has it is done. Raises Taken."""
-    began = time.monotonic()
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(store.lock("hub", holder={"doing": doing}))
-                break
-            except Taken:
-                if time.monotonic() - began > _PATIENCE_S:
-                    raise
-                time.sleep(0.2)
-        yield
+    return held_in_turn(store, "hub", {"name": doing}, patience_s=_PATIENCE_S)
 
 
 def is_file(store: Store, path: Path, file: HubFile) -> bool:
