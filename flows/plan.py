@@ -6,7 +6,7 @@ from pydantic import Field
 
 from flows.outcome import Outcome
 from flows.required import required
-from tasks import patches, preflight, upstream
+from tasks import patches, preflight, restore, upstream
 from tasks.doctor import needs
 from tasks.faults import Fault
 from tasks.platforms import Platform, open_platform
@@ -51,6 +51,9 @@ class Plan(Model):
     release: str | None = None
     recorded: dict[str, Verdict] = Field(default_factory=dict)
     to_verify: tuple[str, ...] = ()
+    restore: str = Field(
+        default="", description="how many idle cycles the restore probe takes, and how sure it is then"
+    )
 
     @property
     def rows(self) -> list[tuple[str, str]]:
@@ -73,6 +76,8 @@ class Plan(Model):
         found += [("", _told(fault)) for fault in self.avoids]
         done = ", ".join(f"{n} {v}" for v in Verdict if (n := list(self.recorded.values()).count(v)))
         found.append(("verify", f"{len(self.to_verify)} to do" + (f"; recorded: {done}" if done else "")))
+        if self.restore:
+            found.append(("restore", self.restore))
         found.append(("approval", "a person is asked before production moves"))
         return found
 
@@ -123,6 +128,7 @@ def plan(settings: Settings, to: str | None) -> Plan:
             "release": release.id if release else None,
             "recorded": {name: v.verdict for name, v in found.items()},
             "to_verify": tuple(name for name in names if name not in found),
+            "restore": "" if restore.NAME in found else restore.foreseen(settings.restore),
         }
     )
 

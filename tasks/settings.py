@@ -6,6 +6,7 @@ the environment wins. Secrets are only ever named here (`api_key_env`), never he
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -95,19 +96,61 @@ class LocalSettings(Section):
 
 
 class RestoreSettings(Section):
-    cycles: int = Field(default=5, ge=1, description="idle cycles that a release goes through on staging")
-    required: float = Field(
-        default=0.5,
-        gt=0,
-        lt=1,
-        description="share of cycles that must end restored; the lower end of its 95% interval counts (5 of 5: 0.57)",
+    good: float = Field(
+        default=0.99, gt=0, lt=1, description="share of returns from idle that a good snapshot restores"
     )
-    created_max: int = Field(default=5, ge=0, description="cycles that may create a snapshot before one is restored")
+    bad: float = Field(default=0.7, gt=0, lt=1, description="share of them that is too few")
+    bad_passes: float = Field(
+        default=0.05, gt=0, lt=0.5, description="chance, at most, that a release which restores only `bad` passes"
+    )
+    good_fails: float = Field(
+        default=0.01, gt=0, lt=0.5, description="chance, at most, that a release which restores `good` fails"
+    )
+    cycles_max: int = Field(
+        default=40, ge=1, le=2000, description="idle cycles after which what is undecided is left to a person"
+    )
+    cold_cycles: int = Field(default=5, ge=1, description="idle cycles where there is no snapshot to come back from")
+    created_max: int = Field(
+        default=5, ge=0, description="cycles that may create a snapshot: they tell nothing of restores, and don't count"
+    )
     accept_cold: bool = Field(default=False, description="a cold boot after idle is good enough on this platform")
     wait_s: float = Field(default=1.0, ge=0, description="seconds to stay idle before the first request")
     answer_s: float = Field(
         default=300.0, gt=0, description="seconds that an answer may take, the first after idle included"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_their_new_names(cls, given: Any) -> Any:
+        """Not translated: the share that was `required` of so many cycles has no counterpart in a sequential test."""
+        if old := [name for name in ("cycles", "required") if isinstance(given, Mapping) and name in given]:
+            raise ValueError(
+                f"{' and '.join(f'restore.{name}' for name in old)} went: how many cycles there are follows from "
+                "restore.good, restore.bad, restore.bad_passes and restore.good_fails, up to restore.cycles_max; "
+                "where there are no snapshots it is restore.cold_cycles. Take the old names out"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _can_pass(self) -> Self:
+        if self.bad >= self.good:
+            raise ValueError(f"restore.bad ({self.bad:g}) must be less than restore.good ({self.good:g})")
+        if self.fewest > self.cycles_max:
+            rate = math.floor(1e4 * self.good * self.bad_passes ** (1 / self.cycles_max)) / 1e4
+            chance = math.ceil(1e3 * (self.bad / self.good) ** self.cycles_max) / 1e3
+            others = [f"restore.bad at most {rate:g}"] if rate > 0 else []
+            others += [f"restore.bad_passes at least {chance:g}"] if chance < 0.5 else []
+            raise ValueError(
+                f"no release could pass: it takes {self.fewest} restores in a row to tell {self.good:g} from "
+                f"{self.bad:g}, and restore.cycles_max is {self.cycles_max}. "
+                f"Set restore.cycles_max to {self.fewest} or more; or {', or '.join(others)}"
+            )
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Restores in a row after which the test of the two rates passes, see tasks/restore/sequential.py."""
+        return math.ceil(-math.log(self.bad_passes) / math.log(self.good / self.bad) - 1e-9)
 
 
 class EvalSettings(Section):

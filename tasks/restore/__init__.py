@@ -5,26 +5,44 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from modal_app.warmup import TEXTS, Golden
+from modal_app import warmup
+from modal_app.warmup import Golden
+from tasks.behaviour import digest_of_code
+from tasks.console import console, one_line
 from tasks.platforms import Platform
-from tasks.release import Release, StageName, Verdict, Verification, digest_of
-from tasks.report import markdown_table
+from tasks.release import Model, Release, StageName, Verdict, Verification, digest_of
+from tasks.report import NAME_WIDTH, markdown_table
 from tasks.restore.cycle import Cycle, recorded, run
 from tasks.restore.judge import Judgement, counted, fault, judge, unfinished
 from tasks.restore.plot import svg
+from tasks.restore.sequential import foresee
 from tasks.settings import RestoreSettings
 from tasks.stage import Row, stage
 from tasks.store import Store, write_atomic
 
 NAME = "restore"
+_HERE = Path(__file__)
+RULES = (
+    Path(warmup.__file__),
+    *(_HERE.with_name(f"{name}.py") for name in (_HERE.stem, "cycle", "deaths", "judge", "sequential")),
+)
+"""The code that a verdict rests on."""
 PLOTTED = 12
 """How many releases the plot shows."""
 
 
 def basis(settings: RestoreSettings) -> str:
-    """Digest of what a restore verification depends on besides the release."""
-    return digest_of([settings.model_dump(), TEXTS])[:12]
+    """Digest of the rules that a restore verification depends on besides the release: the settings, and the code that
+    asks and that judges."""
+    return digest_of([settings.model_dump(), digest_of_code(*RULES)])[:12]
+
+
+class Kept(Model):
+    """The idle cycles of a probe that has no verdict yet."""
+
+    cycles: tuple[Cycle, ...] = ()
 
 
 def probe(
@@ -34,31 +52,47 @@ def probe(
     settings: RestoreSettings,
     progress: Callable[[int, int, str], None],
 ) -> Verification:
-    """So many idle cycles of a stage, or fewer when one of them decides; their latencies go into the series.
+    """Idle cycles of a stage until they decide, or there are too many; their latencies go into the series.
 
-    Raises ToolingError when the idle window cannot be forced, or there is nothing to compare answers with.
+    Each is kept as it is made: what a killed run, or one of which nothing could be told, has seen by these rules is
+    gone on with (`to_staging` forgets it before another server takes the place of this one). Raises ToolingError when
+    the idle window cannot be forced, or there is nothing to compare answers with.
     """
     start = time.monotonic()
-    cycles: list[Cycle] = []
+    store, key = platform.store, basis(settings)
+    cycles = list((store.cycles(release.id, key, Kept) or Kept()).cycles)
+    known = len(cycles)
     now: Golden | None = None
-    progress(0, settings.cycles, "forcing an idle window")
+    progress(len(counted(cycles)), settings.cycles_max, "forcing an idle window")
     while unfinished(cycles, settings):
         # of the snapshot that it will come back from; where there is none, of the server that runs now
         golden = platform.golden(stage_name) or now or (now := recorded(platform, stage_name, release))
-        cycles.append(_cycle(platform, stage_name, release, golden, settings))
-        progress(len(counted(cycles)), settings.cycles, ", ".join(cycle.kind for cycle in cycles))
+        cycle = _cycle(platform, stage_name, release, golden, settings)
+        cycles.append(cycle)
+        if not _tells_nothing(cycle):
+            store.save_cycles(release.id, key, Kept(cycles=tuple(cycles)))
+        progress(len(counted(cycles)), settings.cycles_max, ", ".join(cycle.kind for cycle in cycles))
     verdict, summary = judge(cycles, settings)
     return Verification(
         name=NAME,
         release=release.id,
         verdict=verdict,
-        summary=summary,
+        summary=summary + (f" (goes on with {known} cycles made before)" if known else ""),
         promise="a first request after an idle window is answered by the process that was warmed up, as it was then "
         "(guide, playbook step 5)",
         basis=basis(settings),
-        evidence={"cycles": [cycle.model_dump(mode="json") for cycle in cycles]},
+        evidence={
+            "cycles": [cycle.model_dump(mode="json") for cycle in cycles],
+            "test": foresee(settings).model_dump(mode="json"),
+        },
         seconds=time.monotonic() - start,
     )
+
+
+def _tells_nothing(cycle: Cycle) -> bool:
+    """Whether it is our trouble: it is not kept, or no later run could come to another verdict."""
+    found = fault(cycle)
+    return found is not None and found.verdict is Verdict.ERRORED
 
 
 def _cycle(
@@ -79,6 +113,11 @@ def once(
     return cycle, fault(cycle)
 
 
+def foreseen(settings: RestoreSettings) -> str:
+    """What there is to know of a probe before it begins, as one line."""
+    return f"{foresee(settings).summary}; where there is no snapshot, {settings.cold_cycles} cycles"
+
+
 def condemn(store: Store, release: Release, cycle: Cycle, summary: str) -> None:
     """A later cycle that is wrong by itself fails the release's restore verification, whatever it was."""
     if known := store.verification(release.id, NAME):
@@ -95,8 +134,11 @@ def check(
     found = platform.store.fresh(release.id, (NAME,), basis(settings))
     again = bool(found)
     if not found:
+        console.print(f"  {NAME:<{NAME_WIDTH}} {one_line(foreseen(settings))}", soft_wrap=True)
         found = [probe(platform, stage_name, release, settings, row.progress)]
         platform.store.record(found[0])
+        if found[0].verdict is not Verdict.ERRORED:
+            platform.store.forget_cycles(release.id)
     (made,) = found
     row.judged(found, made.summary, markdown(platform.store, made), again=again)
     return made

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from modal_app.warmup import Asked, Golden, NoAnswer, ask_again, differences, record, tolerance
+from modal_app.warmup import Asked, Golden, NoAnswer, ask_again, differences, record, tolerance, wait_until_up
 from tasks.platforms import Platform
 from tasks.release import BootKind, BootRecord, Latency, Model, Release, StageName, ToolingError
 from tasks.restore.deaths import death, since
 from tasks.settings import RestoreSettings
+
+RECORD_LIMIT_S = 10.0
+"""How long a boot record may come after the first answer: Modal's containers write theirs while they serve."""
+POLL_S = 0.1
 
 _WORST_LAST = (BootKind.RESTORED, BootKind.CREATED, BootKind.COLD, BootKind.FELL_BACK, BootKind.CRASHED)
 
@@ -49,6 +53,7 @@ class Cycle(Model):
             health_s=self.boots[-1].health_s if self.boots else None,
             after_idle_s=self.nonce.first_token_s,
             warm_s=self.warm.first_token_s,
+            snapshot=self.boots[-1].snapshot if self.boots else None,
         )
 
 
@@ -89,12 +94,32 @@ def wake(platform: Platform, stage: StageName, golden: Golden, settings: Restore
     known = len(platform.boots(stage))
     time.sleep(settings.wait_s)
     endpoint = platform.endpoint(stage)
-    allowed = tolerance(golden)
+    address, key = endpoint.base_url, endpoint.api_key
     try:
-        seen = ask_again(endpoint.base_url, endpoint.api_key, golden, patience_s=settings.answer_s)
+        waited_s = wait_until_up(address, key, patience_s=settings.answer_s)
+        golden = _golden_of_what_came(platform, stage, known) or golden
+        seen = ask_again(address, key, golden, patience_s=settings.answer_s, waited_s=waited_s)
     except NoAnswer as error:
-        return Cycle(stage=stage, boots=tuple(since(platform, stage, known)), error=str(error), tolerance=allowed)
+        boots = tuple(since(platform, stage, known))
+        return Cycle(stage=stage, boots=boots, error=str(error), tolerance=tolerance(golden))
     return Cycle(
         stage=stage, boots=tuple(platform.boots(stage)[known:]), nonce=seen.nonce, warm=seen.warm,
-        control=seen.control, tolerance=allowed, differences=tuple(differences(golden, seen.answers)),
+        control=seen.control, tolerance=tolerance(golden), differences=tuple(differences(golden, seen.answers)),
     )  # fmt: skip
+
+
+def _golden_of_what_came(platform: Platform, stage: StageName, known: int) -> Golden | None:
+    """What the snapshot that this boot came from says. Modal has one for each worker type, each with its own nonce, so
+    the one that was known before the idle window may be another's. None where there are no snapshots."""
+    if platform.golden(stage) is None:
+        return None
+    await_boots(platform, stage, known, RECORD_LIMIT_S)
+    return platform.golden(stage)
+
+
+def await_boots(platform: Platform, stage: StageName, known: int, limit_s: float) -> list[BootRecord]:
+    """The boots of a stage after the first `known`, waited for so long when there are none."""
+    deadline = time.monotonic() + limit_s
+    while not (boots := platform.boots(stage)[known:]) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return boots

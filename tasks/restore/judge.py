@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import dropwhile
 from statistics import median
 from typing import NamedTuple
 
@@ -11,9 +10,8 @@ from modal_app.warmup import LOUD
 from tasks.release import BootKind, Verdict
 from tasks.restore.cycle import Cycle
 from tasks.restore.deaths import death, verdict_of
+from tasks.restore.sequential import decide, percent
 from tasks.settings import RestoreSettings
-
-CONFIDENCE = 0.95
 
 
 class Judgement(NamedTuple):
@@ -22,20 +20,23 @@ class Judgement(NamedTuple):
 
 
 def judge(cycles: Sequence[Cycle], settings: RestoreSettings) -> Judgement:
-    """What a release's idle cycles, in their order, say of it. One that is wrong by itself decides; else the share."""
+    """What a release's idle cycles, in their order, say of it. One that is wrong by itself decides; else the test.
+
+    `failed` only when the test decides against it: what it leaves undecided is `inconclusive`.
+    """
     for number, cycle in enumerate(cycles, 1):
         if found := fault(cycle):
             return Judgement(found.verdict, f"cycle {number}: {found.summary}")
     count = counted(cycles)
-    if len(count) < settings.cycles:
+    if not count:
         return Judgement(
             Verdict.INCONCLUSIVE, f"{len(cycles)} cycles, and each created a snapshot; {latencies(cycles)}"
         )
-    numbers = f"same answers; {latencies(count)}"
-    if all(cycle.kind is BootKind.COLD for cycle in count):
+    if _are_cold(count) and len(count) >= settings.cold_cycles:
         verdict = Verdict.PASSED if settings.accept_cold else Verdict.INCONCLUSIVE
-        return Judgement(verdict, f"{len(count)} of {len(count)} cold, there is no snapshot here; {numbers}")
-    return _by_share(cycles, numbers, settings.required)
+        words = f"{len(count)} of {len(count)} cold, there is no snapshot here; same answers; {latencies(count)}"
+        return Judgement(verdict, words)
+    return _by_the_test(cycles, settings)
 
 
 def fault(cycle: Cycle) -> Judgement | None:
@@ -66,17 +67,30 @@ def fault(cycle: Cycle) -> Judgement | None:
     return None
 
 
-def counted(cycles: Sequence[Cycle]) -> Sequence[Cycle]:
-    """The cycles without those at the beginning that created a snapshot."""
-    return list(dropwhile(lambda cycle: cycle.kind is BootKind.CREATED, cycles))
+def counted(cycles: Sequence[Cycle]) -> list[Cycle]:
+    """The cycles that say something of restores: not those that created a snapshot, at the beginning or later. Modal
+    takes one for each worker type, and the first container of another type may come at any time."""
+    return [cycle for cycle in cycles if cycle.kind is not BootKind.CREATED]
 
 
 def unfinished(cycles: Sequence[Cycle], settings: RestoreSettings) -> bool:
     """Whether another cycle is to be run: not after one that decides by itself."""
-    if cycles and fault(cycles[-1]):
+    count = counted(cycles)
+    if (cycles and fault(cycles[-1])) or len(cycles) - len(count) > settings.created_max:
         return False
-    count = len(counted(cycles))
-    return count < settings.cycles and len(cycles) - count <= settings.created_max
+    if _are_cold(count):
+        return len(count) < settings.cold_cycles
+    return len(count) < settings.cycles_max and decide(*_tally(count), settings) is None
+
+
+def _are_cold(count: Sequence[Cycle]) -> bool:
+    return bool(count) and all(cycle.kind is BootKind.COLD for cycle in count)
+
+
+def _tally(count: Sequence[Cycle]) -> tuple[int, int]:
+    """(restores, failures)"""
+    restored = sum(cycle.kind is BootKind.RESTORED for cycle in count)
+    return restored, len(count) - restored
 
 
 def latencies(cycles: Sequence[Cycle]) -> str:
@@ -87,21 +101,15 @@ def latencies(cycles: Sequence[Cycle]) -> str:
     return f"first token {idle:.2f} s after idle, {warm:.2f} s warm"
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95% Wilson interval of a share."""
-    from scipy.stats import binomtest  # it takes a second to load
-
-    interval = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def _by_share(cycles: Sequence[Cycle], numbers: str, required: float) -> Judgement:
+def _by_the_test(cycles: Sequence[Cycle], settings: RestoreSettings) -> Judgement:
     count = counted(cycles)
-    kinds = [cycle.kind for cycle in count]
-    restored = kinds.count(BootKind.RESTORED)
-    low, high = wilson(restored, len(count))
-    first = len(cycles) - len(count) + 1
-    others = [f"cycle {n} {c.told}" for n, c in enumerate(count, first) if c.kind is not BootKind.RESTORED]
-    share = f"{restored} of {len(count)} restored (Wilson {low:.2f}-{high:.2f}, required {required:.2f})"
-    verdict = Verdict.PASSED if low >= required else Verdict.FAILED if high < required else Verdict.INCONCLUSIVE
-    return Judgement(verdict, "; ".join([share, *others, numbers]))
+    restored, failed = _tally(count)
+    verdict = decide(restored, failed, settings) or Verdict.INCONCLUSIVE
+    good, bad = percent(settings.good), percent(settings.bad)
+    meaning = {
+        Verdict.PASSED: f"rather {good} than {bad} come back",
+        Verdict.FAILED: f"rather {bad} than {good} come back",
+    }.get(verdict, f"too few cycles to tell {good} from {bad}")
+    others = [f"cycle {n} {c.told}" for n, c in enumerate(cycles, 1) if c.kind is not BootKind.RESTORED]
+    share = f"{restored} of {len(count)} restored: {meaning}"
+    return Judgement(verdict, "; ".join([share, *others, "same answers", latencies(count)]))

@@ -1,11 +1,23 @@
-"""What is wrong with production, from the series alone. tests/benchmarks/watch.py measures how often it is mistaken."""
+"""What is wrong with production, from the series alone. tests/benchmarks/watch.py measures how often it is mistaken.
+
+Whether it has become slower is asked of blocks, not of single probes. Times from one probe to the next are alike (the
+same host, the same hour, the same neighbours), and a rank test of single ones, which takes them for independent, cries
+wolf. So what the latest LATEST probes have in common is compared with what any LATEST consecutive probes of the
+baseline had: whatever keeps single ones alike does so within the blocks of both sides (moving blocks: H. R. Kuensch,
+"The jackknife and the bootstrap for general stationary observations", Ann. Stat. 17, 1989; that the newest block is
+held against all earlier ones: Chernozhukov, Wuethrich, Zhu, "Exact and robust conformal inference methods for
+predictive machine learning with dependent data", COLT 2018). A block counts by its lower median, which two outliers
+can't raise. The baseline moves along, so a slow drift is none of it; docs/stages/production.md says what that can't
+see.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import takewhile
-from statistics import median
+from statistics import median, median_low
 from typing import Literal, NamedTuple
 
 from tasks.release import BootKind, Latency, Model
@@ -15,10 +27,14 @@ from tasks.watch.series import Series
 Kind = Literal["down", "restores_fail", "errors_after_idle", "slower"]
 GOOD_AGAIN = 3
 """So many good ones in a row end what so many bad ones began."""
-BASELINE, LATEST = 10, 7
-"""Idle cycles: the release's first ones, and the latest, that are compared."""
-ALPHA = 0.0025
-"""Of a one-sided exact Mann-Whitney test at each look: the latest are as the first were."""
+BASELINE, REMEMBERED = 20, 200
+"""The least and the most of production's own probes that are the baseline: those right before the latest."""
+LATEST = 6
+"""The latest probes, which are compared with the baseline: a block."""
+WORST = 1.5
+"""By how much further than the worst block of the baseline the latest one must be from the median (of logarithms)."""
+KNOWN = 5
+"""Probes of the baseline that came back from one snapshot, after which others from it are held against those alone."""
 
 _BAD = (BootKind.FELL_BACK, BootKind.CRASHED)
 
@@ -73,8 +89,11 @@ def returns(series: Series) -> list[Case]:
 
 
 def first_answers(series: Series) -> list[Case]:
-    """The answers to the first requests after idle windows, oldest first: our own and users'."""
-    return [Case(wake.at, wake.status >= 500, f"HTTP {wake.status}") for wake in series.wakes]
+    """The answers to the first requests after idle windows, oldest first: users', and those that our own probes got."""
+    theirs = [Case(wake.at, wake.status >= 500, f"HTTP {wake.status}") for wake in series.wakes]
+    # what wakes a server for a probe is GET /health, which may be answered where a prompt is not
+    ours = [Case(p.at, True, p.fault) for p in series.probes if p.kind is BootKind.CRASHED and p.fault]
+    return sorted([*theirs, *ours])
 
 
 def looks(series: Series) -> list[Case]:
@@ -111,28 +130,68 @@ def recovered(events: Sequence[Case]) -> bool:
 
 
 def alike(latencies: Sequence[Latency]) -> list[Latency]:
-    """The idle cycles that can be compared: restored ones, and where there is none, cold ones."""
-    restored = [each for each in latencies if each.kind is BootKind.RESTORED]
-    return restored or [each for each in latencies if each.kind is BootKind.COLD]
+    """Production's own idle cycles that can be compared: restored ones, and where there is none, cold ones. Never those
+    of staging: its host, its neighbours and its traffic are others."""
+    ours = [each for each in latencies if each.stage == "production"]
+    restored = [each for each in ours if each.kind is BootKind.RESTORED]
+    return restored or [each for each in ours if each.kind is BootKind.COLD]
+
+
+def without(latencies: Sequence[Latency], slow: Sequence[tuple[datetime, datetime]]) -> list[Latency]:
+    """Those outside of the times when an incident was open, and of the latest ones by which each was found: a baseline
+    with a slow week in it would find the next one normal."""
+    left = list(latencies)
+    for began, ended in slow:
+        first = [each.at for each in alike(latencies) if each.at <= began][-LATEST:]
+        since = first[0] if first else began
+        left = [each for each in left if not since <= each.at <= ended]
+    return left
+
+
+def split(known: Sequence[Latency], since: datetime | None) -> tuple[list[Latency], list[Latency]]:
+    """(baseline, latest): the latest after `since`, and those right before."""
+    latest = [each for each in known if not since or each.at > since][-LATEST:]
+    return [each for each in known if not latest or each.at < latest[0].at][-REMEMBERED:], latest
 
 
 def sides(latencies: Sequence[Latency], since: datetime | None, measure: Measure) -> tuple[list[float], list[float]]:
-    """(baseline, latest): the release's first idle cycles, and the latest of production after `since`."""
-    known = [(each, value) for each in alike(latencies) if (value := measure.pick(each)) is not None]
-    later = [v for each, v in known[BASELINE:] if each.stage == "production" and not (since and each.at <= since)]
-    return [value for _, value in known[:BASELINE]], later[-LATEST:]
+    """(baseline, latest) in one measure, see `scaled`."""
+    return scaled(*split([each for each in alike(latencies) if measure.pick(each) is not None], since), measure)
+
+
+def scaled(baseline: Sequence[Latency], latest: Sequence[Latency], measure: Measure) -> tuple[list[float], list[float]]:
+    """Both in one measure, as if all had come back from the same snapshot: on Modal each worker type has its own.
+
+    From a snapshot that the baseline knows too little of they stand as they are: a new one may be what is slow.
+    """
+    by_snapshot: dict[str | None, list[float]] = {}
+    for each, value in _picked(baseline, measure):
+        by_snapshot.setdefault(each.snapshot, []).append(value)
+    usual = {snapshot: median(values) for snapshot, values in by_snapshot.items() if len(values) >= KNOWN}
+    whole = median(usual.values()) if usual else 1.0
+
+    def scale(latencies: Sequence[Latency]) -> list[float]:
+        return [value * whole / usual.get(each.snapshot, whole) for each, value in _picked(latencies, measure)]
+
+    return scale(baseline), scale(latest)
+
+
+def _picked(latencies: Sequence[Latency], measure: Measure) -> list[tuple[Latency, float]]:
+    return [(each, value) for each in latencies if (value := measure.pick(each))]
 
 
 def is_slower(baseline: Sequence[float], latest: Sequence[float], ratio: float) -> bool:
-    """Whether the latest are beyond the baseline by the ratio of their medians, and not by chance.
+    """Whether the latest are beyond the baseline's median by this ratio, and well beyond its worst block.
 
-    Whatever their distribution, when nothing changed the second holds with a probability of at most ALPHA.
+    Nothing is known before there are BASELINE and LATEST of them.
     """
-    if len(baseline) < BASELINE or len(latest) < LATEST or median(latest) <= ratio * median(baseline):
+    if len(baseline) < BASELINE or len(latest) < LATEST:
         return False
-    from scipy.stats import mannwhitneyu  # it takes a second to load
-
-    return bool(mannwhitneyu(latest, baseline, alternative="greater", method="exact").pvalue <= ALPHA)
+    usual, level = median(baseline), median_low(latest)
+    if level <= ratio * usual:
+        return False
+    worst = max(median_low(baseline[n : n + LATEST]) for n in range(len(baseline) - LATEST + 1))
+    return math.log(level / usual) > WORST * math.log(worst / usual)
 
 
 def slower(latencies: Sequence[Latency], since: datetime | None, ratio: float) -> Finding | None:
@@ -147,9 +206,11 @@ def slower(latencies: Sequence[Latency], since: datetime | None, ratio: float) -
 
 
 def as_fast_again(latencies: Sequence[Latency], since: datetime, ratio: float) -> bool:
-    """Whether the latest medians since then are back, half-way to the baseline at least."""
+    """Whether the latest medians since then are back, half-way to the baseline of before at least."""
     for measure in MEASURES:
-        baseline, latest = sides(latencies, since, measure)
+        known = [each for each in alike(latencies) if measure.pick(each) is not None]
+        before = [each for each in known if each.at <= since][:-LATEST][-REMEMBERED:]
+        baseline, latest = scaled(before, [each for each in known if each.at > since][-GOOD_AGAIN:], measure)
         if baseline and (len(latest) < GOOD_AGAIN or median(latest) > (1 + ratio) / 2 * median(baseline)):
             return False
     return True

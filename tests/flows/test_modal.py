@@ -114,8 +114,8 @@ def account(
             "LLAMA_RELEASE_SERVER__THREADS": "1",
             "LLAMA_RELEASE_SERVER__CTX_PER_SLOT": "2048",
             "LLAMA_RELEASE_SERVER__API_KEY_ENV": KEY_ENV,
-            "LLAMA_RELEASE_RESTORE__CYCLES": "1",
-            "LLAMA_RELEASE_RESTORE__REQUIRED": "0.1",
+            "LLAMA_RELEASE_RESTORE__COLD_CYCLES": "1",
+            "LLAMA_RELEASE_RESTORE__BAD": "0.04",
             # a scripted model reads letter by letter: what is long for it is short for others
             "LLAMA_RELEASE_EVALS__ITEMS": "20",
             "LLAMA_RELEASE_EVALS__BATCH": "20",

@@ -74,7 +74,7 @@ def test_only_the_server_that_was_warmed_up_has_the_nonce(
         golden = warm_up(endpoint.base_url, endpoint.api_key, vision=False)
         again = asked(endpoint, golden)
     assert (again.nonce.found, again.warm.found, again.control.found) == (True, True, False)
-    assert again.answers == golden.first == golden.second
+    assert again.answers == golden.first == golden.repeats[-1]
     with platform.trial(release) as endpoint:
         cold = asked(endpoint, golden)
     assert (cold.nonce.found, cold.warm.found, cold.control.found) == (False, True, False)
@@ -119,7 +119,7 @@ def test_one_wrong_weight_of_the_projector_shows_in_what_a_real_model_says_of_an
         golden = record(endpoint.base_url, endpoint.api_key, vision=True)
         again = asked(endpoint, golden)
     assert (again.nonce.found, again.warm.found, again.control.found) == (True, True, False)
-    assert again.answers == golden.first == golden.second
+    assert again.answers == golden.first == golden.repeats[-1]
     assert all(p < 0 for answer in golden.first for token in answer.tokens for _, p in token.top)
     wrong = seeing(platform, blind, projector.build(tmp_path / "wrong.gguf", SMOLLM2_WIDTH, one_weight_off=True))
     with platform.trial(wrong) as endpoint:
@@ -186,16 +186,26 @@ def test_a_server_that_still_comes_up_is_asked_again(running: Endpoint) -> None:
 
 
 @pytest.mark.wire
-def test_a_first_request_that_broke_off_is_never_sent_again() -> None:
+@pytest.mark.parametrize(
+    ("before", "waking"),
+    [([], 1), ([b"502 Bad Gateway", b"504 Gateway Timeout", b"503 Service Unavailable", b""], 5)],
+)
+def test_a_server_that_still_comes_up_is_asked_again_but_a_prompt_that_broke_off_is_never_sent_again(
+    before: list[bytes], waking: int
+) -> None:
     """It may have planted the nonce: a second one would find it on a server that booted cold."""
     sent: list[bytes] = []
-    golden = Golden(nonce=(1,), tail=(2,), first=(), second=())
+    golden = Golden(nonce=(1,), tail=(2,), repeats=((),))
 
     def hang_up(listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the test is over
             while True:
                 client, _ = listener.accept()
                 sent.append(client.recv(1 << 16))
+                if b"/health" in sent[-1]:
+                    status = before[len(sent) - 1] if len(sent) <= len(before) else b"200 OK"
+                    body = b"HTTP/1.1 %s\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}" % status
+                    client.sendall(body if status else b"")  # nothing: the connection breaks off
                 client.close()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -205,7 +215,7 @@ def test_a_first_request_that_broke_off_is_never_sent_again() -> None:
             ask_again(f"http://127.0.0.1:{listener.getsockname()[1]}", None, golden, patience_s=5)
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(5)
-    assert [request.split()[1] for request in sent] == [b"/completion"]
+    assert [request.split()[1] for request in sent] == [b"/health"] * waking + [b"/completion"]
 
 
 def test_nobody_there_is_no_answer() -> None:
@@ -215,8 +225,14 @@ def test_nobody_there_is_no_answer() -> None:
 
 def test_a_golden_record_survives_json_and_nothing_else_is_one() -> None:
     answer = Answer("The sea", False, (Token(1, ((1, -0.1), (2, -2.5))),))
-    golden = Golden(nonce=(5, 6), tail=(7,), first=(answer,), second=(answer,))
+    golden = Golden(nonce=(5, 6), tail=(7,), repeats=((answer,), (answer,), (answer,)))
     assert Golden.from_json(golden.to_json()) == golden
-    for wrong in ("", "[]", "{}", '{"nonce": 1, "tail": [], "first": [], "second": []}'):
+    for wrong in (
+        "",
+        "[]",
+        "{}",
+        '{"nonce": 1, "tail": [], "repeats": [[]]}',
+        '{"nonce": [], "tail": [], "repeats": []}',
+    ):
         with pytest.raises(ValueError, match="no golden answers|Expecting value"):
             Golden.from_json(wrong)

@@ -33,7 +33,7 @@ from tests.restore.conftest import Played
 pytestmark = pytest.mark.real
 
 RESTORED, COLD = BootKind.RESTORED, BootKind.COLD
-ONE = RestoreSettings(cycles=1, required=0.2, wait_s=0, accept_cold=True)
+ONE = RestoreSettings(bad=0.04, cold_cycles=1, wait_s=0, accept_cold=True)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def probed(platform: Played | LocalPlatform, release: Release, settings: Restore
 def test_the_process_that_was_warmed_up_passes(store: Store, server: Endpoint, scripted: Release) -> None:
     found = probed(Played(store, server, server, (RESTORED,), golden_of(server)), scripted)
     assert (found.verdict, found.name, found.basis) == (Verdict.PASSED, NAME, basis(ONE))
-    assert found.summary.startswith("1 of 1 restored (Wilson 0.21-1.00, required 0.20); same answers; first token ")
+    assert found.summary.startswith("1 of 1 restored: rather 99% than 4% come back; same answers; first token ")
     (cycle,) = found.evidence["cycles"]
     assert cycle["nonce"]["cached_tokens"] > 100 > cycle["control"]["cached_tokens"]
     (latency,) = store.latencies(scripted.id)
@@ -112,7 +112,7 @@ def test_a_process_that_was_never_stopped_is_no_cold_boot(store: Store, server: 
 
 def test_a_server_that_does_not_come_back_crashed(store: Store, server: Endpoint, scripted: Release) -> None:
     gone = Endpoint(base_url="http://127.0.0.1:1")
-    settings = ONE.model_copy(update={"cycles": 3, "answer_s": 0.1})
+    settings = ONE.model_copy(update={"answer_s": 0.1})
     found = probed(Played(store, server, gone, (), golden_of(server)), scripted, settings)
     assert found.verdict is Verdict.FAILED
     assert "cycle 1: crashed: no boot record; http://127.0.0.1:1: ConnectError" in found.summary
@@ -172,17 +172,17 @@ def damage(stand: Stand) -> None:
 
 
 def test_snapshots_that_restore_pass(snapshots: Stand) -> None:
-    settings = RestoreSettings(cycles=2, required=0.3, wait_s=0)
+    settings = RestoreSettings(bad=0.3, bad_passes=0.1, wait_s=0)
     found = probed(snapshots.platform, snapshots.first, settings)
-    assert (found.verdict, found.summary[:42]) == (Verdict.PASSED, "2 of 2 restored (Wilson 0.34-1.00, require")
+    assert (found.verdict, found.summary[:47]) == (Verdict.PASSED, "2 of 2 restored: rather 99% than 30% come back;")
     assert [latency.kind for latency in snapshots.platform.store.latencies(snapshots.first.id)] == [RESTORED] * 2
 
 
 def test_a_damaged_snapshot_falls_back_and_names_itself(snapshots: Stand) -> None:
     damage(snapshots)
-    found = probed(snapshots.platform, snapshots.first, ONE)
+    found = probed(snapshots.platform, snapshots.first, ONE.model_copy(update={"cycles_max": 1}))
     assert found.verdict is Verdict.INCONCLUSIVE
-    assert found.summary.startswith("0 of 1 restored (Wilson 0.00-0.79, required 0.20); cycle 1 fell_back (")
+    assert found.summary.startswith("0 of 1 restored: too few cycles to tell 99% from 4%; cycle 1 fell_back (")
 
 
 def test_a_fall_back_that_is_recorded_as_a_restore_is_found_out(snapshots: Stand) -> None:
