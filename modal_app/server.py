@@ -178,7 +178,9 @@ class LlamaServer:
         def write() -> None:
             try:
                 if golden:
-                    dict_of(self.deployment, "golden").put(self.deployment.stage, golden)
+                    goldens = dict_of(self.deployment, "golden")
+                    goldens.put(self.booted_by, golden)
+                    goldens.put(self.deployment.stage, golden)
             finally:
                 dict_of(self.deployment, "boots").put(key, json.dumps(boot))
 

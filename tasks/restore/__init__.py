@@ -77,7 +77,7 @@ def probe(
         name=NAME,
         release=release.id,
         verdict=verdict,
-        summary=summary + (f" (goes on with {known} cycles made before)" if known else ""),
+        summary=summary + (f" ({known} cycles were made by an earlier run)" if known else ""),
         promise="a first request after an idle window is answered by the process that was warmed up, as it was then "
         "(guide, playbook step 5)",
         basis=basis(settings),

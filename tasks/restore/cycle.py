@@ -97,7 +97,8 @@ def wake(platform: Platform, stage: StageName, golden: Golden, settings: Restore
     address, key = endpoint.base_url, endpoint.api_key
     try:
         waited_s = wait_until_up(address, key, patience_s=settings.answer_s)
-        golden = _golden_of_what_came(platform, stage, known) or golden
+        if platform.golden(stage):
+            golden = _golden_of_what_came(platform, stage, known) or golden
         seen = ask_again(address, key, golden, patience_s=settings.answer_s, waited_s=waited_s)
     except NoAnswer as error:
         boots = tuple(since(platform, stage, known))
@@ -109,12 +110,17 @@ def wake(platform: Platform, stage: StageName, golden: Golden, settings: Restore
 
 
 def _golden_of_what_came(platform: Platform, stage: StageName, known: int) -> Golden | None:
-    """What the snapshot that this boot came from says. Modal has one for each worker type, each with its own nonce, so
-    the one that was known before the idle window may be another's. None where there are no snapshots."""
-    if platform.golden(stage) is None:
+    """What the snapshot that this boot names says, when earlier boots knew it; None when they did not.
+
+    Modal has a snapshot for each worker type, each with its own nonce, so the one that was last heard of before the
+    idle window may be another's. One that only this boot knows may be what a cold boot has just taken: its nonce is
+    there, and proves nothing.
+    """
+    boots = await_boots(platform, stage, known, RECORD_LIMIT_S)
+    named = boots[-1].snapshot if boots else None
+    if not named or named not in {boot.snapshot for boot in platform.boots(stage)[:known]}:
         return None
-    await_boots(platform, stage, known, RECORD_LIMIT_S)
-    return platform.golden(stage)
+    return platform.golden(stage, named)
 
 
 def await_boots(platform: Platform, stage: StageName, known: int, limit_s: float) -> list[BootRecord]:

@@ -21,6 +21,7 @@ from tests.benchmarks import (
     notes,
     patches,
     refused,
+    restore,
     rollback,
     selftest,
     series,
@@ -52,6 +53,7 @@ SECTIONS = {
     "activator": activator.main,
     "rollback": rollback.main,
     "faults": faults.main,
+    "restore": restore.main,
     "watch": watch.main,
     "messages": messages.main,
 }

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from modal_app.warmup import SLOT, Golden, record
+from tasks import restore
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.snapshot import snapshots_folder
 from tasks.release import (
@@ -191,3 +192,102 @@ def test_a_fall_back_that_is_recorded_as_a_restore_is_found_out(snapshots: Stand
     assert (found.verdict, found.summary[:52]) == (
         Verdict.FAILED, "cycle 1: recorded as restored, but the nonce is gone"
     )  # fmt: skip
+
+
+# -- a run that was killed ----------------------------------------------------------------------------
+
+
+class Restoring(Played):
+    """It comes back from its snapshot each time."""
+
+    def idle(self, stage: StageName) -> int:
+        assert self.known
+        plant(self.after, self.known)
+        return super().idle(stage)
+
+
+class Killed(BaseException):
+    """What no code of ours catches, as SIGKILL."""
+
+
+def killed_after(cycles: int, platform: Played, release: Release, settings: RestoreSettings) -> None:
+    """A probe whose process ends when it has made so many cycles."""
+
+    def progress(_done: int, _most: int, kinds: str) -> None:
+        if kinds.count(RESTORED) == cycles:
+            raise Killed
+
+    with pytest.raises(Killed):
+        probe(platform, "staging", release, settings, progress)
+
+
+FOUR = RestoreSettings(bad=0.45, wait_s=0)
+"""Four restores in a row pass."""
+
+
+def test_a_killed_probe_goes_on_where_it_was(store: Store, server: Endpoint, scripted: Release) -> None:
+    platform = Restoring(store, server, server, (RESTORED,), golden_of(server))
+    killed_after(1, platform, scripted, FOUR)
+    killed_after(3, platform, scripted, FOUR)
+    found = probed(platform, scripted, FOUR)
+    assert (found.verdict, len(found.evidence["cycles"])) == (Verdict.PASSED, 4)
+    assert found.summary.startswith("4 of 4 restored: rather 99% than 45% come back")
+    assert found.summary.endswith("(3 cycles were made by an earlier run)")
+    assert len(platform.records) == len(store.latencies(scripted.id)) == 4
+
+
+def test_cycles_of_other_rules_or_of_a_server_that_was_replaced_are_not_gone_on_with(
+    store: Store, server: Endpoint, scripted: Release
+) -> None:
+    platform = Restoring(store, server, server, (RESTORED,), golden_of(server))
+    killed_after(3, platform, scripted, FOUR)
+    other = probed(platform, scripted, FOUR.model_copy(update={"bad": 0.3, "bad_passes": 0.1}))
+    assert [len(other.evidence["cycles"]), "earlier run" in other.summary] == [2, False]
+    store.forget_cycles(scripted.id)
+    assert "earlier run" not in probed(platform, scripted, FOUR).summary
+
+
+def test_a_cycle_of_which_nothing_can_be_told_is_not_kept(store: Store, server: Endpoint, scripted: Release) -> None:
+    platform = Restoring(store, server, server, (RESTORED,), golden_of(server))
+    killed_after(2, platform, scripted, FOUR)
+    platform.kinds = ()
+    assert probed(platform, scripted, FOUR).verdict is Verdict.ERRORED
+    platform.kinds = (RESTORED,)
+    found = probed(platform, scripted, FOUR)
+    assert (found.verdict, len(found.evidence["cycles"])) == (Verdict.PASSED, 4)
+
+
+def test_the_snapshot_that_it_came_back_from_is_the_one_that_it_is_compared_with(
+    store: Store, server: Endpoint, scripted: Release
+) -> None:
+    """On Modal each worker type has a snapshot and a nonce of its own: which one it is, is known once it is up."""
+    theirs, ours = golden_of(server), golden_of(server)
+    booted = BootRecord(stage="staging", release="r1", kind=BootKind.CREATED, snapshot="theirs")
+
+    class OfAnotherType(Restoring):
+        """`theirs` was heard of last; what comes back is of `kinds`, and calls its snapshot `ours`."""
+
+        def golden(self, _stage: StageName, snapshot: str | None = None) -> Golden | None:
+            return ours if snapshot == "ours" else theirs
+
+        def boots(self, _stage: StageName) -> list[BootRecord]:
+            after = [each.model_copy(update={"snapshot": "ours"}) for each in self.records[len(before) :]]
+            return [*before, *after]
+
+    before = [booted.model_copy(update={"snapshot": "ours"}), booted]
+    found = probed(OfAnotherType(store, server, server, (RESTORED,), ours, records=[*before]), scripted)
+    assert found.verdict is Verdict.PASSED, found.summary
+    store.forget_cycles(scripted.id)
+    before = [booted, booted]  # nobody knew it before: what came up may have booted cold and just taken it
+    found = probed(OfAnotherType(store, server, server, (RESTORED,), ours, records=[*before]), scripted)
+    assert found.verdict is Verdict.FAILED
+    assert "recorded as restored, but the nonce is gone" in found.summary
+
+
+def test_a_verdict_rests_on_the_settings_and_on_the_code_that_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = basis(ONE)
+    assert basis(ONE.model_copy(update={"good": 0.98})) != known
+    names = {path.name for path in restore.RULES}
+    assert names == {"warmup.py", "__init__.py", "cycle.py", "deaths.py", "judge.py", "sequential.py"}
+    monkeypatch.setattr(restore, "RULES", restore.RULES[:-1])
+    assert basis(ONE) != known
