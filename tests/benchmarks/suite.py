@@ -983,9 +983,25 @@ BREAKS = (
     ),
     # -- restore -------------------------------------------------------------------------------------------------------
     Break(
-        "tasks/restore/judge.py", "the lower end of the interval decides",
-        "Verdict.PASSED if low >= required", "Verdict.PASSED if high >= required",
+        "tasks/restore/sequential.py", "a failure counts against a release",
+        "    ratio = restored * math.log(settings.good / settings.bad) + failed * math.log(",
+        "    ratio = restored * math.log(settings.good / settings.bad) + 0 * math.log(",
+        "tests/restore/test_sequential.py tests/restore/test_judge.py",
+    ),
+    Break(
+        "tasks/restore/judge.py", "a snapshot that is created tells nothing of restores",
+        "[cycle for cycle in cycles if cycle.kind is not BootKind.CREATED]", "list(cycles)",
         "tests/restore/test_judge.py",
+    ),
+    Break(
+        "tasks/settings.py", "settings with which no release can pass are refused",
+        "        if self.fewest > self.cycles_max:", "        if self.fewest > 2000:",
+        "tests/restore/test_sequential.py",
+    ),
+    Break(
+        "tasks/restore/__init__.py", "cycles are kept as they are made",
+        "        if not _tells_nothing(cycle):", "        if False:",
+        "tests/restore/test_real.py",
     ),
     Break(
         "tasks/restore/judge.py", "what calls itself restored and is another process fails",
@@ -1062,6 +1078,16 @@ BREAKS = (
     Break(
         "tasks/watch/judge.py", "three of the last five are an alert",
         "    if len(bad) < k:\n", "    if len(bad) <= k:\n",
+        "tests/watch/test_judge.py",
+    ),
+    Break(
+        "tasks/watch/judge.py", "staging is no part of production's baseline",
+        'if each.stage == "production"]', "if each.stage]",
+        "tests/watch/test_judge.py",
+    ),
+    Break(
+        "tasks/watch/judge.py", "what the baseline has been for as long is not slower",
+        "> WORST * math.log(worst / usual)", "> 0 * math.log(worst / usual)",
         "tests/watch/test_judge.py",
     ),
     Break(

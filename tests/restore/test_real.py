@@ -258,10 +258,10 @@ def test_a_cycle_of_which_nothing_can_be_told_is_not_kept(store: Store, server: 
 
 
 def test_the_snapshot_that_it_came_back_from_is_the_one_that_it_is_compared_with(
-    store: Store, server: Endpoint, scripted: Release
+    store: Store, server: Endpoint, other: Endpoint, scripted: Release
 ) -> None:
     """On Modal each worker type has a snapshot and a nonce of its own: which one it is, is known once it is up."""
-    theirs, ours = golden_of(server), golden_of(server)
+    theirs, ours = golden_of(other), golden_of(server)
     booted = BootRecord(stage="staging", release="r1", kind=BootKind.CREATED, snapshot="theirs")
 
     class OfAnotherType(Restoring):

@@ -19,7 +19,7 @@ from tasks.contracts.scripted import build as build_model
 from tasks.endpoint import chat_body
 from tasks.platforms.local import LocalPlatform
 from tasks.platforms.local.proc import is_alive
-from tasks.release import BootKind, Build, Endpoint, Latency, StageName
+from tasks.release import BootKind, Build, Endpoint, StageName, now
 from tasks.settings import RestoreSettings, Settings, WatchSettings
 from tasks.watch import series
 from tasks.watch.judge import BASELINE, LATEST, found
@@ -261,13 +261,8 @@ def test_a_slower_wire_is_a_drift_from_the_releases_own_baseline(production: Pro
     (real,) = store.latencies(release.id)
     for n in range(BASELINE - 1):  # as fast as it really is, and a little apart
         share = 1 + n / 100
-        store.add_latency(
-            release.id,
-            Latency(
-                stage="staging", kind=RESTORED, health_s=real.health_s, after_idle_s=share * real.after_idle_s,
-                warm_s=share * real.warm_s, tokens_per_s=real.tokens_per_s,
-            ),
-        )  # fmt: skip
+        latency = {"after_idle_s": share * real.after_idle_s, "warm_s": share * real.warm_s, "at": now()}
+        store.add_latency(release.id, real.model_copy(update=latency))
     delay_s = max(0.2, 4 * real.after_idle_s)
     behind = Behind(production.platform.settings)
     with broken(production.platform.endpoint("production"), Slow(delay_s)) as slow:
