@@ -1092,7 +1092,7 @@ BREAKS = (
     ),
     Break(
         "tasks/watch/judge.py", "what was over before begins nothing again",
-        "if not since or each.at > since]", "if each]",
+        "in cases(series) if not since or each.at > since]", "in cases(series)]",
         "tests/watch/test_judge.py",
     ),
     Break(
@@ -1598,7 +1598,7 @@ BREAKS = (
     ),
     Break(
         "modal_app/warmup.py", "answers are the same within what was seen before",
-        "return max(TOLERANCE, 2 * max(map(", "return max(LOUD, 2 * max(map(",
+        "return max(TOLERANCE, 2 * max(", "return max(LOUD, 2 * max(",
         "tests/restore/test_judge.py",
     ),
     Break(
