@@ -69,7 +69,7 @@ def configure(environment: MutableMapping[str, str], keep: bool) -> Settings:
         "LLAMA_RELEASE_LOCAL__PRODUCTION_PORT": "0",
         "LLAMA_RELEASE_LOCAL__IDLE_S": "60",
         "LLAMA_RELEASE_RESTORE__ACCEPT_COLD": "true",
-        # quick to see: 2 restores in a row tell a good snapshot from one that comes back 30% of the time
+        # quick to see: 3 restores in a row tell a good snapshot from one that comes back 30% of the time
         "LLAMA_RELEASE_RESTORE__BAD": "0.3",
         "LLAMA_RELEASE_RESTORE__BAD_PASSES": "0.1",
         "LLAMA_RELEASE_RESTORE__COLD_CYCLES": "2",

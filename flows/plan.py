@@ -23,7 +23,7 @@ from tasks.release import (
     UpstreamRelease,
     Verdict,
 )
-from tasks.settings import Settings
+from tasks.settings import RestoreSettings, Settings
 from tasks.sources import Sources
 from tasks.store import Store
 from tasks.upstream import Upstream, stage
@@ -128,9 +128,15 @@ def plan(settings: Settings, to: str | None) -> Plan:
             "release": release.id if release else None,
             "recorded": {name: v.verdict for name, v in found.items()},
             "to_verify": tuple(name for name in names if name not in found),
-            "restore": "" if restore.NAME in found else restore.foreseen(settings.restore),
+            "restore": restore_of(store, release, settings.restore),
         }
     )
+
+
+def restore_of(store: Store, release: Release | None, settings: RestoreSettings) -> str:
+    """What the restore probe of a release will take; '' where its verdict stands. One by other rules does not."""
+    fresh = store.fresh(release.id, (restore.NAME,), restore.basis(settings)) if release else []
+    return "" if fresh else restore.foreseen(settings)
 
 
 def foreseen(settings: Settings, to: str | None, again: bool) -> Outcome | None:

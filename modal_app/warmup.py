@@ -18,7 +18,6 @@ requests at a time.
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import time
 from collections.abc import Iterator
@@ -34,7 +33,8 @@ from modal_app.png import png
 
 SLOT = 0
 ANSWER_TOKENS = 8
-"""Few, because a GPU is paid for while they are generated: five times 8 tokens cost what three times 13 would."""
+"""Of a golden answer. Few, because a GPU is paid for while they are generated: five times 8 tokens cost what three
+times 13 would. What was recorded before November 2026 has 12: as many as an answer has are asked again."""
 REPEATS = 5
 """How often each golden prompt is asked before the snapshot."""
 TOP = 5
@@ -50,6 +50,9 @@ TOLERANCE = 1e-3
 the next one is."""
 LOUD = 0.5
 """A server whose answers differ by more than this (nats) with nothing in between can't be compared with itself."""
+LOWEST = -50.0
+"""No log-probability counts as lower: below e^-50 there is nothing to tell apart, and a server writes the logarithm of
+nothing as -3e38. So no two answers are further apart than -LOWEST, a number that JSON has (infinity it has not)."""
 STARTING = (502, 503, 504)
 """What a proxy answers while there is no server behind it, or none yet: on Modal 503 without a live container, 502 and
 broken connections in between."""
@@ -70,7 +73,15 @@ IMAGE_TEXT = "The image shows"
 
 
 class NoAnswer(Exception):
-    """The server did not answer as it must; the message says what was asked and what came back."""
+    """The server did not answer as it must; the message says what was asked and what came back.
+
+    `status`: of the HTTP answer, if there was one that a server gave; None for what says that there was none
+    (STARTING), for a connection that failed, and for an answer that took too long.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = None if status in STARTING else status
 
 
 @dataclass(frozen=True)
@@ -191,16 +202,17 @@ def wait_until_up(base_url: str, api_key: str | None, *, patience_s: float = REQ
     """
     start = time.monotonic()
     with _asking(base_url, api_key, patience_s) as http:
-        while not _is_up(http, time.monotonic() - start > patience_s):
+        while not _is_up(http, patience_s - (time.monotonic() - start)):
             time.sleep(RETRY_S)
     return time.monotonic() - start
 
 
-def _is_up(http: httpx.Client, last: bool) -> bool:
-    """Whether /health is 200. Raises NoAnswer, or what httpx raises, for what a starting server does not do, and at the
-    `last` try."""
+def _is_up(http: httpx.Client, left_s: float) -> bool:
+    """Whether /health is 200. Raises NoAnswer, or what httpx raises, for what a starting server does not do, for an
+    answer that takes longer than what is `left_s` of the patience, and at the last try, when nothing is."""
+    last = left_s <= 0
     try:
-        answer = http.get("/health")
+        answer = http.get("/health", timeout=httpx.Timeout(max(left_s, RETRY_S), connect=10.0))
     except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout):
         if last:
             raise
@@ -219,7 +231,8 @@ def ask_again(
     patience_s: float = REQUEST_S,
     waited_s: float | None = None,
 ) -> Seen:
-    """Ask a server what a golden record knows. Raises NoAnswer, also when an answer takes longer than `patience_s`.
+    """Ask a server what a golden record knows. Raises NoAnswer, also when an answer takes longer than `patience_s`,
+    and the first one, with the time that was waited for the server to come up, does.
 
     Ask once a boot, and before any other prompt: to ask for the nonce is to plant it. So it is asked of a server that
     is up (`waited_s`: by `wait_until_up`, which took so long; else it is waited for here), and never again once it may
@@ -228,7 +241,7 @@ def ask_again(
     if waited_s is None:
         waited_s = wait_until_up(base_url, api_key, patience_s=patience_s)
     with _asking(base_url, api_key, patience_s) as http:
-        nonce = _ask(http, golden.nonce, golden.tail, waited_s=waited_s, patience_s=patience_s)
+        nonce = _ask(http, golden.nonce, golden.tail, waited_s=waited_s, patience_s=patience_s - waited_s)
         warm = _ask(http, _plant(http), golden.tail)
         control = _ask(http, _random_tokens(http, NONCE_WORDS), golden.tail)
         return Seen(nonce, warm, control, _answers(http, golden))
@@ -243,19 +256,27 @@ def answer_again(
 
 
 def _answers(http: httpx.Client, golden: Golden) -> tuple[Answer, ...]:
-    return tuple(_answer(http, each.prompt, each.image) for each in golden.first)
+    return tuple(_answer(http, each.prompt, each.image, len(each.tokens)) for each in golden.first)
+
+
+def tolerances(golden: Golden) -> tuple[float, ...]:
+    """By how much (nats) log-probabilities may differ, for each prompt: twice what any two askings of it did, and the
+    floor. A noisy prompt, as one with an image may be, lends nothing to the others."""
+    return tuple(
+        max(TOLERANCE, 2 * max((_apart(*pair) for pair in combinations(asked, 2)), default=0.0))
+        for asked in zip(*golden.repeats, strict=True)
+    )
 
 
 def tolerance(golden: Golden) -> float:
-    """By how much (nats) log-probabilities may differ: twice what any two askings of one prompt did, and the floor."""
-    pairs = (pair for asked in zip(*golden.repeats, strict=True) for pair in combinations(asked, 2))
-    return max(TOLERANCE, 2 * max((_apart(*pair) for pair in pairs), default=0.0))
+    """The largest tolerance of any prompt (nats)."""
+    return max(tolerances(golden), default=TOLERANCE)
 
 
-def differences(golden: Golden, answers: tuple[Answer, ...], allowed: float | None = None) -> Iterator[str]:
-    """One line for each answer that is not the golden one, within the tolerance (or `allowed`, nats)."""
-    allowed = tolerance(golden) if allowed is None else allowed
-    for before, after in zip(golden.first, answers, strict=True):
+def differences(golden: Golden, answers: tuple[Answer, ...], limit: float | None = None) -> Iterator[str]:
+    """One line for each answer that is not the golden one, within its prompt's tolerance (or the `limit`, nats)."""
+    for before, after, own in zip(golden.first, answers, tolerances(golden), strict=True):
+        allowed = own if limit is None else limit
         if (apart := _apart(before, after)) > allowed:
             tokens = [[token.id for token in answer.tokens] for answer in (before, after)]
             said = "the same tokens" if tokens[0] == tokens[1] else f"tokens {tokens[1]}, golden {tokens[0]}"
@@ -265,14 +286,14 @@ def differences(golden: Golden, answers: tuple[Answer, ...], allowed: float | No
 def _apart(a: Answer, b: Answer) -> float:
     """The largest difference of two answers' log-probabilities, as far as they say the same.
 
-    Where they part, how much less likely the other's token was: at a tie, nothing. Infinite when one just ends.
+    Where they part, how much less likely the other's token was: at a tie, nothing. As far as can be when one just ends.
     """
     largest = 0.0
     for mine, other in zip(a.tokens, b.tokens, strict=False):
         largest = max(largest, *(_gap(mine, other, token) for token, _ in (*mine.top, *other.top)))
         if mine.id != other.id:
             return max(largest, *(abs(_log(t, mine.id) - _log(t, other.id)) for t in (mine, other)))
-    return largest if len(a.tokens) == len(b.tokens) else math.inf
+    return largest if len(a.tokens) == len(b.tokens) else -LOWEST
 
 
 def _gap(a: Token, b: Token, token: int) -> float:
@@ -280,10 +301,9 @@ def _gap(a: Token, b: Token, token: int) -> float:
 
 
 def _log(place: Token, token: int) -> float:
-    """The log-probability of a token in a place; of one that is not among the most likely, that of the last of them.
-    Below -50 (e^-50) there is nothing to tell apart: a server writes the logarithm of nothing as -3e38."""
+    """The log-probability of a token in a place; of one that is not among the most likely, that of the last of them."""
     top = dict(place.top)
-    return max(-50.0, top.get(token, min(top.values())))
+    return max(LOWEST, top.get(token, min(top.values())))
 
 
 def _use_every_path(http: httpx.Client, vision: bool) -> None:
@@ -321,7 +341,7 @@ _TOOL = {
 }
 
 
-def _answer(http: httpx.Client, text: str, image: bool) -> Answer:
+def _answer(http: httpx.Client, text: str, image: bool, tokens: int = ANSWER_TOKENS) -> Answer:
     prompt: Any = text
     if image:
         marker = _get(http, "/props").get("media_marker", MEDIA_MARKER)
@@ -331,7 +351,7 @@ def _answer(http: httpx.Client, text: str, image: bool) -> Answer:
         "/completion",
         {
             "prompt": prompt, "id_slot": SLOT, "cache_prompt": False, "temperature": 0.0, "seed": 1,
-            "n_predict": ANSWER_TOKENS, "ignore_eos": True, "n_probs": TOP,
+            "n_predict": tokens, "ignore_eos": True, "n_probs": TOP,
         },
     )  # fmt: skip
     return Answer(text, image, tuple(_token(each) for each in said["completion_probabilities"]))
@@ -395,7 +415,7 @@ def _post(http: httpx.Client, path: str, body: dict[str, Any]) -> Any:
 
 def _said(path: str, answer: httpx.Response) -> Any:
     if answer.status_code != 200:
-        raise NoAnswer(f"{path}: {answer.status_code} {answer.text[:400]}")
+        raise NoAnswer(f"{path}: {answer.status_code} {answer.text[:400]}", answer.status_code)
     return answer.json()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import dropwhile
 from statistics import median
 from typing import NamedTuple
 
@@ -10,8 +11,14 @@ from modal_app.warmup import LOUD
 from tasks.release import BootKind, Verdict
 from tasks.restore.cycle import Cycle
 from tasks.restore.deaths import death, verdict_of
-from tasks.restore.sequential import decide, percent
+from tasks.restore.sequential import Tally, decide, percent
 from tasks.settings import RestoreSettings
+
+UNTOLD_MAX = 2
+"""Attempts at an idle cycle of which nothing can be told, that may be made up for by others. Were it any number, a
+snapshot of which every other restore ends in a SIGKILL would pass by being asked again."""
+REFUSED = (401, 403, 429)
+"""What a server answers because of who asks."""
 
 
 class Judgement(NamedTuple):
@@ -19,14 +26,27 @@ class Judgement(NamedTuple):
     summary: str
 
 
-def judge(cycles: Sequence[Cycle], settings: RestoreSettings) -> Judgement:
+def judge(cycles: Sequence[Cycle], settings: RestoreSettings, untold: Sequence[str] = ()) -> Judgement:
     """What a release's idle cycles, in their order, say of it. One that is wrong by itself decides; else the test.
 
-    `failed` only when the test decides against it: what it leaves undecided is `inconclusive`.
+    `failed` only when the test decides against it: what it leaves undecided is `inconclusive`. `untold`: what is known
+    of further attempts of which nothing could be told, this run's and earlier ones'; too many are `inconclusive`.
     """
+    found = _of_the_cycles(cycles, settings)
+    if not untold:
+        return found
+    said = f"attempts that told nothing: {len(untold)} ({untold[-1]})"
+    if found.verdict is not Verdict.FAILED and len(untold) > UNTOLD_MAX:
+        return Judgement(Verdict.INCONCLUSIVE, f"{said}; the others: {found.summary}")
+    return Judgement(found.verdict, f"{found.summary}; {said}")
+
+
+def _of_the_cycles(cycles: Sequence[Cycle], settings: RestoreSettings) -> Judgement:
     for number, cycle in enumerate(cycles, 1):
         if found := fault(cycle):
             return Judgement(found.verdict, f"cycle {number}: {found.summary}")
+    if not cycles:
+        return Judgement(Verdict.INCONCLUSIVE, "no idle cycle told anything")
     count = counted(cycles)
     if not count:
         return Judgement(
@@ -46,8 +66,12 @@ def fault(cycle: Cycle) -> Judgement | None:
     if died := death(cycle.boots):
         came = ", then ".join(boot.kind for boot in cycle.boots)
         return Judgement(verdict_of(died), f"{died} (boots: {came})")
+    if cycle.status in REFUSED:
+        return Judgement(Verdict.ERRORED, f"we were refused, which says nothing of the server: {cycle.error}")
     if cycle.kind is BootKind.CRASHED:
         return Judgement(Verdict.FAILED, f"crashed: {'; '.join(filter(None, (cycle.told, cycle.error)))}")
+    if cycle.unclear:
+        return Judgement(Verdict.ERRORED, cycle.unclear)
     assert cycle.nonce and cycle.warm and cycle.control, "there was an answer"
     held = f"{cycle.nonce.cached_tokens} of {cycle.nonce.nonce_tokens} tokens"
     if not cycle.warm.found or cycle.control.found:
@@ -68,9 +92,9 @@ def fault(cycle: Cycle) -> Judgement | None:
 
 
 def counted(cycles: Sequence[Cycle]) -> list[Cycle]:
-    """The cycles that say something of restores: not those that created a snapshot, at the beginning or later. Modal
-    takes one for each worker type, and the first container of another type may come at any time."""
-    return [cycle for cycle in cycles if cycle.kind is not BootKind.CREATED]
+    """The cycles that count: not those at the beginning that created a snapshot. Later ones may be failed restores,
+    see tasks/restore/sequential.py."""
+    return list(dropwhile(lambda cycle: cycle.kind is BootKind.CREATED, cycles))
 
 
 def unfinished(cycles: Sequence[Cycle], settings: RestoreSettings) -> bool:
@@ -80,17 +104,17 @@ def unfinished(cycles: Sequence[Cycle], settings: RestoreSettings) -> bool:
         return False
     if _are_cold(count):
         return len(count) < settings.cold_cycles
-    return len(count) < settings.cycles_max and decide(*_tally(count), settings) is None
+    return len(count) < settings.cycles_max and decide(_tally(count), settings) is None
 
 
 def _are_cold(count: Sequence[Cycle]) -> bool:
     return bool(count) and all(cycle.kind is BootKind.COLD for cycle in count)
 
 
-def _tally(count: Sequence[Cycle]) -> tuple[int, int]:
-    """(restores, failures)"""
+def _tally(count: Sequence[Cycle]) -> Tally:
     restored = sum(cycle.kind is BootKind.RESTORED for cycle in count)
-    return restored, len(count) - restored
+    created = sum(cycle.kind is BootKind.CREATED for cycle in count)
+    return Tally(restored, len(count) - restored - created, created)
 
 
 def latencies(cycles: Sequence[Cycle]) -> str:
@@ -103,13 +127,15 @@ def latencies(cycles: Sequence[Cycle]) -> str:
 
 def _by_the_test(cycles: Sequence[Cycle], settings: RestoreSettings) -> Judgement:
     count = counted(cycles)
-    restored, failed = _tally(count)
-    verdict = decide(restored, failed, settings) or Verdict.INCONCLUSIVE
+    tally = _tally(count)
+    verdict = decide(tally, settings) or Verdict.INCONCLUSIVE
     good, bad = percent(settings.good), percent(settings.bad)
     meaning = {
         Verdict.PASSED: f"rather {good} than {bad} come back",
         Verdict.FAILED: f"rather {bad} than {good} come back",
     }.get(verdict, f"too few cycles to tell {good} from {bad}")
     others = [f"cycle {n} {c.told}" for n, c in enumerate(cycles, 1) if c.kind is not BootKind.RESTORED]
-    share = f"{restored} of {len(count)} restored: {meaning}"
+    if tally.created:
+        others.append("a new snapshot may be a failed restore, and is none in its favour")
+    share = f"{tally.restored} of {tally.cycles} restored: {meaning}"
     return Judgement(verdict, "; ".join([share, *others, "same answers", latencies(count)]))

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import gguf
 import pytest
 
 from modal_app import warmup
-from modal_app.warmup import Answer, Golden, NoAnswer, Seen, Token, ask_again, record, warm_up
+from modal_app.warmup import (
+    Answer,
+    Golden,
+    NoAnswer,
+    Seen,
+    Token,
+    answer_again,
+    ask_again,
+    differences,
+    record,
+    warm_up,
+)
 from tasks.contracts.scripted import Script
 from tasks.contracts.scripted import build as build_model
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Build, Endpoint, Release
 from tasks.settings import Settings
 from tests.contracts.breaking_proxy import Ask, Breakage, Reply, broken
+from tests.fakes.listening import Answering, listening
 from tests.modal_app import projector
 
 real = pytest.mark.real
@@ -134,6 +147,19 @@ def running(platform: LocalPlatform, servers: Servers) -> Iterator[Endpoint]:
 
 
 @real
+def test_golden_answers_of_an_earlier_version_are_asked_again_in_their_own_length(running: Endpoint) -> None:
+    """Before November 2026 they had 12 tokens, were asked twice, and stood under other names."""
+    long = Golden((1,), (2,), (tuple(Answer(text, False, (Token(0, ()),) * 12) for text in warmup.TEXTS),))
+    said = [asdict(each) for each in answer_again(running.base_url, running.api_key, long)]
+    nonce = asdict(record(running.base_url, running.api_key, vision=False))
+    golden = Golden.from_json(
+        json.dumps({"nonce": nonce["nonce"], "tail": nonce["tail"], "first": said, "second": said})
+    )
+    assert [len(each.tokens) for each in golden.first] == [12] * len(warmup.TEXTS)
+    assert list(differences(golden, asked(running, golden).answers)) == []
+
+
+@real
 def test_a_server_that_keeps_nothing_gives_no_golden_record(platform: LocalPlatform, servers: Servers) -> None:
     """Without checkpoints b11434 computes a prompt anew when the model has a sliding window."""
     release = servers("b11434", 1)
@@ -218,9 +244,39 @@ def test_a_server_that_still_comes_up_is_asked_again_but_a_prompt_that_broke_off
     assert [request.split()[1] for request in sent] == [b"/health"] * waking + [b"/completion"]
 
 
+@pytest.mark.wire
+def test_the_first_answer_after_idle_may_take_as_long_as_is_left_of_the_patience() -> None:
+    """What was waited for the server to come up is part of it."""
+    prompts: list[str] = []
+
+    class Loading(Answering):
+        def do_POST(self) -> None:
+            prompts.append(self.path)
+            self.say(b"loading", 503)
+
+    golden = Golden(nonce=(1,), tail=(2,), repeats=((),))
+    with listening(Loading) as address, pytest.raises(NoAnswer, match="503 loading"):
+        ask_again(address, None, golden, patience_s=30, waited_s=31)
+    assert prompts == ["/completion"]
+
+
+@pytest.mark.wire
+@pytest.mark.parametrize(("status", "told"), [(500, 500), (401, 401), (502, None), (503, None), (504, None)])
+def test_only_what_a_server_sent_is_told_as_its_status(status: int, told: int | None) -> None:
+    class Failing(Answering):
+        def do_POST(self) -> None:
+            self.say(b"no", status)
+
+    golden = Golden(nonce=(1,), tail=(2,), repeats=((),))
+    with listening(Failing) as address, pytest.raises(NoAnswer) as caught:
+        ask_again(address, None, golden, patience_s=30, waited_s=30)
+    assert caught.value.status == told
+
+
 def test_nobody_there_is_no_answer() -> None:
-    with pytest.raises(NoAnswer, match="ConnectError"):
+    with pytest.raises(NoAnswer, match="ConnectError") as caught:
         record("http://127.0.0.1:1", None, vision=False)
+    assert caught.value.status is None
 
 
 def test_a_golden_record_survives_json_and_nothing_else_is_one() -> None:
