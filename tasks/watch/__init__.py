@@ -89,7 +89,7 @@ def judged(row: Row, platform: Platform, release: Release, settings: WatchSettin
     store = platform.store
     seen = came_back(platform, release, store.pointer("production").since)
     latencies = store.latencies(release.id)
-    compared = judge.without(latencies, alerts.load(store).slow)
+    compared = judge.without(latencies, alerts.load(store).slow, release.id)
     open_now = alerts.follow(
         store,
         release,
@@ -99,7 +99,7 @@ def judged(row: Row, platform: Platform, release: Release, settings: WatchSettin
     ).incidents
     if latencies:
         show_table(f"idle cycles of {release.label} (UTC)", _COLUMNS, map(_row, latencies[-SHOWN:]))
-    summary = "; ".join(each.finding.summary for each in open_now) or f"all well; {_medians(compared)}"
+    summary = "; ".join(each.finding.summary for each in open_now) or f"all well; {_medians(compared, settings.slower)}"
     row.done(summary, _markdown(release, latencies, open_now))
     return open_now
 
@@ -173,7 +173,7 @@ def _told(each: Latency) -> str:
     return f"first token {each.after_idle_s:.2f} s after idle, {each.warm_s:.3f} s warm{speed}"
 
 
-def _medians(latencies: list[Latency]) -> str:
+def _medians(latencies: list[Latency], ratio: float) -> str:
     """What is compared now, in words: nothing before there is a baseline."""
     baseline, latest = judge.split(judge.alike(latencies), None)
     if len(baseline) < judge.BASELINE:
@@ -183,7 +183,7 @@ def _medians(latencies: list[Latency]) -> str:
         )
     told = []
     for measure in MEASURES:
-        before, last = judge.sides(latencies, None, measure)
+        before, last = judge.sides(latencies, None, measure, ratio)
         if before and last:
             told.append(f"{measure.name} {measure.shown(median(last))} ({measure.shown(median(before))})")
     return ", ".join(told)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from tasks.release import Event, Model, Release, now
 from tasks.store import Store
-from tasks.watch.judge import Finding, Kind
+from tasks.watch.judge import Finding, Kind, Slow
 
 ALERT, OVER = "watch_alert", "watch_over"
 SLOW_KEPT = 20
@@ -49,9 +49,7 @@ class State(Model):
 
     incidents: tuple[Incident, ...] = ()
     ended: dict[Kind, datetime] = Field(default_factory=dict, description="when the last one of this kind was over")
-    slow: tuple[tuple[datetime, datetime], ...] = Field(
-        default=(), description="from when to when it was slower than its baseline, the latest times"
-    )
+    slow: tuple[Slow, ...] = Field(default=(), description="when releases were slower than their baselines, the latest")
     probed_at: datetime | None = Field(default=None, description="when production was last woken")
     drilled_at: datetime | None = Field(default=None, description="when the retained release was last tried")
 
@@ -88,7 +86,11 @@ def follow(
         else each.model_copy(update={"proven": proven(each.finding.kind, ended.get(each.finding.kind))})
         for each in kept
     ]
-    slow = [(each.began, each.ended) for each in kept if each.ended and each.finding.kind == "slower"]
+    slow = [
+        Slow(release=each.release, began=each.began, ended=each.ended)
+        for each in kept
+        if each.ended and each.finding.kind == "slower"
+    ]
     change(store, incidents=tuple(kept), ended=ended, slow=tuple(dict.fromkeys([*state.slow, *slow]))[-SLOW_KEPT:])
     for each in kept:
         _tell(store, each)

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 
 from tasks.release import BootKind, Latency, Model
 from tasks.settings import WatchSettings
-from tasks.watch.series import Series
+from tasks.watch.series import Probe, Series
 
 Kind = Literal["down", "restores_fail", "errors_after_idle", "slower"]
 GOOD_AGAIN = 3
@@ -31,8 +31,9 @@ BASELINE, REMEMBERED = 20, 200
 """The least and the most of production's own probes that are the baseline: those right before the latest."""
 LATEST = 6
 """The latest probes, which are compared with the baseline: a block."""
-WORST = 1.5
-"""By how much further than the worst block of the baseline the latest one must be from the median (of logarithms)."""
+WORST = 2.0
+"""By how much further than the worst block of the baseline but one the latest one must be from the median (of
+logarithms)."""
 KNOWN = 5
 """Probes of the baseline that came back from one snapshot, after which others from it are held against those alone."""
 
@@ -54,6 +55,14 @@ class Finding(Model):
     summary: str
     in_a_row: int = 0
     last_good: datetime | None = None
+
+
+class Slow(Model):
+    """An incident that is over: from when to when a release was slower than its baseline."""
+
+    release: str
+    began: datetime
+    ended: datetime
 
 
 class Measure(NamedTuple):
@@ -89,11 +98,23 @@ def returns(series: Series) -> list[Case]:
 
 
 def first_answers(series: Series) -> list[Case]:
-    """The answers to the first requests after idle windows, oldest first: users', and those that our own probes got."""
-    theirs = [Case(wake.at, wake.status >= 500, f"HTTP {wake.status}") for wake in series.wakes]
-    # what wakes a server for a probe is GET /health, which may be answered where a prompt is not
-    ours = [Case(p.at, True, p.fault) for p in series.probes if p.kind is BootKind.CRASHED and p.fault]
+    """The answers to the first requests after idle windows, oldest first: users', and those that our own probes got.
+
+    An error is a 5xx that a server sent. That a probe got no answer, or not in time, may be the wire's doing or ours:
+    it is a failed return, of which it takes several.
+    """
+    # what wakes a server for a probe is GET /health, which may be answered where a prompt is not: the probe tells
+    theirs = [Case(w.at, w.status >= 500, f"HTTP {w.status}") for w in series.wakes if w.status >= 500 or not w.probe]
+    ours = [
+        Case(probe.at, _got_an_error(probe), probe.fault)
+        for probe in series.probes
+        if not probe.unclear and (_got_an_error(probe) or not probe.fault)
+    ]
     return sorted([*theirs, *ours])
+
+
+def _got_an_error(probe: Probe) -> bool:
+    return probe.status is not None and probe.status >= 500
 
 
 def looks(series: Series) -> list[Case]:
@@ -137,14 +158,16 @@ def alike(latencies: Sequence[Latency]) -> list[Latency]:
     return restored or [each for each in ours if each.kind is BootKind.COLD]
 
 
-def without(latencies: Sequence[Latency], slow: Sequence[tuple[datetime, datetime]]) -> list[Latency]:
-    """Those outside of the times when an incident was open, and of the latest ones by which each was found: a baseline
-    with a slow week in it would find the next one normal."""
+def without(latencies: Sequence[Latency], slow: Sequence[Slow], release: str) -> list[Latency]:
+    """Those outside of the times when an incident of this release was open, and of the latest ones by which each was
+    found: a baseline with a slow week in it would find the next one normal."""
     left = list(latencies)
-    for began, ended in slow:
-        first = [each.at for each in alike(latencies) if each.at <= began][-LATEST:]
-        since = first[0] if first else began
-        left = [each for each in left if not since <= each.at <= ended]
+    for each in slow:
+        if each.release != release:
+            continue
+        first = [seen.at for seen in alike(latencies) if seen.at <= each.began][-LATEST:]
+        since = first[0] if first else each.began
+        left = [seen for seen in left if not since <= seen.at <= each.ended]
     return left
 
 
@@ -154,24 +177,41 @@ def split(known: Sequence[Latency], since: datetime | None) -> tuple[list[Latenc
     return [each for each in known if not latest or each.at < latest[0].at][-REMEMBERED:], latest
 
 
-def sides(latencies: Sequence[Latency], since: datetime | None, measure: Measure) -> tuple[list[float], list[float]]:
+def sides(
+    latencies: Sequence[Latency], since: datetime | None, measure: Measure, ratio: float
+) -> tuple[list[float], list[float]]:
     """(baseline, latest) in one measure, see `scaled`."""
-    return scaled(*split([each for each in alike(latencies) if measure.pick(each) is not None], since), measure)
+    known = [each for each in alike(latencies) if measure.pick(each) is not None]
+    return scaled(*split(known, since), measure, ratio)
 
 
-def scaled(baseline: Sequence[Latency], latest: Sequence[Latency], measure: Measure) -> tuple[list[float], list[float]]:
+def scaled(
+    baseline: Sequence[Latency], latest: Sequence[Latency], measure: Measure, ratio: float
+) -> tuple[list[float], list[float]]:
     """Both in one measure, as if all had come back from the same snapshot: on Modal each worker type has its own.
 
-    From a snapshot that the baseline knows too little of they stand as they are: a new one may be what is slow.
+    From a snapshot that the baseline knows too little of they stand as they are: a new one may be what is slow. So do
+    they from one that took the place of others, as after a redeploy: only snapshots that came by turns are levelled.
+    And none is taken for faster than it is by more than `ratio`, beyond which it is slow and no other normal.
     """
-    by_snapshot: dict[str | None, list[float]] = {}
-    for each, value in _picked(baseline, measure):
-        by_snapshot.setdefault(each.snapshot, []).append(value)
-    usual = {snapshot: median(values) for snapshot, values in by_snapshot.items() if len(values) >= KNOWN}
-    whole = median(usual.values()) if usual else 1.0
+    places: dict[str | None, list[int]] = {}
+    values: dict[str | None, list[float]] = {}
+    for place, (each, value) in enumerate(_picked(baseline, measure)):
+        places.setdefault(each.snapshot, []).append(place)
+        values.setdefault(each.snapshot, []).append(value)
+    usual = {snapshot: median(known) for snapshot, known in values.items() if len(known) >= KNOWN}
+
+    def factor(snapshot: str | None) -> float:
+        if snapshot not in usual:
+            return 1.0
+        first, last = places[snapshot][0], places[snapshot][-1]
+        by_turns = [level for each, level in usual.items() if places[each][0] <= last and first <= places[each][-1]]
+        return max(median_low(by_turns) / usual[snapshot], 1 / ratio)
+
+    factors = {snapshot: factor(snapshot) for snapshot in {each.snapshot for each in (*baseline, *latest)}}
 
     def scale(latencies: Sequence[Latency]) -> list[float]:
-        return [value * whole / usual.get(each.snapshot, whole) for each, value in _picked(latencies, measure)]
+        return [value * factors[each.snapshot] for each, value in _picked(latencies, measure)]
 
     return scale(baseline), scale(latest)
 
@@ -190,15 +230,22 @@ def is_slower(baseline: Sequence[float], latest: Sequence[float], ratio: float) 
     usual, level = median(baseline), median_low(latest)
     if level <= ratio * usual:
         return False
-    worst = max(median_low(baseline[n : n + LATEST]) for n in range(len(baseline) - LATEST + 1))
-    return math.log(level / usual) > WORST * math.log(worst / usual)
+    return math.log(level / usual) > WORST * math.log(_worst_but_one(baseline) / usual)
+
+
+def _worst_but_one(baseline: Sequence[float]) -> float:
+    """The level of the worst block that has no probe in common with the very worst: what happened once, an hour in
+    which the host was busy, would else hide all that is no worse for as long as the baseline remembers it."""
+    levels = [median_low(baseline[n : n + LATEST]) for n in range(len(baseline) - LATEST + 1)]
+    worst = levels.index(max(levels))
+    return max(level for n, level in enumerate(levels) if abs(n - worst) >= LATEST)
 
 
 def slower(latencies: Sequence[Latency], since: datetime | None, ratio: float) -> Finding | None:
     """What the release has become slower at since then, if anything."""
     told = []
     for measure in MEASURES:
-        baseline, latest = sides(latencies, since, measure)
+        baseline, latest = sides(latencies, since, measure, ratio)
         if is_slower(baseline, latest, ratio):
             was, is_now = median(baseline), median(latest)
             told.append(f"{measure.name} {measure.shown(is_now)}, its baseline {measure.shown(was)}")
@@ -206,14 +253,20 @@ def slower(latencies: Sequence[Latency], since: datetime | None, ratio: float) -
 
 
 def as_fast_again(latencies: Sequence[Latency], since: datetime, ratio: float) -> bool:
-    """Whether the latest medians since then are back, half-way to the baseline of before at least."""
+    """Whether the latest medians since then are back, half-way to the baseline of before at least, however they came
+    up. Where nothing is known of before, nothing is known to be over."""
+    compared = False
     for measure in MEASURES:
-        known = [each for each in alike(latencies) if measure.pick(each) is not None]
-        before = [each for each in known if each.at <= since][:-LATEST][-REMEMBERED:]
-        baseline, latest = scaled(before, [each for each in known if each.at > since][-GOOD_AGAIN:], measure)
-        if baseline and (len(latest) < GOOD_AGAIN or median(latest) > (1 + ratio) / 2 * median(baseline)):
+        known = [each for each in latencies if measure.pick(each) is not None]
+        before = alike([each for each in known if each.at <= since])[:-LATEST][-REMEMBERED:]
+        later = alike([each for each in known if each.at > since])[-GOOD_AGAIN:]
+        if not before:
+            continue
+        compared = True
+        baseline, latest = scaled(before, later, measure, ratio)
+        if len(latest) < GOOD_AGAIN or median(latest) > (1 + ratio) / 2 * median(baseline):
             return False
-    return True
+    return compared
 
 
 def found(
@@ -231,13 +284,18 @@ def found(
 def proven(
     series: Series, latencies: Sequence[Latency], settings: WatchSettings, kind: Kind, since: datetime | None
 ) -> bool:
-    """Whether our own probes alone show it, those left out during which others asked: no client has a part in that."""
-    clear = [probe for probe in series.probes if not probe.unclear and not (since and probe.at <= since)]
-    if kind == "errors_after_idle":
-        return bool(clear) and clear[-1].kind is BootKind.CRASHED
+    """Whether our own probes alone show it, those left out during which others asked: no client has a part in that.
+
+    Never by one probe: production may be moved because of it.
+    """
+    clear = tuple(probe for probe in series.probes if not probe.unclear and not (since and probe.at <= since))
     ours = {probe.boot_at for probe in clear}
-    seen = {"boots": tuple(boot for boot in series.boots if boot.at in ours), "wakes": (), "probes": tuple(clear)}
-    return found(series.model_copy(update=seen), latencies, settings, kind, since) is not None
+    seen = series.model_copy(
+        update={"boots": tuple(boot for boot in series.boots if boot.at in ours), "wakes": (), "probes": clear}
+    )
+    if kind == "errors_after_idle":
+        return failing(kind, "", first_answers(seen), settings.failed_restores, settings.restores) is not None
+    return found(seen, latencies, settings, kind, since) is not None
 
 
 def over(series: Series, latencies: Sequence[Latency], settings: WatchSettings, kind: Kind, began: datetime) -> bool:
