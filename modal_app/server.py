@@ -75,9 +75,8 @@ class LlamaServer:
             raise
         if kind == "restored":
             self.health_s = round(time.monotonic() - began, 3)
-        if self.golden and kind != "fell_back":  # what fell back is in no snapshot: the next restore is not of it
-            apart(lambda: dict_of(self.deployment, "golden").put(self.deployment.stage, self.golden))
-        self._record(kind, reason)
+        # what fell back is in no snapshot: the next restore is not of it
+        self._record(kind, reason, golden=self.golden if kind != "fell_back" else "")
         self.serving_since = time.time()
         self._use(until=None)
 
@@ -155,8 +154,12 @@ class LlamaServer:
             self.process.kill()
         self._record("crashed", str(error) or repr(error), wait=True)
 
-    def _record(self, kind: str, reason: str, *, wait: bool = False) -> None:
-        """One line in the log and one entry in the Dict. Serving never waits for the Dict."""
+    def _record(self, kind: str, reason: str, *, golden: str = "", wait: bool = False) -> None:
+        """One line in the log and one entry in the Dict. Serving never waits for the Dict.
+
+        The golden answers first: each worker type has a snapshot of its own, with answers and a nonce of its own, so
+        whoever sees the record of a boot must find those that go with it.
+        """
         process = getattr(self, "process", None)
         boot = {
             "stage": self.deployment.stage,
@@ -171,7 +174,17 @@ class LlamaServer:
         }
         print(json.dumps({"boot": boot}), flush=True)
         key = f"{boot['at']} {os.environ.get('MODAL_TASK_ID', '')}"
-        writer = apart(lambda: dict_of(self.deployment, "boots").put(key, json.dumps(boot)))
+
+        def write() -> None:
+            try:
+                if golden:
+                    goldens = dict_of(self.deployment, "golden")
+                    goldens.put(self.booted_by, golden)
+                    goldens.put(self.deployment.stage, golden)
+            finally:
+                dict_of(self.deployment, "boots").put(key, json.dumps(boot))
+
+        writer = apart(write)
         if wait:
             writer.join(RECORD_LIMIT_S)
 

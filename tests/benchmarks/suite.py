@@ -1145,9 +1145,46 @@ BREAKS = (
     ),
     # -- restore -------------------------------------------------------------------------------------------------------
     Break(
-        "tasks/restore/judge.py", "the lower end of the interval decides",
-        "Verdict.PASSED if low >= required", "Verdict.PASSED if high >= required",
+        "tasks/restore/sequential.py", "a failure counts against a release",
+        "    return restored * math.log(good / bad) + failed * math.log(",
+        "    return restored * math.log(good / bad) + 0 * math.log(",
+        "tests/restore/test_sequential.py tests/restore/test_judge.py",
+    ),
+    Break(
+        "tasks/restore/sequential.py", "a snapshot that is created later may be a failed restore",
+        "max(tally.restored - 1, 0), tally.failed + tally.created, settings)",
+        "max(tally.restored - 1, 0), tally.failed, settings)",
+        "tests/restore/test_sequential.py tests/restore/test_judge.py",
+    ),
+    Break(
+        "tasks/restore/sequential.py", "the first restore only ends the beginning",
+        "max(tally.restored - 1, 0)", "tally.restored",
+        "tests/restore/test_sequential.py",
+    ),
+    Break(
+        "tasks/restore/judge.py", "a snapshot that is created at the beginning tells nothing of restores",
+        "list(dropwhile(lambda cycle: cycle.kind is BootKind.CREATED, cycles))", "list(cycles)",
         "tests/restore/test_judge.py",
+    ),
+    Break(
+        "tasks/restore/judge.py", "attempts that tell nothing are no pass when they are many",
+        "len(untold) > UNTOLD_MAX", "len(untold) > 1000",
+        "tests/restore/test_judge.py",
+    ),
+    Break(
+        "tasks/restore/cycle.py", "what created a snapshot is not compared with another's answers",
+        "return Comparison(golden, fits=False)", "return Comparison(golden)",
+        "tests/restore/test_real.py", real=True,
+    ),
+    Break(
+        "tasks/settings.py", "settings with which no release can pass are refused",
+        "        if self.fewest > self.cycles_max:", "        if self.fewest > 2000:",
+        "tests/restore/test_sequential.py",
+    ),
+    Break(
+        "tasks/restore/__init__.py", "cycles are kept as they are made",
+        "        store.save_cycles(release.id, key, kept := begun.with_(cycle))", "        kept = begun.with_(cycle)",
+        "tests/restore/test_real.py", real=True,
     ),
     Break(
         "tasks/restore/judge.py", "what calls itself restored and is another process fails",
@@ -1227,8 +1264,33 @@ BREAKS = (
         "tests/watch/test_judge.py",
     ),
     Break(
+        "tasks/watch/judge.py", "staging is no part of production's baseline",
+        'if each.stage == "production"]', "if each.stage]",
+        "tests/watch/test_judge.py",
+    ),
+    Break(
+        "tasks/watch/judge.py", "what the baseline has been for as long is not slower",
+        "> WORST * math.log(", "> 0 * math.log(",
+        "tests/watch/test_judge.py",
+    ),
+    Break(
+        "tasks/watch/judge.py", "what happened once hides nothing that is no worse",
+        "if abs(n - worst) >= LATEST", "if abs(n - worst) >= 0",
+        "tests/watch/test_judge.py",
+    ),
+    Break(
+        "tasks/watch/judge.py", "what took the place of all others is compared with them",
+        "if places[each][0] <= last and first <= places[each][-1]", "if places[each]",
+        "tests/watch/test_judge.py",
+    ),
+    Break(
+        "tasks/watch/judge.py", "a probe that got no answer is no error after idle",
+        "return probe.status is not None and probe.status >= 500", "return probe.kind is BootKind.CRASHED",
+        "tests/watch/test_judge.py",
+    ),
+    Break(
         "tasks/watch/judge.py", "what was over before begins nothing again",
-        "if not since or each.at > since]", "if each]",
+        "in cases(series) if not since or each.at > since]", "in cases(series)]",
         "tests/watch/test_judge.py",
     ),
     Break(
@@ -1734,8 +1796,13 @@ BREAKS = (
     ),
     Break(
         "modal_app/warmup.py", "answers are the same within what was seen before",
-        "return max(TOLERANCE, 2 * max(map(", "return max(LOUD, 2 * max(map(",
+        "        max(TOLERANCE, 2 * max(", "        max(LOUD, 2 * max(",
         "tests/restore/test_judge.py",
+    ),
+    Break(
+        "modal_app/warmup.py", "a golden answer is asked again in its own length",
+        "_answer(http, each.prompt, each.image, len(each.tokens))", "_answer(http, each.prompt, each.image)",
+        "tests/modal_app/test_warmup.py", real=True,
     ),
     Break(
         "modal_app/child.py", "a variable that is on no list reaches no child",

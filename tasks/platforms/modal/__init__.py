@@ -220,13 +220,14 @@ class ModalPlatform:
         """Nothing: Modal keeps what is deployed, and what is not was stopped by somebody."""
         return ""
 
-    def golden(self, stage: StageName) -> Golden | None:
-        """What the stage's server answered before its snapshot was taken, told by the container that came up last."""
+    def golden(self, stage: StageName, snapshot: str | None = None) -> Golden | None:
+        """What the stage's server answered before its snapshot was taken: this one, or that of the container that came
+        up last."""
         with told(f"reading the golden answers of {stage}"):
             kept = modal.Dict.from_name(
                 f"{self._modal.stage_app(stage)}-golden",
                 environment_name=self._modal.environment, create_if_missing=True,
-            ).get(stage)  # fmt: skip
+            ).get(snapshot or stage)  # fmt: skip
         return Golden.from_json(kept) if kept else None
 
     def costs(self, release: Release) -> list[cost.Cost]:
