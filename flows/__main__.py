@@ -581,7 +581,7 @@ def stop() -> None:
 
 def _no_run(store: Store, verb: str) -> AbstractContextManager[None]:
     """No run is under way meanwhile. Raises Taken, which names the one that is."""
-    from flows.outcome import held_in_turn
+    from tasks.turns import held_in_turn
 
     return held_in_turn(store, "release", {"name": verb})
 

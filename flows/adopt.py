@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
+from modal_app import child
 from tasks.adoption.adopt import Adopted, adopt, argv, theirs, write
 from tasks.adoption.read import Source, read_source
 from tasks.console import console, one_line, print_json, show_table, styled
@@ -19,7 +19,7 @@ def take_over(source: Source, force: bool, as_json: bool) -> None:
     Raises BadInput that names all that can't be taken over, and for a file that would change without `force`.
     """
     here = Path.cwd()
-    launch = read_source(source, os.environ, here)
+    launch = read_source(source, child.everything(), here)  # a compose file may name any variable
     adopted = adopt(launch, known(), here)
     if as_json:
         written = write(adopted, force)
@@ -47,6 +47,10 @@ def _show_notes(adopted: Adopted) -> None:
         console.print(" ", styled("note", "cyan"), one_line(note), soft_wrap=True)
     for path in adopted.missing:
         console.print(" ", styled("warn", "yellow"), f"{one_line(str(path))} is not there", soft_wrap=True)
+    for path in adopted.unseen:
+        console.print(
+            " ", styled("warn", "yellow"), f"{one_line(str(path))} can't be seen by this user", soft_wrap=True
+        )
 
 
 def _record(adopted: Adopted, written: bool) -> dict[str, object]:
@@ -65,5 +69,6 @@ def _record(adopted: Adopted, written: bool) -> dict[str, object]:
         "pairs": [{"theirs": p.theirs, "ours": p.ours, "difference": p.difference} for p in adopted.pairs],
         "notes": list(settled.notes),
         "missing": list(map(str, adopted.missing)),
+        "unseen": list(map(str, adopted.unseen)),
         "export": [variable for variable, _ in settled.exports],
     }

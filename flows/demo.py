@@ -69,9 +69,10 @@ def configure(environment: MutableMapping[str, str], keep: bool) -> Settings:
         "LLAMA_RELEASE_LOCAL__PRODUCTION_PORT": "0",
         "LLAMA_RELEASE_LOCAL__IDLE_S": "60",
         "LLAMA_RELEASE_RESTORE__ACCEPT_COLD": "true",
-        # quick to see: 2 of 2 restored leaves a share of 0.34 or more, with 95% confidence
-        "LLAMA_RELEASE_RESTORE__CYCLES": "2",
-        "LLAMA_RELEASE_RESTORE__REQUIRED": "0.3",
+        # quick to see: 3 restores in a row tell a good snapshot from one that comes back 30% of the time
+        "LLAMA_RELEASE_RESTORE__BAD": "0.3",
+        "LLAMA_RELEASE_RESTORE__BAD_PASSES": "0.1",
+        "LLAMA_RELEASE_RESTORE__COLD_CYCLES": "2",
         # what a model of 135M parameters can answer, and a margin that is decided within seconds
         "LLAMA_RELEASE_EVALS__MARGIN": "0.15",
         "LLAMA_RELEASE_EVALS__ITEMS": "120",

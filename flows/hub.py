@@ -16,13 +16,14 @@ def update() -> None:
     """
     settings = load()
     store = open_store(settings)
-    with store.lock("hub", holder={"doing": "hub update"}):
+    with hub.pinning(store, "hub update"):
         before, found = hub.update(store, settings)
-        if before and before.pin.commit == found.pin.commit:
+        same = before is not None and dict(hub.files_of(before)) == dict(hub.files_of(found))
+        if before and same and before.pin.commit == found.pin.commit:
             console.print(f"nothing newer: {found}", soft_wrap=True)
             return
-        same = before and dict(hub.files_of(before)) == dict(hub.files_of(found))
-        was = f", was {before.pin.commit[:12]}{' with the same files' if same else ''}" if before else ""
+        files = "with the same files" if same else f"with {hub.names_of(before.chosen)}" if before else ""
+        was = f", was {before.pin.commit[:12]} {files}" if before else ""
         store.log(Event(kind="hub.updated", summary=f"{found}{was}"))
     console.print(f"{found}{was}", soft_wrap=True)
     console.print("production serves what it served; `llama-release upgrade --to bN` takes this", soft_wrap=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 
-from tasks.console import console, one_line
 from tasks.release import Model, Release, ToolingError, now
-from tasks.store import Store, Taken
+from tasks.store import Store
+from tasks.turns import held_in_turn
 
 # Prefect takes two seconds to load: a command that is refused before a run says how it ends without it
 if TYPE_CHECKING:
@@ -27,9 +26,6 @@ EXIT_CODES: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0) | {"rejected": 4}
 
 ALONE = ("upgrade", "redeploy", "rollback")
 """The flows that hold the release lock from their first line to their last."""
-LOOK_IN_S = 10 * 60
-"""How long anybody waits for the watch, which holds the release lock while it probes staging or starts production
-again; it runs on the minutes on which upgrades are scheduled."""
 
 
 class Outcome(Model):
@@ -74,38 +70,6 @@ def one_at_a_time(
     with held_in_turn(store, name, holder, patience_s=patience_s, stale=_crashed):
         if name == "release":
             settle(ALONE, holder["flow_run"], now())
-        yield
-
-
-@contextmanager
-def held_in_turn(
-    store: Store,
-    name: str,
-    holder: dict[str, Any],
-    *,
-    patience_s: float = 0,
-    stale: Callable[[dict[str, Any]], None] | None = None,
-) -> Iterator[None]:
-    """Hold a lock of the store that is free in so many seconds, or that somebody holds who only looks in.
-
-    Raises Taken.
-    """
-    began = time.monotonic()
-    told = False
-    with ExitStack() as held:
-        while True:
-            try:
-                since = now().isoformat(timespec="seconds")
-                held.enter_context(store.lock(name, holder={**holder, "since": since}, stale=stale))
-                break
-            except Taken as error:
-                limit_s = max(patience_s, LOOK_IN_S) if error.holder.get("looks_in") else patience_s
-                if time.monotonic() - began > limit_s:
-                    raise
-                if not told:
-                    console.print(one_line(f"  waiting for {error.holder.get('name') or error.evidence} to let go"))
-                    told = True
-                time.sleep(0.5)
         yield
 
 

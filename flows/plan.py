@@ -6,7 +6,7 @@ from pydantic import Field
 
 from flows.outcome import Outcome
 from flows.required import required
-from tasks import hub, patches, preflight, upstream
+from tasks import hub, patches, preflight, restore, upstream
 from tasks.doctor import needs
 from tasks.faults import Fault
 from tasks.platforms import Platform, open_platform, open_store
@@ -26,7 +26,7 @@ from tasks.release import (
     UpstreamRelease,
     Verdict,
 )
-from tasks.settings import Settings
+from tasks.settings import RestoreSettings, Settings
 from tasks.sources import Sources
 from tasks.store import Store
 from tasks.upstream import Upstream, stage
@@ -55,6 +55,9 @@ class Plan(Model):
     release: str | None = None
     recorded: dict[str, Verdict] = Field(default_factory=dict)
     to_verify: tuple[str, ...] = ()
+    restore: str = Field(
+        default="", description="how many idle cycles the restore probe takes, and how sure it is then"
+    )
 
     @property
     def rows(self) -> list[tuple[str, str]]:
@@ -79,6 +82,8 @@ class Plan(Model):
         found += [("", _told(fault)) for fault in self.avoids]
         done = ", ".join(f"{n} {v}" for v in Verdict if (n := list(self.recorded.values()).count(v)))
         found.append(("verify", f"{len(self.to_verify)} to do" + (f"; recorded: {done}" if done else "")))
+        if self.restore:
+            found.append(("restore", self.restore))
         found.append(("approval", "a person is asked before production moves"))
         return found
 
@@ -135,8 +140,15 @@ def plan(settings: Settings, to: str | None) -> Plan:
             "release": release.id if release else None,
             "recorded": {name: v.verdict for name, v in found.items()},
             "to_verify": tuple(name for name in names if name not in found),
+            "restore": restore_of(store, release, settings.restore),
         }
     )
+
+
+def restore_of(store: Store, release: Release | None, settings: RestoreSettings) -> str:
+    """What the restore probe of a release will take; '' where its verdict stands. One by other rules does not."""
+    fresh = store.fresh(release.id, (restore.NAME,), restore.basis(settings)) if release else []
+    return "" if fresh else restore.foreseen(settings)
 
 
 def foreseen(settings: Settings, to: str | None, again: bool) -> Outcome | None:

@@ -64,5 +64,5 @@ def serving(folder: Path) -> dict[str, str]:
 
 
 def everything() -> dict[str, str]:
-    """The whole environment, secrets too: for a process that runs our own flows."""
+    """The whole environment, secrets too: for a process that runs our own flows, or to read what a file names of it."""
     return dict(os.environ)

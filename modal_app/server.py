@@ -81,7 +81,8 @@ class LlamaServer:
             raise
         if kind == "restored":
             self.health_s = round(time.monotonic() - began, 3)
-        self._record(kind, reason)
+        # what fell back is in no snapshot: no restore is of it
+        self._record(kind, reason, golden=self.golden if kind != "fell_back" else "")
         self.serving_since = time.time()
         self._use(until=None)
 
@@ -199,8 +200,12 @@ class LlamaServer:
             self.process.kill()
         self._record("crashed", str(error) or repr(error), wait=True)
 
-    def _record(self, kind: str, reason: str, *, wait: bool = False) -> None:
-        """One line in the log and one entry in the Dict. Serving never waits for the Dict."""
+    def _record(self, kind: str, reason: str, *, golden: str = "", wait: bool = False) -> None:
+        """One line in the log and one entry in the Dict. Serving never waits for the Dict.
+
+        The golden answers first: each worker type has a snapshot of its own, with answers of its own (the nonce is the
+        deployment's), so whoever sees the record of a boot must find those that go with it.
+        """
         process = getattr(self, "process", None)
         boot = {
             "stage": self.deployment.stage,
@@ -219,11 +224,11 @@ class LlamaServer:
         key = f"{boot['at']} {os.environ.get('MODAL_TASK_ID', '')}"
 
         def write() -> None:
-            """What it answered goes first: who sees the record finds it. Again with each restore, as an entry of a
-            Dict that nobody touches for a week is gone."""
-            if self.golden:
-                dict_of(self.deployment, "golden").put(self.booted_by, self.golden)
-            dict_of(self.deployment, "boots").put(key, json.dumps(boot))
+            try:
+                if golden:  # again with each restore: an entry of a Dict that nobody touches for a week is gone
+                    dict_of(self.deployment, "golden").put(self.booted_by, golden)
+            finally:
+                dict_of(self.deployment, "boots").put(key, json.dumps(boot))
 
         writer = apart(write)
         if wait:

@@ -4,23 +4,28 @@ A boot can call itself restored, and a server that was restored can answer somet
 
     a nonce       random text whose KV cells are in a slot. A server that has it takes the same text from its cache
                   (`timings.cache_n`, in b8672 as in b11434); one that booted cold has never seen it.
-    answers       golden answers with their log-probabilities, asked twice so that their own noise is known.
+    answers       golden answers with their log-probabilities, asked REPEATS times so that their own noise is known.
 
 All of this uses one slot, by `id_slot`. Whatever is asked there replaces what the slot holds, so the order is the
 proof: the nonce is the last thing planted before the snapshot, and the first thing asked after it.
+
+Answers are asked one request at a time, without the prompt cache: in the shape of the batch that one request makes,
+here and when they are asked again. Another shape is another sum: on an H200 b11434 gave the same numbers to the last
+bit over 296 distributions as long as the shape was the same, and was 0.02 nats off with the prompt cache or with four
+requests at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import secrets
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any, Self
 
 import httpx
@@ -28,7 +33,11 @@ import httpx
 from modal_app.png import png
 
 SLOT = 0
-ANSWER_TOKENS = 12
+ANSWER_TOKENS = 8
+"""Of a golden answer. Few, because a GPU is paid for while they are generated: five times 8 tokens cost what three
+times 13 would. What was recorded before November 2026 has 12: as many as an answer has are asked again."""
+REPEATS = 5
+"""How often each golden prompt is asked before the snapshot."""
 TOP = 5
 NONCE_WORDS = 24
 """24 words of 4 characters are 60 to 120 tokens: much more than chance, and less than any sliding window, outside
@@ -37,10 +46,19 @@ TAIL_WORDS = 8
 REQUEST_S = 300.0
 """How long one answer may take."""
 RETRY_S = 0.2
+"""How often a server that does not answer yet is asked again: by up to so much a first token after idle is told late,
+which a restore of a few seconds must not drown in."""
 TOLERANCE = 1e-3
-"""By how much (nats) a log-probability may always differ."""
+"""The floor: by how much (nats) a log-probability may always differ. REPEATS askings that are all alike don't say that
+the next one is."""
 LOUD = 0.5
 """A server whose answers differ by more than this (nats) with nothing in between can't be compared with itself."""
+LOWEST = -50.0
+"""No log-probability counts as lower: below e^-50 there is nothing to tell apart, and a server writes the logarithm of
+nothing as -3e38. So no two answers are further apart than -LOWEST, a number that JSON has (infinity it has not)."""
+STARTING = (502, 503, 504)
+"""What a proxy answers while there is no server behind it, or none yet: on Modal 503 without a live container, 502 and
+broken connections in between."""
 AGENT = "llama-release-probe"
 """The User-Agent of what we ask to measure: a proxy can tell it from users' requests."""
 MEDIA_MARKER = "<__media__>"
@@ -58,7 +76,15 @@ IMAGE_TEXT = "The image shows"
 
 
 class NoAnswer(Exception):
-    """The server did not answer as it must; the message says what was asked and what came back."""
+    """The server did not answer as it must; the message says what was asked and what came back.
+
+    `status`: of the HTTP answer, if there was one that a server gave; None for what says that there was none
+    (STARTING), for a connection that failed, and for an answer that took too long.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = None if status in STARTING else status
 
 
 @dataclass(frozen=True)
@@ -87,20 +113,29 @@ class Golden:
     tail: tuple[int, ...]
     """Tokens to ask behind a nonce. Longer than what a slot holds, a prompt needs nothing taken back out of the cache,
     which not every model can do (a sliding window in b8672 can't)."""
-    first: tuple[Answer, ...]
-    second: tuple[Answer, ...]
-    """The same prompts asked again: how far they differ is the noise of this machine."""
+    repeats: tuple[tuple[Answer, ...], ...]
+    """The answers to the same prompts, each time they were asked: how far they differ is the noise of this machine."""
+
+    @property
+    def first(self) -> tuple[Answer, ...]:
+        """The golden answers, of which what is said later may differ by the tolerance."""
+        return self.repeats[0]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Raises ValueError for anything but what `to_json` gave."""
+        """Raises ValueError for anything but what `to_json` gave. In a snapshot of before November 2026 there are two
+        askings, by other names."""
         try:
             found = json.loads(text)
-            first, second = (tuple(map(_answer_from, found[name])) for name in ("first", "second"))
-            return cls(tuple(found["nonce"]), tuple(found["tail"]), first, second)
+            repeats = found["repeats"] if "repeats" in found else [found["first"], found["second"]]
+            if not repeats:
+                raise ValueError("no golden answers: none was asked")
+            return cls(
+                tuple(found["nonce"]), tuple(found["tail"]), tuple(tuple(map(_answer_from, each)) for each in repeats)
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no golden answers: {error!r}") from error
 
@@ -113,7 +148,8 @@ class Asked:
     cached_tokens: int
     """Tokens of the prompt that were not computed, as they were in the cache."""
     first_token_s: float
-    """Seconds from sending the request (the first try of it) to the first token."""
+    """Seconds from sending the request to the first token; of the first after a boot, with the time that the server
+    took to come up."""
 
     @property
     def found(self) -> bool:
@@ -167,51 +203,108 @@ def record(
         rehearsal = _ask(http, _plant(http), tail)
         if not rehearsal.found:
             raise NoAnswer(f"of a nonce it was just asked, the server did not keep enough: {rehearsal}")
-        second = tuple(_answer(http, *prompt) for prompt in prompts)  # behind a nonce, as they will be asked again
+        # behind a nonce, as they will be asked again
+        others = tuple(tuple(_answer(http, *prompt) for prompt in prompts) for _ in range(REPEATS - 1))
         planted = _plant(http, nonce if plant else "")
-        return Golden(planted if plant else _tokens(http, nonce), tail, first, second)
+        return Golden(planted if plant else _tokens(http, nonce), tail, (first, *others))
+
+
+def wait_until_up(
+    base_url: str,
+    api_key: str | None,
+    *,
+    patience_s: float = REQUEST_S,
+    headers: Mapping[str, str] | None = None,
+) -> float:
+    """Wake a server with GET /health, which needs no slot, until it answers 200; the seconds that took.
+
+    What says that there is none yet is asked again: 502, 503 and 504 of what stands before it, a refused connection and
+    one that broke off. Raises NoAnswer when that takes longer than `patience_s`, and at once for what a starting server
+    does not say, such as the 401 of a proxy.
+    """
+    start = time.monotonic()
+    with _asking(base_url, api_key, patience_s, headers) as http:
+        while not _is_up(http, patience_s - (time.monotonic() - start)):
+            time.sleep(RETRY_S)
+    return time.monotonic() - start
+
+
+def _is_up(http: httpx.Client, left_s: float) -> bool:
+    """Whether /health is 200. Raises NoAnswer, or what httpx raises, for what a starting server does not do, for an
+    answer that takes longer than what is `left_s` of the patience, and at the last try, when nothing is."""
+    last = left_s <= 0
+    try:
+        answer = http.get("/health", timeout=httpx.Timeout(max(left_s, RETRY_S), connect=10.0))
+    except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout):
+        if last:
+            raise
+        return False
+    if answer.status_code in STARTING and not last:
+        return False
+    _said("/health", answer)
+    return True
 
 
 def ask_again(
-    base_url: str, api_key: str | None, golden: Golden, *, patience_s: float = REQUEST_S,
+    base_url: str,
+    api_key: str | None,
+    golden: Golden,
+    *,
+    patience_s: float = REQUEST_S,
+    waited_s: float | None = None,
     headers: Mapping[str, str] | None = None,
-) -> Seen:  # fmt: skip
-    """Ask a server what a golden record knows. Raises NoAnswer, also when an answer takes longer than `patience_s`.
+) -> Seen:
+    """Ask a server what a golden record knows. Raises NoAnswer, also when an answer takes longer than `patience_s`,
+    and the first one, with the time that was waited for the server to come up, does.
 
-    Ask once a boot, and before anything else but /health: to ask for the nonce is to plant it. So what comes in place
-    of an answer while a server comes up is waited out on /health: 503, and on Modal 502, 504 and broken connections in
-    between, of which nobody knows whether the server got the request. A request that broke off is never sent again.
+    Ask once a boot, and before any other prompt: to ask for the nonce is to plant it. So it is asked of a server that
+    is up (`waited_s`: by `wait_until_up`, which took so long; else it is waited for here), and never again once it may
+    have been worked on: a 503 or a refused connection say that it was not, a 502 or a broken connection do not.
     """
+    if waited_s is None:
+        waited_s = wait_until_up(base_url, api_key, patience_s=patience_s, headers=headers)
     with _asking(base_url, api_key, patience_s, headers) as http:
-        start = time.monotonic()
-        _wait_up(http, start + patience_s)
-        nonce = _ask(http, golden.nonce, golden.tail, patience_s, start)
+        nonce = _ask(http, golden.nonce, golden.tail, waited_s=waited_s, patience_s=patience_s - waited_s)
         warm = _ask(http, _plant(http), golden.tail)
         control = _ask(http, _random_tokens(http, NONCE_WORDS), golden.tail)
         return Seen(nonce, warm, control, _answers(http, golden))
 
 
 def answer_again(
-    base_url: str, api_key: str | None, golden: Golden, *, patience_s: float = REQUEST_S
+    base_url: str,
+    api_key: str | None,
+    golden: Golden,
+    *,
+    patience_s: float = REQUEST_S,
+    headers: Mapping[str, str] | None = None,
 ) -> tuple[Answer, ...]:
     """A server's answers to the golden prompts, and nothing of its nonce. Raises NoAnswer."""
-    with _asking(base_url, api_key, patience_s) as http:
+    with _asking(base_url, api_key, patience_s, headers) as http:
         return _answers(http, golden)
 
 
 def _answers(http: httpx.Client, golden: Golden) -> tuple[Answer, ...]:
-    return tuple(_answer(http, each.prompt, each.image) for each in golden.first)
+    return tuple(_answer(http, each.prompt, each.image, len(each.tokens)) for each in golden.first)
+
+
+def tolerances(golden: Golden) -> tuple[float, ...]:
+    """By how much (nats) log-probabilities may differ, for each prompt: twice what any two askings of it did, and the
+    floor. A noisy prompt, as one with an image may be, lends nothing to the others."""
+    return tuple(
+        max(TOLERANCE, 2 * max((_apart(*pair) for pair in combinations(asked, 2)), default=0.0))
+        for asked in zip(*golden.repeats, strict=True)
+    )
 
 
 def tolerance(golden: Golden) -> float:
-    """By how much (nats) log-probabilities may differ: twice what they did between two askings."""
-    return max(TOLERANCE, 2 * max(map(_apart, golden.first, golden.second)))
+    """The largest tolerance of any prompt (nats)."""
+    return max(tolerances(golden), default=TOLERANCE)
 
 
-def differences(golden: Golden, answers: tuple[Answer, ...], allowed: float | None = None) -> Iterator[str]:
-    """One line for each answer that is not the golden one, within the tolerance (or `allowed`, nats)."""
-    allowed = tolerance(golden) if allowed is None else allowed
-    for before, after in zip(golden.first, answers, strict=True):
+def differences(golden: Golden, answers: tuple[Answer, ...], limit: float | None = None) -> Iterator[str]:
+    """One line for each answer that is not the golden one, within its prompt's tolerance (or the `limit`, nats)."""
+    for before, after, own in zip(golden.first, answers, tolerances(golden), strict=True):
+        allowed = own if limit is None else limit
         if (apart := _apart(before, after)) > allowed:
             tokens = [[token.id for token in answer.tokens] for answer in (before, after)]
             said = "the same tokens" if tokens[0] == tokens[1] else f"tokens {tokens[1]}, golden {tokens[0]}"
@@ -221,14 +314,14 @@ def differences(golden: Golden, answers: tuple[Answer, ...], allowed: float | No
 def _apart(a: Answer, b: Answer) -> float:
     """The largest difference of two answers' log-probabilities, as far as they say the same.
 
-    Where they part, how much less likely the other's token was: at a tie, nothing. Infinite when one just ends.
+    Where they part, how much less likely the other's token was: at a tie, nothing. As far as can be when one just ends.
     """
     largest = 0.0
     for mine, other in zip(a.tokens, b.tokens, strict=False):
         largest = max(largest, *(_gap(mine, other, token) for token, _ in (*mine.top, *other.top)))
         if mine.id != other.id:
             return max(largest, *(abs(_log(t, mine.id) - _log(t, other.id)) for t in (mine, other)))
-    return largest if len(a.tokens) == len(b.tokens) else math.inf
+    return largest if len(a.tokens) == len(b.tokens) else -LOWEST
 
 
 def _gap(a: Token, b: Token, token: int) -> float:
@@ -236,10 +329,9 @@ def _gap(a: Token, b: Token, token: int) -> float:
 
 
 def _log(place: Token, token: int) -> float:
-    """The log-probability of a token in a place; of one that is not among the most likely, that of the last of them.
-    Below -50 (e^-50) there is nothing to tell apart: a server writes the logarithm of nothing as -3e38."""
+    """The log-probability of a token in a place; of one that is not among the most likely, that of the last of them."""
     top = dict(place.top)
-    return max(-50.0, top.get(token, min(top.values())))
+    return max(LOWEST, top.get(token, min(top.values())))
 
 
 def _use_every_path(http: httpx.Client, vision: bool) -> None:
@@ -277,7 +369,7 @@ _TOOL = {
 }
 
 
-def _answer(http: httpx.Client, text: str, image: bool) -> Answer:
+def _answer(http: httpx.Client, text: str, image: bool, tokens: int = ANSWER_TOKENS) -> Answer:
     prompt: Any = text
     if image:
         marker = _get(http, "/props").get("media_marker", MEDIA_MARKER)
@@ -287,7 +379,7 @@ def _answer(http: httpx.Client, text: str, image: bool) -> Answer:
         "/completion",
         {
             "prompt": prompt, "id_slot": SLOT, "cache_prompt": False, "temperature": 0.0, "seed": 1,
-            "n_predict": ANSWER_TOKENS, "ignore_eos": True, "n_probs": TOP,
+            "n_predict": tokens, "ignore_eos": True, "n_probs": TOP,
         },
     )  # fmt: skip
     return Answer(text, image, tuple(_token(each) for each in said["completion_probabilities"]))
@@ -301,14 +393,19 @@ def _plant(http: httpx.Client, text: str = "") -> tuple[int, ...]:
 
 
 def _ask(
-    http: httpx.Client, nonce: tuple[int, ...], tail: tuple[int, ...], patience_s: float = 0.0,
-    start: float | None = None,
-) -> Asked:  # fmt: skip
+    http: httpx.Client,
+    nonce: tuple[int, ...],
+    tail: tuple[int, ...],
+    *,
+    waited_s: float = 0.0,
+    patience_s: float = 0.0,
+) -> Asked:
+    """`waited_s`: what had to be waited before, which a user would have waited too."""
     body = {
         "prompt": nonce + tail, "id_slot": SLOT, "cache_prompt": True, "temperature": 0.0,
         "n_predict": 4, "ignore_eos": True, "return_tokens": True, "stream": True,
     }  # fmt: skip
-    start = time.monotonic() if start is None else start
+    start = time.monotonic() - waited_s
     first_token_s = None
     for event in _events(http, "/completion", body, patience_s):
         if first_token_s is None and event.get("tokens"):
@@ -348,7 +445,7 @@ def _post(http: httpx.Client, path: str, body: dict[str, Any]) -> Any:
 
 def _said(path: str, answer: httpx.Response) -> Any:
     if answer.status_code != 200:
-        raise NoAnswer(f"{path}: {answer.status_code} {answer.text[:400]}")
+        raise NoAnswer(f"{path}: {answer.status_code} {answer.text[:400]}", answer.status_code)
     return answer.json()
 
 
@@ -368,15 +465,6 @@ def _events(http: httpx.Client, path: str, body: dict[str, Any], patience_s: flo
         except httpx.ConnectError:
             if time.monotonic() > deadline:
                 raise
-        time.sleep(RETRY_S)
-
-
-def _wait_up(http: httpx.Client, deadline: float) -> None:
-    """Return once the server says that it is healthy, or at the deadline."""
-    while time.monotonic() < deadline:
-        with suppress(httpx.TransportError):
-            if http.get("/health").status_code == 200:
-                return
         time.sleep(RETRY_S)
 
 

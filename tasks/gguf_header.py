@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,10 +46,11 @@ class Header:
 
 
 def read(path: Path) -> Header:
-    """The header of a GGUF file. Raises BadInput when it is none, cut off in its header, or not there."""
+    """The header of a GGUF file, read once while the file is unchanged: several checks ask for it, and a vocabulary of
+    262,144 words takes a while. Raises BadInput when it is none, cut off in its header, or not there."""
     try:
-        with open(path, "rb") as file:
-            return _read(file)
+        stat = path.stat()
+        return _read_once(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     except OSError as error:
         raise BadInput(
             f"the file {path} cannot be read", evidence=str(error), todo="correct the path in the settings"
@@ -59,6 +61,12 @@ def read(path: Path) -> Header:
             evidence=str(error),
             todo="fetch the file again (a Git LFS pointer is not the file), and compare its sha256",
         ) from error
+
+
+@lru_cache(maxsize=32)
+def _read_once(path: Path, *_stamp: int) -> Header:
+    with open(path, "rb") as file:
+        return _read(file)
 
 
 def before_vocabulary(path: Path) -> dict[str, Any]:

@@ -638,6 +638,7 @@ def to_staging(
     def check(at: Endpoint) -> None:
         for name in (STAGING, restore.NAME):
             store.forget_verification(release.id, name)
+        store.forget_cycles(release.id)
         check_serving(at, release)
 
     endpoint = _deploy(platform, "staging", release, check, generation=generation, progress=progress)

@@ -543,6 +543,9 @@ class Latency(Model):
     after_idle_s: float = Field(description="seconds to the first token of the first request after an idle window")
     warm_s: float = Field(description="seconds to the first token of as much work right after")
     tokens_per_s: float | None = Field(default=None, description="tokens generated a second by one request, warm")
+    snapshot: str | None = Field(
+        default=None, description="which one it came back from: on Modal there is one for each worker type"
+    )
     at: datetime = Field(default_factory=now)
 
 

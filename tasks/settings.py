@@ -6,6 +6,7 @@ the environment wins. Secrets are only ever named here (`api_key_env`), never he
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -42,7 +43,7 @@ Auto = Literal["auto"]
 """llama-server is not told, and decides."""
 _DEVICES = re.compile(
     r"(CUDA|NVIDIA|GGML|OMP|GOMP|KMP|HIP|HSA|ROCR|ROCBLAS|AMD|RADV|MESA|VK|SYCL|ONEAPI|ZE|ZES|OPENBLAS|MKL|BLIS|MALLOC"
-    r"|MTMD|LLAMA)_\w+"
+    r"|MTMD|LLAMA)_\w+|HF_(HOME|HUB_CACHE)"
 )
 """Variables that llama-server, the libraries under it and the drivers read."""
 
@@ -139,11 +140,6 @@ class ServerSettings(Section):
     )
     env: dict[str, str] = Field(default_factory=dict, description="variables that llama-server and drivers read")
 
-    @classmethod
-    def left_open(cls) -> frozenset[str]:
-        """The settings whose value `auto` is not said: llama-server has its own default."""
-        return frozenset(("slots", "ctx_per_slot", "kv_cache_type", "batch", "ubatch", "gpu_layers", "memory_map"))
-
     @property
     def context_tokens(self) -> int | None:
         """Tokens of context of all slots together; None where llama-server decides."""
@@ -157,20 +153,9 @@ class ServerSettings(Section):
         return self.key_cache_type or both, self.value_cache_type or both
 
     @model_validator(mode="after")
-    def _in_range(self) -> Self:
-        for name, low, high in (
-            ("slots", 1, 256),
-            ("ctx_per_slot", 256, None),
-            ("batch", 1, None),
-            ("ubatch", 1, None),
-        ):
-            value = getattr(self, name)
-            if value != "auto" and not (low <= value and (high is None or value <= high)):
-                raise ValueError(f"server.{name} is {low} or more" + (f", and at most {high}" if high else ""))
+    def _fits_together(self) -> Self:
         if self.slots == "auto" and self.ctx_per_slot != "auto" and "ctx_per_slot" in self.model_fields_set:
             raise ValueError('server.ctx_per_slot needs server.slots, or "auto"')
-        if self.gpu_layers not in ("auto", "all") and int(self.gpu_layers) < 0:
-            raise ValueError('server.gpu_layers is 0 or more, "all" or "auto"')
         if self.lora_scale and len(self.lora_scale) != len(self.lora):
             raise ValueError(f"server.lora_scale has {len(self.lora_scale)} numbers for {len(self.lora)} adapters")
         if commas := [str(path) for path in self.lora if "," in path.name or ":" in path.name]:
@@ -231,19 +216,69 @@ class LocalSettings(Section):
 
 
 class RestoreSettings(Section):
-    cycles: int = Field(default=5, ge=1, description="idle cycles that a release goes through on staging")
-    required: float = Field(
-        default=0.5,
-        gt=0,
-        lt=1,
-        description="share of cycles that must end restored; the lower end of its 95% interval counts (5 of 5: 0.57)",
+    good: float = Field(
+        default=0.99, gt=0, lt=1, description="share of returns from idle that a good snapshot restores"
     )
-    created_max: int = Field(default=5, ge=0, description="cycles that may create a snapshot before one is restored")
+    bad: float = Field(default=0.7, gt=0, lt=1, description="share of them that is too few")
+    bad_passes: float = Field(
+        default=0.05, gt=0, lt=0.5, description="chance, at most, that a release which restores only `bad` passes"
+    )
+    good_fails: float = Field(
+        default=0.01, gt=0, lt=0.5, description="chance, at most, that a release which restores `good` fails"
+    )
+    cycles_max: int = Field(
+        default=40, ge=1, le=2000, description="idle cycles after which what is undecided is left to a person"
+    )
+    cold_cycles: int = Field(default=5, ge=1, description="idle cycles where there is no snapshot to come back from")
+    created_max: int = Field(
+        default=5, ge=0, description="cycles at the beginning that may create a snapshot before anything is restored"
+    )
+    worker_types: int = Field(  # two or three for one GPU type: Modal's guide to memory snapshots, November 2026
+        default=3,
+        ge=1,
+        description="kinds of machine, each with a snapshot of its own, that the platform may have for a release: no "
+        "more snapshots than that are created without a failed restore",
+    )
     accept_cold: bool = Field(default=False, description="a cold boot after idle is good enough on this platform")
     wait_s: float = Field(default=1.0, ge=0, description="seconds to stay idle before the first request")
     answer_s: float = Field(
         default=300.0, gt=0, description="seconds that an answer may take, the first after idle included"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_their_new_names(cls, given: Any) -> Any:
+        """Not translated: the share that was `required` of so many cycles has no counterpart in a sequential test."""
+        if old := [name for name in ("cycles", "required") if isinstance(given, Mapping) and name in given]:
+            raise ValueError(
+                f"{' and '.join(f'restore.{name}' for name in old)} went: how many cycles there are follows from "
+                "restore.good, restore.bad, restore.bad_passes and restore.good_fails, up to restore.cycles_max; "
+                "where there are no snapshots it is restore.cold_cycles. Take the old names out"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _can_pass(self) -> Self:
+        if self.bad >= self.good:
+            raise ValueError(f"restore.bad ({self.bad:g}) must be less than restore.good ({self.good:g})")
+        if self.fewest > self.cycles_max:
+            count = self.cycles_max - 1
+            rate = math.floor(1e4 * self.good * self.bad_passes ** (1 / count)) / 1e4 if count else 0
+            chance = math.ceil(1e3 * (self.bad / self.good) ** count) / 1e3
+            others = [f"restore.bad at most {rate:g}"] if rate > 0 else []
+            others += [f"restore.bad_passes at least {chance:g}"] if chance < 0.5 else []
+            raise ValueError(
+                f"no release could pass: it takes {self.fewest} restores in a row to tell {self.good:g} from "
+                f"{self.bad:g}, and restore.cycles_max is {self.cycles_max}. "
+                f"Set restore.cycles_max to {self.fewest} or more" + (f"; or {', or '.join(others)}" if others else "")
+            )
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Restores in a row after which the test of the two rates passes: the first one, from which on it counts, and
+        as many as it takes, see tasks/restore/sequential.py."""
+        return 1 + math.ceil(-math.log(self.bad_passes) / math.log(self.good / self.bad) - 1e-9)
 
 
 class EvalSettings(Section):
@@ -273,13 +308,18 @@ class ApprovalSettings(Section):
     )
 
 
+PROBES_TO_KNOW = 26
+"""Probes of a release after which the restore watch can tell slow from usual: tasks/watch/judge.py needs so many."""
+
+
 class WatchSettings(Section):
     probes_per_day: int = Field(
         default=4,
         ge=0,
         le=1440,
         description="how often a day production is woken to be measured, only ever while it is idle; 0: never. On "
-        "Modal a probe costs a restore and modal.idle_s of a container",
+        "Modal a probe costs a restore and modal.idle_s of a container. Whether a release has become slower is known "
+        f"from its probe {PROBES_TO_KNOW} on: after 6.5 days at 4 a day, and never where each is replaced before that",
     )
     restores: int = Field(default=5, ge=1, description="the latest returns from idle that are looked at")
     failed_restores: int = Field(default=3, ge=1, description="so many of them that failed are an alert")
@@ -297,6 +337,12 @@ class WatchSettings(Section):
         if self.failed_restores > self.restores:
             raise ValueError("watch.failed_restores is how many of watch.restores failed: it can't be more")
         return self
+
+    @property
+    def days_to_know(self) -> float:
+        """Days in production after which the watch can tell whether a release has become slower, if it is idle when a
+        probe is due."""
+        return PROBES_TO_KNOW / self.probes_per_day if self.probes_per_day else math.inf
 
 
 class NotifySettings(Section):

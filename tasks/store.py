@@ -11,6 +11,7 @@
     answers/<id>/<set digest>[.again].jsonl    what a release answered to the evals, one line an answer
     calls/<digest>.json         a build that is being made elsewhere
     hub/<user>/<repository>.json   the commit that a repository of the Hub is pinned to
+    cycles/<id>/<key>.json      the idle cycles of a restore probe that has no verdict yet
     series/<id>/<time>-<id>.json   append-only: how long a release took to answer, one file an idle cycle
     series/latency.svg          all of them as a plot; of this machine
     watch/<id>.json             what the restore watch has seen of a release in production; bounded
@@ -475,7 +476,7 @@ class Store:
                     temporary.unlink(missing_ok=True)
                     os.link(path, temporary)
                     os.replace(temporary, link)
-                    write_atomic(self._seen(path), ref.sha256)  # the link has changed its ctime, and not its content
+                    self.remember(path, ref.sha256)  # the link has changed its ctime, and not its content
         except OSError as error:
             raise ToolingError(
                 f"the parts of {refs[0].name} can't be put side by side", evidence=str(error), todo="free some space"
@@ -552,8 +553,8 @@ class Store:
         return good if len(good) == len(names) else []
 
     def forget(self, release: Release) -> None:
-        """Forget a release's verifications and its answers to the evals, so that all are run again."""
-        for kind in ("dossiers", "answers"):
+        """Forget a release's verifications, its answers to the evals and its idle cycles, so that all are run again."""
+        for kind in ("dossiers", "answers", "cycles"):
             self.files.remove(f"{kind}/{release.id}")
         shutil.rmtree(self.root / "answers" / release.id, ignore_errors=True)
 
@@ -644,10 +645,24 @@ class Store:
     def close_redeploy(self) -> None:
         self.files.remove("stages/redeploy.json")
 
+    def cycles(self, release_id: str, key: str, kind: type[M]) -> M | None:
+        """The idle cycles of a restore probe without a verdict, under a key that names the rules and the deployment."""
+        return self._load(f"cycles/{release_id}/{key}.json", kind)
+
+    def save_cycles(self, release_id: str, key: str, cycles: Model) -> None:
+        """Without a secret: an error of theirs goes into the dossier, too."""
+        clean = type(cycles).model_validate(redact(cycles.model_dump()))
+        self._save(f"cycles/{release_id}/{key}.json", clean)
+
+    def forget_cycles(self, release_id: str) -> None:
+        """They have their verdict."""
+        self.files.remove(f"cycles/{release_id}")
+
     # -- series -----------------------------------------------------------------------------------
 
     def add_latency(self, release_id: str, latency: Latency) -> None:
-        """Append one idle cycle to the release's series. Of too many the first, its baseline, and the latest stay."""
+        """Append one idle cycle to the release's series. Of too many the first, staging's among them, and the latest
+        stay, with which the restore watch compares."""
         self._save(f"series/{release_id}/{timed_name(latency.at)}", latency)
         for path in self.files.names(f"series/{release_id}/*.json")[MAX_LATENCIES // 2 : -MAX_LATENCIES // 2]:
             self.files.remove(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class Adopted:
     pairs: tuple[Pair, ...]
     missing: tuple[Path, ...]
     """Files that it names and that are not here."""
+    unseen: tuple[Path, ...] = ()
+    """Files that it names and that this user can't look for."""
 
     @property
     def changes(self) -> bool:
@@ -76,7 +79,7 @@ def adopt(launch: Launch, table: Table, here: Path) -> Adopted:
     old = read_text(path) if path.is_file() else None
     settled = keeping_key(settled, old or "")
     text = merged(settled, old) if old is not None else render(settled)
-    return Adopted(settled, path, old, text, tuple(_pairs(settled, table)), tuple(_missing(settled)))
+    return Adopted(settled, path, old, text, tuple(_pairs(settled, table)), *_missing(settled))
 
 
 def write(adopted: Adopted, force: bool) -> bool:
@@ -148,9 +151,16 @@ def _difference(theirs: list[Said], ours: list[Said]) -> str:
     return f"{before} is {after} now"
 
 
-def _missing(settled: Settled) -> Iterator[Path]:
+def _missing(settled: Settled) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """(files that are not there, files that can't be looked for)."""
     server = settled.server
     named = [server.get(key) for key in ("model", "mmproj", "chat_template", "draft_model", "api_key_file")]
-    for path in (*named, *server.get("lora", ())):
-        if path and not Path(path).exists():
-            yield Path(path)
+    missing, unseen = [], []
+    for path in filter(None, (*named, *server.get("lora", ()))):
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            missing.append(Path(path))
+        except (OSError, ValueError):  # a folder that may not be entered, a name that can't be one
+            unseen.append(Path(path))
+    return tuple(missing), tuple(unseen)

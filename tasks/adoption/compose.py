@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from tasks.adoption.containers import absolute, bind, contained, published, visible_gpus
+from tasks.adoption.containers import absolute, bind, contained, ports, published, with_gpus
 from tasks.adoption.launch import Launch, Mount, Port, Variable, Word, given, words_of
 from tasks.adoption.variables import Unset, dotenv_file, interpolate, read_text
 from tasks.adoption.words import peel, program
@@ -39,11 +41,25 @@ _AsText.yaml_implicit_resolvers = {
     for first, all_of_it in yaml.SafeLoader.yaml_implicit_resolvers.items()
     if (kept := [each for each in all_of_it if each[0] in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")])
 }
-_AsText.add_multi_constructor("!", lambda loader, _suffix, node: _plain(loader, node))
+_AsText.add_multi_constructor("!", lambda loader, suffix, node: _tagged(suffix, _plain(loader, node)))
+
+
+class _Override(NamedTuple):
+    """What replaces an earlier file's instead of being merged with it; None is `!reset` (compose-spec, 13-merge.md)."""
+
+    value: Any
+
+
+def _tagged(tag: str, value: Any) -> Any:
+    return _Override(value) if tag == "override" else _Override(None) if tag == "reset" else value
+
+
+def _within(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A value that is changed, behind its tag."""
+    return _Override(change(value.value)) if isinstance(value, _Override) else change(value)
 
 
 def _plain(loader: _AsText, node: yaml.Node) -> Any:
-    """What stands behind !reset and !override."""
     if isinstance(node, yaml.MappingNode):
         return loader.construct_mapping(node, deep=True)
     if isinstance(node, yaml.SequenceNode):
@@ -60,41 +76,47 @@ def read_compose(file: Path, service: str | None, caller: Mapping[str, str]) -> 
         return _read(file.absolute(), service, caller)
     except (TypeError, AttributeError, KeyError, ValueError, RecursionError) as error:
         raise BadInput(
-            f"{file} is not as compose has it", evidence=f"{type(error).__name__}: {error}",
+            f"{file} is not as compose has it", evidence=type(error).__name__,  # its text quotes the file's, keys too
             todo=f"check it: docker compose -f {file.name} config",
         ) from error  # fmt: skip
 
 
 def _read(file: Path, service: str | None, caller: Mapping[str, str]) -> Launch:
     dotenv = file.parent / ".env"
-    known = {**(dotenv_file(read_text(dotenv), caller) if dotenv.is_file() else {}), **caller}
+    known = {**(dotenv_file(read_text(dotenv), caller, str(dotenv)) if dotenv.is_file() else {}), **caller}
     missing: dict[str, None] = {}
 
     def unset(name: str) -> str:
         missing[name] = None
         return ""
 
-    services = _services(file, known, unset)
+    services = _whole(file, known, unset)
     second = file.parent / OVERRIDES.get(file.name, "")
     notes = []
     if second.is_file():
-        for name, body in _services(second, known, unset).items():
+        for name, body in _whole(second, known, unset).items():
             services[name] = _merged(services.get(name, {}), body)
         notes.append(f"{second.name}: read, too, as docker compose does")
     if missing:
         notes.append(f"{', '.join(missing)}: not set, and nothing to docker compose")
-    bodies = {name: _extended(body, services, file.parent, known) for name, body in services.items()}
+    bodies = {name: _merged({}, body) for name, body in services.items()}
     name = service or _the_server(bodies, file)
     if name not in bodies:
         raise BadInput(f"{file.name} has no service {name}", evidence=", ".join(bodies), todo="name one with --service")
     return _launched(name, bodies[name], file, known).told(*notes)
 
 
+def _whole(file: Path, known: Mapping[str, str], unset: Unset) -> dict[str, Tree]:
+    """A file's services with what they extend: each file's own, before files are merged (compose-go, loader)."""
+    services = _services(file, known, unset)
+    return {name: _extended(body, services, file.parent, known) for name, body in services.items()}
+
+
 def _services(file: Path, known: Mapping[str, str], unset: Unset) -> dict[str, Tree]:
     try:
         tree = yaml.load(read_text(file), Loader=_AsText)
     except yaml.YAMLError as error:
-        raise BadInput(f"{file} is no YAML", evidence=str(error), todo="mend it, or name another file") from error
+        raise BadInput(f"{file} is no YAML", evidence=_problem(error), todo="mend it, or name another file") from error
     services = tree.get("services") if isinstance(tree, dict) else None
     if not isinstance(services, dict) or not services:
         raise BadInput(f"{file} has no services", todo="name a compose file")
@@ -103,24 +125,37 @@ def _services(file: Path, known: Mapping[str, str], unset: Unset) -> dict[str, T
     for name, body in services.items():
         body = dict(body or {})
         if "secrets" in body:
-            body["secrets"] = [_file_of(each, secrets, file.parent) for each in body["secrets"]]
-        found[name] = _rooted(_interpolated(body, known, unset), file.parent)
+            body["secrets"] = _within(body["secrets"], partial(_files_of, declared=secrets, here=file.parent))
+        found[name] = _rooted(_interpolated(body, known, unset, f"{file.name}: services.{name}"), file.parent)
     return found
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong with a file and where, without its text, which may hold a key."""
+    problem = re.sub(
+        r"(['\"]).*\1", "...", str(getattr(error, "problem", None) or type(error).__name__), flags=re.DOTALL
+    )
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
 
 
 def _rooted(body: Tree, here: Path) -> Tree:
     """The same with absolute paths: those of a file that is extended begin in its own folder."""
     found = dict(body)
     if "env_file" in body:
-        files = body["env_file"]
-        each = [{"path": file} if isinstance(file, str) else file for file in ([files] if _is_one(files) else files)]
-        found["env_file"] = [{**file, "path": str(absolute(file["path"], here))} for file in each]
-    found["volumes"] = [*_mounts(body.get("volumes") or (), here)]
+        found["env_file"] = _within(body["env_file"], partial(_env_files, here=here))
+    found["volumes"] = _within(body.get("volumes"), lambda volumes: [*_mounts(volumes or (), here)])
     return found
 
 
-def _is_one(files: Any) -> bool:
-    return isinstance(files, str | dict)
+def _env_files(files: Any, here: Path) -> list[Tree]:
+    files = [files] if isinstance(files, str | dict) else files or ()
+    each = [{"path": file} if isinstance(file, str) else file for file in files]
+    return [{**file, "path": str(absolute(file["path"], here))} for file in each]
+
+
+def _files_of(secrets: Any, declared: Mapping[str, Any], here: Path) -> list[dict[str, str]]:
+    return [_file_of(each, declared, here) for each in secrets or ()]
 
 
 def _file_of(secret: Any, declared: Mapping[str, Any], here: Path) -> dict[str, str]:
@@ -131,23 +166,34 @@ def _file_of(secret: Any, declared: Mapping[str, Any], here: Path) -> dict[str, 
     return {"inside": str(PurePosixPath("/run/secrets") / target), "outside": str(absolute(path, here)) if path else ""}
 
 
-def _interpolated(value: Any, known: Mapping[str, str], unset: Unset) -> Any:
+def _interpolated(value: Any, known: Mapping[str, str], unset: Unset, where: str) -> Any:
+    """The same with its variables filled in; `where` it stands is told of what can't be."""
     if isinstance(value, str):
-        return interpolate(value, known, unset)
+        return interpolate(value, known, unset, where)
+    if isinstance(value, _Override):
+        return _Override(_interpolated(value.value, known, unset, where))
     if isinstance(value, dict):
-        return {key: _interpolated(each, known, unset) for key, each in value.items()}
-    return [_interpolated(each, known, unset) for each in value] if isinstance(value, list) else value
+        return {key: _interpolated(each, known, unset, f"{where}.{key}") for key, each in value.items()}
+    if isinstance(value, list):
+        return [_interpolated(each, known, unset, f"{where}[{at}]") for at, each in enumerate(value)]
+    return value
 
 
 def _merged(below: Tree, above: Tree) -> Tree:
     """A service with what a later file, or the service that extends it, says of it."""
     found = dict(below)
     for key, value in above.items():
-        old = found.get(key)
+        old = found.pop(key, None)
+        if isinstance(value, _Override):
+            if value.value is not None:
+                found[key] = value.value
+            continue
+        if isinstance(old, _Override):
+            old = old.value
         if key == "environment":
-            value = {**_mapping(old), **_mapping(value)}
-        elif isinstance(old, dict) and isinstance(value, dict):
-            value = _merged(old, value)
+            value = _merged(_mapping(old), _mapping(value))
+        elif isinstance(value, dict):
+            value = _merged(old if isinstance(old, dict) else {}, value)
         elif isinstance(old, list) and isinstance(value, list) and key not in _REPLACED:
             value = [*old, *value]
         found[key] = value
@@ -168,7 +214,7 @@ def _extended(body: Tree, services: Mapping[str, Tree], here: Path, known: Mappi
     return _merged(below, {key: value for key, value in body.items() if key != "extends"})
 
 
-def _mapping(environment: Any) -> dict[str, str | None]:
+def _mapping(environment: Any) -> Tree:
     """`environment` as a map or a list; None is a variable that is the caller's."""
     if isinstance(environment, dict):
         return environment
@@ -211,20 +257,22 @@ def _command(value: Any) -> list[str]:
 
 def _launched(name: str, body: Tree, file: Path, known: Mapping[str, str]) -> Launch:
     at = f"{file.name}: services.{name}"
-    ports = [*_ports(body.get("ports") or ())]
     launch = Launch(
         words=_words(body.get("command"), f"{at}.command"),
-        variables=(*_variables(body, known, at), *visible_gpus(_gpus(body), f"{at}.deploy")),
+        variables=tuple(_variables(body, known, at)),
         folder=PurePosixPath(body["working_dir"]) if body.get("working_dir") else None,
-        mounts=(*body["volumes"], *_secrets(body)),
-        ports=None if body.get("network_mode") == "host" else tuple(ports),
+        mounts=(*body.get("volumes", ()), *_secrets(body)),
+        ports=None if body.get("network_mode") == "host" else tuple(_ports(body.get("ports") or ())),
     )
+    launch = with_gpus(launch, _gpus(body), f"{at}.deploy")
     others = sorted(set(body) - _READ)
     kept = "of a container; llama-release runs and keeps the server on this machine itself"
     launch = launch.told(f"{', '.join(f'services.{name}.{key}' for key in others)}: dropped, {kept}" * bool(others))
     image = body.get("image") or ""
     launch = launch.told(f"{name} is built here: its Dockerfile is not read" * bool("build" in body))
-    launch = contained(launch, image or f"the image of {name}", _words(body.get("entrypoint"), f"{at}.entrypoint"))
+    entrypoint = body.get("entrypoint")  # none is the image's, an empty one is none at all (compose-spec, entrypoint)
+    words = None if entrypoint is None else _words(entrypoint, f"{at}.entrypoint")
+    launch = contained(launch, image or f"the image of {name}", words)
     return peel(launch, known)
 
 
@@ -239,7 +287,7 @@ def _variables(body: Tree, known: Mapping[str, str], at: str) -> Iterator[Variab
         if path.is_file() or said.get("required", "true") != "false":
             text = read_text(path)
             raw = said.get("format") == "raw"
-            pairs = dict(_raw(text)) if raw else dotenv_file(text, known)
+            pairs = dict(_raw(text)) if raw else dotenv_file(text, known, path.name)
             yield from given(pairs, f"{path.name}, of {at}.env_file")
     for name, value in _mapping(body.get("environment")).items():
         if value is not None or name in known:
@@ -260,6 +308,8 @@ def _mounts(volumes: Sequence[Any], here: Path) -> Iterator[Mount]:
                 yield found
         elif each.get("type") == "bind":
             yield Mount(inside=PurePosixPath(each["target"]), outside=absolute(each["source"], here))
+        elif each.get("target"):
+            yield Mount(inside=PurePosixPath(each["target"]), outside=None)
 
 
 def _secrets(body: Tree) -> Iterator[Mount]:
@@ -268,12 +318,12 @@ def _secrets(body: Tree) -> Iterator[Mount]:
             yield Mount(inside=PurePosixPath(secret["inside"]), outside=Path(secret["outside"]))
 
 
-def _ports(ports: Sequence[Any]) -> Iterator[Port]:
-    for each in ports:
+def _ports(said: Sequence[Any]) -> Iterator[Port]:
+    for each in said:
         if isinstance(each, str):
             yield from published([each])
-        elif each.get("published"):
-            yield from published([f"{each.get('host_ip', '0.0.0.0')}:{each['published']}:{each['target']}"])
+        elif each.get("published") and each.get("protocol", "tcp") == "tcp":
+            yield from ports(each.get("host_ip") or "", each["published"], each["target"])
 
 
 def _gpus(body: Tree) -> list[str]:

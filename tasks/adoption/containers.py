@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from tasks.adoption.launch import CALLER, Launch, Mount, Port, Variable, Word, given, words_of
@@ -53,9 +53,13 @@ def entered(image: str, words: Sequence[Word]) -> tuple[tuple[Word, ...], str]:
     return tuple(words), ""
 
 
-def contained(launch: Launch, image: str, entrypoint: Sequence[Word]) -> Launch:
-    """The same behind the container's own entrypoint, or the image's; `launch.words` are its arguments."""
-    words, told = ((*entrypoint, *launch.words), "") if entrypoint else entered(image, launch.words)
+def contained(launch: Launch, image: str, entrypoint: Sequence[Word] | None) -> Launch:
+    """The same behind the container's own entrypoint, or the image's where none is said; `launch.words` are its
+    arguments. An empty one clears the image's (docker-run(1), --entrypoint)."""
+    if entrypoint is None:
+        words, told = entered(image, launch.words)
+    else:
+        words, told = (*(word for word in entrypoint if word.text), *launch.words), ""
     if _IMAGE.search(image):
         launch = launch.model_copy(update={"variables": (_HOST, *launch.variables)})
     folder = launch.folder or WORKDIR
@@ -83,19 +87,22 @@ def read_run(launch: Launch, caller: Mapping[str, str]) -> Launch:
     here = Path(outside or "/")
     known = {**caller, **{each.name: each.value for each in launch.variables}}
     workdir = said("-w", "--workdir")
+    mounts = [*(bind(v, here) for v in said("-v", "--volume")), *(_mount(m, here) for m in said("--mount"))]
     inner = Launch(
         words=arguments,
-        variables=(*_variables(options, known, here, where), *visible_gpus(_gpus(said("--gpus", "--device")), where)),
+        variables=_variables(options, known, here, where),
         folder=PurePosixPath(workdir[-1]) if workdir else None,
-        mounts=tuple(filter(None, (*(bind(v, here) for v in said("-v", "--volume")), *map(_mount, said("--mount"))))),
+        mounts=tuple(filter(None, mounts)),
         ports=None if {"host"} & {*said("--network", "--net")} else tuple(published(said("-p", "--publish"))),
         notes=launch.notes,
     )  # fmt: skip
+    inner = with_gpus(inner, _gpus(said("--gpus", "--device")), where)
     others = sorted({option.name for option in options} - _READ)
     inner = inner.told(f"{', '.join(others)}: dropped, {_DROPPED}" * bool(others))
     lost = sorted(each.name for each in launch.variables if each.where == CALLER and inner.value(each.name) is None)
     inner = inner.told(f"{', '.join(lost)} of your environment: dropped, no -e passes it on" * bool(lost))
-    return contained(inner, image, words_of(said("--entrypoint")[-1:], where))
+    entrypoint = said("--entrypoint")[-1:]
+    return contained(inner, image, words_of(entrypoint, where) if entrypoint else None)
 
 
 def _variables(options: Sequence[Option], caller: Mapping[str, str], here: Path, where: str) -> tuple[Variable, ...]:
@@ -115,19 +122,20 @@ def _variables(options: Sequence[Option], caller: Mapping[str, str], here: Path,
 
 
 def bind(volume: str, here: Path) -> Mount | None:
-    """A `-v SOURCE:TARGET[:options]`; None for a volume that docker keeps itself, whose place is docker's."""
+    """A `-v SOURCE:TARGET[:options]`; None for a volume without a name."""
     source, _, rest = volume.partition(":")
     target = rest.partition(":")[0]
-    if not target or not source.startswith(("/", ".", "~")):
+    if not target:
         return None
-    return Mount(inside=PurePosixPath(target), outside=absolute(source, here))
+    named = not source.startswith(("/", ".", "~"))
+    return Mount(inside=PurePosixPath(target), outside=None if named else absolute(source, here))
 
 
 def absolute(path: str, here: Path) -> Path:
     return Path(os.path.normpath(here / os.path.expanduser(path)))
 
 
-def _mount(text: str) -> Mount | None:
+def _mount(text: str, here: Path) -> Mount | None:
     """A `--mount type=bind,source=...,target=...` (docker's documentation, bind mounts)."""
     said = {}
     for field in next(csv.reader([text]), []):
@@ -135,7 +143,7 @@ def _mount(text: str) -> Mount | None:
         said[{"src": "source", "dst": "target", "destination": "target"}.get(name, name)] = value
     if said.get("type", "volume") != "bind" or "source" not in said or "target" not in said:
         return None
-    return Mount(inside=PurePosixPath(said["target"]), outside=Path(said["source"]))
+    return Mount(inside=PurePosixPath(said["target"]), outside=absolute(said["source"], here))
 
 
 def published(texts: Iterable[str]) -> list[Port]:
@@ -145,10 +153,14 @@ def published(texts: Iterable[str]) -> list[Port]:
         address, protocol = text.partition("/")[::2]
         *rest, inside = re.split(r":(?![^\[]*\])", address)
         if protocol in ("", "tcp") and rest and rest[-1]:
-            host = rest[0].strip("[]") if len(rest) > 1 and rest[0] else "0.0.0.0"
-            first, inner = _range(rest[-1]), _range(inside)
-            found += [Port(inside=i, outside=o, host=host) for i, o in zip(inner, first, strict=False)]
+            found += ports(rest[0] if len(rest) > 1 else "", rest[-1], inside)
     return found
+
+
+def ports(host: str, outside: str, inside: str) -> list[Port]:
+    """The ports of one range, or of one port, that an address of this machine publishes; '' is all addresses."""
+    host = host.strip("[]") or "0.0.0.0"
+    return [Port(inside=i, outside=o, host=host) for i, o in zip(_range(inside), _range(outside), strict=False)]
 
 
 def _range(text: str) -> range:
@@ -172,13 +184,42 @@ def _gpus(texts: Iterable[str]) -> list[str]:
     return found
 
 
-def visible_gpus(ids: Sequence[str], where: str) -> tuple[Variable, ...]:
-    """The variables with which CUDA sees just these GPUs, as a container did.
+def with_gpus(launch: Launch, ids: Sequence[str], where: str) -> Launch:
+    """The same with the variables by which CUDA sees just the GPUs that its container saw: `ids`, or those of
+    NVIDIA_VISIBLE_DEVICES; its own CUDA_VISIBLE_DEVICES counts among these.
 
     A container's numbers are those of nvidia-smi, by PCI bus; CUDA's own order is the fastest first (CUDA C++
     Programming Guide, CUDA_DEVICE_ORDER).
     """
+    asked = next((each for each in reversed(launch.variables) if each.name == "NVIDIA_VISIBLE_DEVICES"), None)
+    launch = _without(launch, "NVIDIA_VISIBLE_DEVICES")
+    if asked and not ids and asked.value != "all":
+        where = asked.where
+        ids = asked.value.split(",")
+        if asked.value in ("", "none", "void"):  # NVIDIA Container Toolkit, "Environment variables"
+            launch, ids = (
+                launch.told(f"NVIDIA_VISIBLE_DEVICES={asked.value}: it sees no GPU, which is -1 to CUDA"),
+                ["-1"],
+            )
     if not ids:
-        return ()
-    where = where or "the container's GPUs"
-    return given({"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(ids)}, where)
+        return launch
+    if own := launch.value("CUDA_VISIBLE_DEVICES"):
+        ids = [*_among(ids, own.split(","))] or ["-1"]
+    launch = _without(launch, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+    said = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(ids)}
+    return launch.having(given(said, where or "the container's GPUs"))
+
+
+def _without(launch: Launch, *names: str) -> Launch:
+    return launch.model_copy(update={"variables": tuple(v for v in launch.variables if v.name not in names)})
+
+
+def _among(ids: Sequence[str], chosen: Iterable[str]) -> Iterator[str]:
+    """Those of a container's GPUs that CUDA chooses, up to the first that is not there (CUDA_VISIBLE_DEVICES)."""
+    for each in map(str.strip, chosen):
+        if not each.isdecimal() and not each.startswith("-"):  # by its UUID
+            yield each
+        elif each.isdecimal() and int(each) < len(ids):
+            yield ids[int(each)]
+        else:
+            return

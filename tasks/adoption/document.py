@@ -61,7 +61,7 @@ def says_the_same(settled: Settled, old: str) -> bool:
     except (tomllib.TOMLDecodeError, ValidationError):
         return False
     wanted = settled.section("local")
-    recipe = tree.get("recipe", {})
+    recipe = _table(tree, "recipe")
     return (
         ours == there
         and all(local[key] == value for key, value in wanted.items())
@@ -72,7 +72,7 @@ def says_the_same(settled: Settled, old: str) -> bool:
 def keeping_key(settled: Settled, old: str) -> Settled:
     """The same with the variable of the key that a file names, where the launch says none: its argv never does."""
     try:
-        named = tomllib.loads(old).get("server", {}).get("api_key_env")
+        named = _table(tomllib.loads(old), "server").get("api_key_env")
     except tomllib.TOMLDecodeError:
         return settled
     if not isinstance(named, str) or "api_key_env" in settled.server:
@@ -83,7 +83,7 @@ def keeping_key(settled: Settled, old: str) -> Settled:
 
 def _sections(settled: Settled, kept: Mapping[str, str]) -> Iterator[str]:
     """Lines of the new file: what stands before all sections first, then ours, then the others."""
-    if head := kept.get("", "").strip("\n"):
+    if head := _without("\n" + kept.get("", ""), {"server"}):  # `server = ...` on one line is replaced, too
         yield f"{head}\n"
     yield "[server]  # taken over by `llama-release import`: behind each setting stands what it came from"
     yield from (_line(line) for line in settled.lines if line.section == "server")
@@ -146,6 +146,13 @@ def _others(tree: Mapping[str, Any], ours: Mapping[str, set[str]]) -> dict[str, 
     """What of a document is not ours."""
     found = {name: value for name, value in tree.items() if name != "server"}
     for section, keys in ours.items():
-        rest = {key: value for key, value in found.pop(section, {}).items() if key not in keys}
-        found |= {section: rest} if rest else {}
+        if isinstance(found.get(section, {}), dict):
+            rest = {key: value for key, value in found.pop(section, {}).items() if key not in keys}
+            found |= {section: rest} if rest else {}
     return found
+
+
+def _table(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section of a document; empty where it is none."""
+    found = tree.get(name)
+    return found if isinstance(found, dict) else {}

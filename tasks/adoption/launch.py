@@ -11,6 +11,7 @@ from typing import Self
 from pydantic import Field, SecretStr
 
 from modal_app import redaction
+from tasks.flags.table import known
 from tasks.release import BadInput, Model
 
 CALLER = "your environment"
@@ -51,7 +52,7 @@ class Mount(Model):
     """A folder or file of this machine, as a container sees it."""
 
     inside: PurePosixPath
-    outside: Path
+    outside: Path | None = Field(description="None: a volume whose place is docker's")
 
 
 class Port(Model):
@@ -98,9 +99,10 @@ class Launch(Model):
     def outside(self, path: str) -> Path | None:
         """A path of the server as this machine has it, absolute; None when no mount of its container leads there."""
         inside = PurePosixPath(os.path.normpath((self.folder or PurePosixPath("/")) / path))
-        for mount in sorted(self.mounts, key=lambda each: len(each.inside.parts), reverse=True):
-            if inside.is_relative_to(mount.inside):
-                return mount.outside / inside.relative_to(mount.inside)
+        leading = [mount for mount in reversed(self.mounts) if inside.is_relative_to(mount.inside)]
+        if leading:  # of two at one place the later one
+            mount = max(leading, key=lambda each: len(each.inside.parts))
+            return mount.outside / inside.relative_to(mount.inside) if mount.outside else None
         return None if self.contained or (self.folder is None and not path.startswith("/")) else Path(inside)
 
 
@@ -177,9 +179,11 @@ def _words_apart(words: Sequence[Word]) -> tuple[tuple[Word, ...], list[Secret]]
         variable = SECRET_FLAGS.get(flag)
         if variable is None:
             kept.append(word)
-        elif sign or at + 1 < len(words):
-            at += not sign
-            value = attached if sign else words[at].text
+        else:  # without a value, or with an option for one, it is kept without any: `settle` refuses it
+            value = attached
+            if not sign and at + 1 < len(words) and known().find(words[at + 1].text) is None:
+                at += 1
+                value = words[at].text
             said = f"{flag} ({word.where})" if word.where else flag
             secrets.append(Secret(variable=variable, value=SecretStr(value), said=said))
         at += 1

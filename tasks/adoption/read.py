@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from tasks.adoption.compose import read_compose
@@ -40,7 +41,16 @@ def read_source(source: Source, caller: Mapping[str, str], here: Path) -> Launch
     if source.service and source.compose is None:
         raise BadInput("--service names a service of a compose file", todo="give --compose FILE, too")
     launch = _read(source, caller, here)
+    if not launch.contained:
+        launch = launch.told(*_of_files())
     return apart(launch.model_copy(update={"mounts": (*launch.mounts, *mapped(source.maps))}))
+
+
+def _of_files() -> Iterator[str]:
+    """llama-server's own files of settings, where this machine has them (b11434, common/arg.cpp)."""
+    for file in (Path("/etc/llama.cpp/config.ini"), Path.home() / ".config/llama.cpp/config.ini"):
+        if os.path.exists(file):
+            yield f"{file}: not taken over. llama-server reads it before variables and flags: say here what it says"
 
 
 def _read(source: Source, caller: Mapping[str, str], here: Path) -> Launch:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx
-from pydantic import SecretStr
+from pydantic import BaseModel, RootModel, SecretStr, StrictInt, ValidationError
 
 from tasks.adoption.launch import Launch, Secret, Word, concerns, given, words_of
 from tasks.adoption.words import is_server, peel, program
@@ -53,17 +53,41 @@ def _asked(endpoint: Endpoint) -> tuple[Document, Document, list[Document]]:
     if {401, 403} & {props.status, models.status}:
         raise BadInput(f"{endpoint.base_url} wants another key", evidence=f"/props answered {props.status}",
                        todo="give --key")  # fmt: skip
-    if props.status != 200 or not isinstance(props.body, dict) or "default_generation_settings" not in props.body:
+    if props.status != 200 or not (_is(_Props, props.body) and _is(_Models, models.body) and _is(_Slots, slots.body)):
         raise BadInput(
             f"{endpoint.base_url} is no llama-server",
             evidence=f"/props answered {props.status}: {str(props.body)[:200]}",
             todo="give the base URL of a llama-server, or its command line",
         )  # fmt: skip
-    return props.body, models.body if isinstance(models.body, dict) else {}, _list(slots.body)
+    return props.body, models.body, slots.body if isinstance(slots.body, list) else []
 
 
-def _list(body: Any) -> list[Document]:
-    return body if isinstance(body, list) else []
+class _Generation(BaseModel):
+    n_ctx: StrictInt | None = None
+    params: dict[str, float | str | bool | list[Any] | dict[str, Any] | None] | None = None
+
+
+class _Props(BaseModel):
+    default_generation_settings: _Generation
+    total_slots: StrictInt | None = None
+    model_path: str | None = None
+
+
+class _Models(BaseModel):
+    data: list[dict[str, Any]] | None = None
+
+
+class _Slots(RootModel[list[_Generation] | dict[str, Any] | None]):
+    """A list, or why the server keeps it to itself."""
+
+
+def _is(kind: type[BaseModel], body: Any) -> bool:
+    """Whether an answer has the form that llama-server's has."""
+    try:
+        kind.model_validate(body)
+    except ValidationError:
+        return False
+    return True
 
 
 def _is_local(host: str) -> bool:
@@ -133,18 +157,31 @@ def _of_answers(props: Document, models: Document, slots: list[Document], host: 
     """What a server says of itself, as words: what it does not tell is left to llama-server."""
     launch = Launch(words=tuple(_words(props, models, slots)), contained=not _is_local(host))
     launch = launch.model_copy(update={"words": (*launch.words, *words_of(["--port", str(port)], "its address"))})
+    if _count(props, slots) == _BY_ITSELF:
+        launch = launch.told(f"{_BY_ITSELF} slots are what llama-server has by itself, and they share the context: "
+                             f"--parallel is left unsaid. Say server.slots if it was started with it")  # fmt: skip
     return launch.told(
         "only what the server tells of itself is known: GPU layers, batches, cache types, threads and whatever else it "
         "was started with are not. Give its command line, compose file or unit to have them"
     )
 
 
+_BY_ITSELF = 4
+"""Slots where --parallel is not said: all of them share one K/V cache, and each has the whole context."""
+
+
+def _count(props: Document, slots: list[Document]) -> int:
+    return props.get("total_slots") or len(slots) or 1
+
+
 def _words(props: Document, models: Document, slots: list[Document]) -> Iterator[Word]:
-    count = props.get("total_slots") or len(slots) or 1
+    count = _count(props, slots)
     context = props["default_generation_settings"].get("n_ctx") or (slots[0].get("n_ctx") if slots else None)
     said: list[tuple[str, Any, str]] = [("--model", props.get("model_path"), "/props: model_path")]
     said.append(("--alias", props.get("model_alias") or _name(models), "/props: model_alias"))
-    if context:  # what each slot has is kept: /props does not say whether they share it
+    if context and count == _BY_ITSELF:
+        said.append(("--ctx-size", context, "/props: n_ctx"))
+    elif context:  # what each slot has is kept: /props does not say whether they share it
         said += [("--ctx-size", context * count, "/props: n_ctx"), ("--parallel", count, "/props: total_slots")]
     sampling = props["default_generation_settings"].get("params") or {}
     said += [(flag, _number(sampling.get(name)), f"/props: {name}") for name, flag in _SAMPLING.items()]

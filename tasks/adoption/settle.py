@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from modal_app.redaction import redact, redacted
+from modal_app.redaction import redact
 from tasks.adoption.launch import SECRET_FLAGS, Launch, Variable
 from tasks.flags.flag import Flag
 from tasks.flags.table import Table
-from tasks.flags.words import Reading, Refused, Said, option_of, read, split
+from tasks.flags.words import NO, YES, Reading, Refused, Said, option_of, read, split
 from tasks.preflight.argv import FILES, NOT_YET, OWNED, TYPED, wants, wrong
 from tasks.settings import ServerSettings
 
@@ -26,7 +27,7 @@ _HOST = "127.0.0.1"
 _PATHS = frozenset({"FNAME", "FILE", "PATH", "DIR", "JINJA_TEMPLATE_FILE", "FNAME:SCALE,..."})
 """How --help calls a value that is a path."""
 _PATH_SETTINGS = frozenset(("model", "mmproj", "chat_template", "draft_model", "slot_save_path", "api_key_file"))
-_ANY_FLAG = {"1": "on", "true": "on", "enabled": "on", "0": "off", "false": "off", "disabled": "off", "-1": "auto"}
+_ANY_FLAG = {**dict.fromkeys(YES, "on"), **dict.fromkeys(NO, "off"), "-1": "auto"}
 """What upstream takes for on, off and auto (common_arg_utils)."""
 
 
@@ -100,11 +101,11 @@ class _Taken:
             self.left.setdefault(said.main, []).append(said)
 
     def take(self, name: str) -> list[Said]:
-        return self.left.pop(main_of(name, self.table), [])
+        return self.left.pop(self.table.main(name), [])
 
     def said(self, name: str) -> list[Said]:
         """All that counts of an option, taken or not."""
-        return [each for each in self.reading.effective if each.main == main_of(name, self.table)]
+        return [each for each in self.reading.effective if each.main == self.table.main(name)]
 
     def origin(self, *said: Said) -> str:
         """`from --ctx-size 4096 (compose.yaml: services.llm.command)`."""
@@ -134,7 +135,7 @@ def settle(launch: Launch, table: Table) -> Settled:
         exports=tuple(_exports(launch)),
     )
     refused = [piece for piece in pieces if isinstance(piece, Refused)]
-    refused = [_without_secret(each, table) for each in (*reading.refused, *refused)]
+    refused = [*reading.refused, *refused]
     if not refused:
         refused = [*_invalid(found, table)]
     if refused:
@@ -148,13 +149,6 @@ class NotTaken(Exception):
     def __init__(self, refused: Sequence[Refused]) -> None:
         self.refused = tuple(dict.fromkeys(refused))
         super().__init__("\n".join(map(str, self.refused)))
-
-
-def _without_secret(refused: Refused, table: Table) -> Refused:
-    """The same without the value of a mistyped --api-kye."""
-    name, *values = refused.said.split(" ")
-    secret = table.nearest(name) in SECRET_FLAGS or redacted([name, "x"]) != f"{name} x"
-    return Refused(name if secret and values else refused.said, refused.why)
 
 
 def _invalid(found: Settled, table: Table) -> Iterator[Refused]:
@@ -181,12 +175,6 @@ def _variables(launch: Launch, table: Table) -> tuple[list[Variable], list[Varia
     return options, [each for each in last.values() if each not in options]
 
 
-def main_of(name: str, table: Table) -> str:
-    """The name by which an option goes here: `--gpu-layers` of `--n-gpu-layers`."""
-    flag = table.find(name)
-    return flag.main if flag else name
-
-
 def _wheres(launch: Launch, table: Table) -> dict[str, str]:
     """What was said -> where."""
     words = [word.text for word in launch.words]
@@ -204,9 +192,9 @@ def _pieces(taken: _Taken) -> Iterator[Piece]:
     yield from _lora(taken)
     yield from _address(taken)
     yield from _keys(taken)
-    owned = {main_of(name, taken.table): why for name, why in OWNED.items()}
-    not_yet = {main_of(name, taken.table): why for name, why in NOT_YET.items()}
-    settings = {main_of(name, taken.table): setting for setting, name in {**TYPED, **FILES}.items()}
+    owned = {taken.table.main(name): why for name, why in OWNED.items()}
+    not_yet = {taken.table.main(name): why for name, why in NOT_YET.items()}
+    settings = {taken.table.main(name): setting for setting, name in {**TYPED, **FILES}.items()}
     for main in list(taken.left):
         said = taken.take(main)
         if main in owned:
@@ -340,6 +328,9 @@ def _keys(taken: _Taken) -> Iterator[Piece]:
     """The variable of the API key: llama-server takes several keys, llama-release sends one."""
     said = [each for each in taken.launch.secrets if each.variable == "LLAMA_API_KEY"]
     keys = [key for each in said for key in each.value.get_secret_value().split(",") if key]
+    for each in taken.launch.secrets:
+        if not each.value.get_secret_value().strip(",") and (each in said or each.said.startswith("-")):
+            yield Refused(each.said, "it needs a value: without one nobody knows which key it has")
     if keys:
         first = said[0]
         variable = "LLAMA_API_KEY" if first.said.startswith("LLAMA_API_KEY") else _OUR_KEY
@@ -374,6 +365,9 @@ def _typed(setting: str, said: Sequence[Said], taken: _Taken) -> Iterator[Piece]
     """A typed setting where it says exactly this, else the words as they are."""
     last = said[-1]
     if setting in _PATH_SETTINGS:
+        if len(said) > 1:  # --api-key-file
+            yield Refused(last.said, "several are said, which add up, and one can be kept: put all keys into one file")
+            return
         found = _place(last, last.value, taken)
         yield found if isinstance(found, Refused) else Line("server", setting, str(found), taken.origin(last))
         return
@@ -464,7 +458,7 @@ def _free(said: Said, taken: _Taken) -> Free | Refused:
     """An option in llama-server's own words, its paths as this machine has them."""
     name, *values = said.words
     if said.flag.takes == 1 and is_path(said.flag):
-        items = values[0].split(",")
+        items = values[0].split(",") if said.main in _SEVERAL_FILES else values
         scaled = said.flag.value.startswith("FNAME:")
         placed = []
         for item in items:
@@ -475,6 +469,10 @@ def _free(said: Said, taken: _Taken) -> Free | Refused:
             placed.append(f"{found}{colon}{scale}")
         values = [",".join(placed)]
     return Free((name, *values), taken.origin(said))
+
+
+_SEVERAL_FILES = ("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled")
+"""What takes several files with commas between them (common/arg.cpp): a comma of others is the name's."""
 
 
 def is_path(flag: Flag) -> bool:
@@ -495,10 +493,19 @@ def _unsaid(taken: _Taken) -> Iterator[Piece]:
         yield Line("server", "jinja", True, "not said: llama-server's own default")
     if taken.launch.backend:
         yield Line("recipe", "backend", taken.launch.backend, f"from the image {taken.launch.image}")
-    elif taken.said("--n-gpu-layers"):
-        yield Note("layers go to a GPU, and with what is not known: recipe.backend is cpu unless you set cuda")
+    elif [each.value for each in taken.said("--n-gpu-layers")] != ["0"]:
+        yield Note(_computed(taken.launch.image))
+    yield Note("an idle server is stopped after local.idle_s and comes back on the next request")
     if not taken.said("--load-mode"):
         yield Note("the model file is mapped, as llama-server does: for snapshots set server.memory_map = false")
+
+
+def _computed(image: str) -> str:
+    """What a person must say of the backend, where import does not know it."""
+    if other := re.search(r"llama\.cpp:\w+-(vulkan|rocm|intel|musa)", image):
+        return (f"{image} computes with {other[1]}, which recipe.backend can't say (cpu or cuda): "
+                "recipe.cmake has further definitions of CMake, and is the way")  # fmt: skip
+    return "layers may go to a GPU, and with what is not known: recipe.backend is cpu unless you set cuda"
 
 
 def _environment(variables: Sequence[Variable], launch: Launch) -> Iterator[Piece]:

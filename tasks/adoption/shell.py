@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -108,8 +109,11 @@ def _commands(text: str, known: dict[str, str]) -> Iterator[tuple[list[str], lis
             else:
                 raise _needs_a_shell(f"it has {operator!r}")
         elif piece["plain"] is not None:
-            parts = _expanded(piece["plain"], known)
-            split = parts.split() if parts != piece["plain"] else [parts]
+            plain = _home(piece["plain"], word, known)
+            parts = _expanded(plain, known)
+            if re.search(r"[*?\[]", parts) or "{" in re.sub(r"\$\{[^}]*\}", "", piece["plain"]):
+                raise _needs_a_shell("it has * ? [ or { outside of quotes")
+            split = parts.split() if parts != plain else [parts]
             for n, part in enumerate(split):
                 if n:
                     close()
@@ -121,6 +125,17 @@ def _commands(text: str, known: dict[str, str]) -> Iterator[tuple[list[str], lis
             word = (word or "") + (piece["escaped"] if raw is None else raw)
     close()
     yield words, dropped
+
+
+def _home(piece: str, before: str | None, known: Mapping[str, str]) -> str:
+    """A piece with its ~ as the home: at a word's beginning, and behind NAME= (POSIX, Tilde Expansion)."""
+    name = ASSIGNMENT.fullmatch(piece) if before is None else None
+    tilde = name["value"] if name else piece if before is None else ""
+    if not tilde.startswith("~"):
+        return piece
+    first, slash, rest = tilde.partition("/")
+    home = known["HOME"] if first == "~" and "HOME" in known else os.path.expanduser(first)
+    return piece.removesuffix(tilde) + home + slash + rest
 
 
 def _expanded(piece: str, known: Mapping[str, str]) -> str:

@@ -89,6 +89,13 @@ def read_unit(file: Path, caller: Mapping[str, str]) -> Launch:
     )
     service = _settled(lines)
     started = service.get("ExecStart", [])
+    if not started and re.search(r"^\s*\[Container\]", read_text(_template(file)), re.MULTILINE):
+        raise BadInput(
+            f"{file.name} is a quadlet: podman makes a unit of it, and its [Container] is not read",
+            evidence=f"the line that starts it is ExecStart= of {file.stem}.service in /run/systemd/generator",
+            todo=f"give its line with `podman run` after --: `systemctl cat {file.stem}.service` shows it "
+            "(`systemctl --user cat`, and $XDG_RUNTIME_DIR/systemd/generator, for one of a user)",
+        )
     if len(started) != 1:
         raise BadInput(
             f"{file.name} has {len(started) or 'no'} ExecStart=",
@@ -99,6 +106,7 @@ def read_unit(file: Path, caller: Mapping[str, str]) -> Launch:
     value, where = started[0]
     words = _command(value, place, {each.name: each.value for each in variables})
     dropped = [f"{key}=: dropped, {why}" for key, why in _DROPPED.items() if service.get(key)]
+    dropped += [f"EnvironmentFile={path}: not read, it is not there" for path in _absent(service, place)]
     launch = Launch(
         words=words_of(words, f"{where}: ExecStart="), variables=variables, folder=_folder(service, place)
     ).told(*dropped)  # fmt: skip
@@ -189,13 +197,35 @@ def _variables(lines: Sequence[tuple[str, str, str]], place: _Place, caller: Map
     for value, _where in settled.get("EnvironmentFile", []):
         path = _filled(value, place)
         files = sorted(glob.glob(path.removeprefix("-")))
-        if not files and not path.startswith("-"):
+        if not files and (not path.startswith("-") or _is_hidden(path.removeprefix("-"))):
             raise BadInput(f"EnvironmentFile={path} is not there", todo=f"mend {place.name}, or be a user who sees it")
         for file in files:
-            found += [(name, text, file) for name, text in systemd_file(read_text(Path(file))).items()]
+            found += [(name, text, file) for name, text in systemd_file(read_text(Path(file)), file).items()]
     for name, text, where in found:
         if name not in gone:
             yield Variable(name=name, value=text, where=where)
+
+
+def _absent(service: Mapping[str, Sequence[tuple[str, str]]], place: _Place) -> Iterator[str]:
+    """The optional files of variables that are not there."""
+    for value, _where in service.get("EnvironmentFile", []):
+        path = _filled(value, place)
+        if path.startswith("-") and not glob.glob(path[1:]):
+            yield path
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether it can't be told if a file is there, as this user may not look."""
+    folder = path
+    while glob.has_magic(folder):
+        folder = os.path.dirname(folder)
+    try:
+        os.stat(path) if folder == path else os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def split(text: str) -> list[str]:

@@ -16,9 +16,10 @@ _OPERATOR = re.compile(r":?[-?+]")
 Unset = Callable[[str], str]
 
 
-def interpolate(text: str, known: Mapping[str, str], unset: Unset = lambda _name: "") -> str:
+def interpolate(text: str, known: Mapping[str, str], unset: Unset = lambda _name: "", where: str = "") -> str:
     """A text with $VAR, ${VAR}, ${VAR:-default}, ${VAR-default}, ${VAR:?why}, ${VAR?why}, ${VAR:+other} and $$, nested,
-    as compose has them (compose-spec, 12-interpolation.md). Raises BadInput for ${VAR:?why} and for what is none."""
+    as compose has them (compose-spec, 12-interpolation.md). Raises BadInput for ${VAR:?why} and for what is none: it
+    says `where`, never the text, which may hold a key."""
     done, at = [], 0
     while (dollar := text.find("$", at)) >= 0:
         done.append(text[at:dollar])
@@ -30,8 +31,8 @@ def interpolate(text: str, known: Mapping[str, str], unset: Unset = lambda _name
             done.append(known[found[0]] if found[0] in known else unset(found[0]))
             at = dollar + 1 + found.end()
         elif rest.startswith("{"):
-            end = _closing(rest)
-            done.append(_braced(rest[1:end], known, unset))
+            end = _closing(rest, where)
+            done.append(_braced(rest[1:end], known, unset, where))
             at = dollar + 2 + end
         else:
             done.append("$")
@@ -39,20 +40,20 @@ def interpolate(text: str, known: Mapping[str, str], unset: Unset = lambda _name
     return "".join([*done, text[at:]])
 
 
-def _closing(rest: str) -> int:
+def _closing(rest: str, where: str) -> int:
     depth = 0
     for at, character in enumerate(rest):
         depth += (character == "{") - (character == "}")
         if depth == 0:
             return at
-    raise BadInput("a ${ is not closed", evidence=f"${rest[:24]}", todo="write $$ for a dollar sign")
+    raise BadInput("a ${ is not closed", evidence=where, todo="write $$ for a dollar sign")
 
 
-def _braced(inner: str, known: Mapping[str, str], unset: Unset) -> str:
+def _braced(inner: str, known: Mapping[str, str], unset: Unset, where: str) -> str:
     found = _NAME.match(inner)
     operator = _OPERATOR.match(inner, found.end()) if found else None
     if not found or (found.end() < len(inner) and not operator):
-        raise BadInput("a variable is not understood", evidence=f"${{{inner}}}", todo="write $$ for a dollar sign")
+        raise BadInput("a variable is not understood", evidence=where, todo="write $$ for a dollar sign")
     name = found[0]
     if not operator:
         return known[name] if name in known else unset(name)
@@ -60,10 +61,10 @@ def _braced(inner: str, known: Mapping[str, str], unset: Unset) -> str:
     other = inner[operator.end() :]
     match operator[0][-1]:
         case "+":
-            return interpolate(other, known, unset) if there else ""
+            return interpolate(other, known, unset, where) if there else ""
         case "?" if not there:
-            raise BadInput(f"{name} is not set", evidence=interpolate(other, known, unset), todo=f"export {name}")
-    return known[name] if there else interpolate(other, known, unset)
+            raise BadInput(f"{name} is not set", evidence=where, todo=f"export {name}")
+    return known[name] if there else interpolate(other, known, unset, where)
 
 
 def read_text(path: Path) -> str:
@@ -93,7 +94,7 @@ def docker_file(text: str, caller: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def dotenv_file(text: str, known: Mapping[str, str]) -> dict[str, str]:
+def dotenv_file(text: str, known: Mapping[str, str], file: str = "") -> dict[str, str]:
     """`.env` and `env_file` of compose: quotes, `export`, comments; what is not in single quotes is interpolated from
     `known` and from the lines before (compose-go, dotenv)."""
     found: dict[str, str] = {}
@@ -104,33 +105,42 @@ def dotenv_file(text: str, known: Mapping[str, str]) -> dict[str, str]:
             found |= {line.key: known[line.key]} if line.key in known else {}
             continue
         literal = line.original.string.partition("=")[2].lstrip().startswith("'")
-        found[line.key] = line.value if literal else interpolate(line.value, {**found, **known})
+        where = f"{line.key}, of {file}" if file else line.key
+        found[line.key] = line.value if literal else interpolate(line.value, {**found, **known}, where=where)
     return found
 
 
-def systemd_file(text: str) -> dict[str, str]:
-    """`EnvironmentFile=` of systemd.exec(5): quotes of a shell, comments with # or ;, a backslash joins lines, no
-    variable is looked into (src/basic/env-file.c)."""
-    return dict(_assignments(text))
+def systemd_file(text: str, file: str = "a file of variables") -> dict[str, str]:
+    """`EnvironmentFile=` of systemd.exec(5): quotes are quotes at a value's beginning only and behind one another, from
+    the first other character on they are ordinary; comments with # or ;, a backslash joins lines, no variable is looked
+    into (src/basic/env-file.c, parse_env_file_internal).
+
+    Raises BadInput for a quote that is not closed: systemd takes all that follows for its value, keys too.
+    """
+    found = {}
+    for each in _ASSIGNED.finditer(text):
+        if each["open"]:
+            raise BadInput(f"a quote of {each['name']} is not closed", evidence=file, todo="close it")
+        if _NAME.fullmatch(each["name"]):
+            found[each["name"]] = "".join(_unquoted(each["quoted"])) + _ESCAPED.sub(_kept, each["plain"])
+    return found
 
 
+_QUOTED = r"""'[^']*'|"(?:\\.|[^"\\])*\""""
 _ASSIGNED = re.compile(
-    r"""^[ \t]*(?P<name>[A-Za-z_]\w*)[ \t]*=[ \t]*(?P<value>(?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^\n'"\\])*)$""",
+    rf"""^[ \t]*(?P<name>[^\s=#;][^\n=]*?)[ \t]*=(?P<quoted>(?:[ \t]*(?:{_QUOTED}))*)[ \t]*"""
+    r"""(?:(?P<plain>(?:(?:\\(?:.|\Z)|[^\n'"\\])(?:\\(?:.|\Z)|[^\n\\])*?)?)[ \t]*$|(?P<open>['"]))""",
     re.MULTILINE | re.DOTALL,
 )
-_PIECE = re.compile(
-    r"""'(?P<single>[^']*)'|"(?P<double>(?:\\.|[^"\\])*)"|\\(?P<escaped>.)|(?P<plain>[^'"\\]+)""", re.DOTALL
-)
+_ESCAPED = re.compile(r"\\(.|\Z)", re.DOTALL)
 
 
-def _assignments(text: str) -> Iterator[tuple[str, str]]:
-    for found in _ASSIGNED.finditer(text):
-        value = []
-        for piece in _PIECE.finditer(found["value"].rstrip()):
-            if piece["escaped"] is not None:
-                value.append(piece["escaped"].replace("\n", ""))
-            elif piece["double"] is not None:
-                value.append(re.sub(r'\\([\\"$`\n])', lambda each: each[1].replace("\n", ""), piece["double"]))
-            else:
-                value.append(piece["single"] if piece["single"] is not None else piece["plain"])
-        yield found["name"], "".join(value)
+def _kept(escaped: re.Match[str]) -> str:
+    """What a backslash outside of quotes leaves: the character, or nothing of a line's end."""
+    return escaped[1].replace("\n", "")
+
+
+def _unquoted(quoted: str) -> Iterator[str]:
+    for piece in re.findall(_QUOTED, quoted, re.DOTALL):
+        inner = piece[1:-1]
+        yield inner if piece[0] == "'" else re.sub(r'\\([\\"$`\n])', _kept, inner)

@@ -6,8 +6,7 @@ from typing import Any
 
 from tasks.contracts.promises import Context, at, expect, promise, slot_tokens
 from tasks.contracts.sampling import NEUTRAL
-from tasks.flags.table import known
-from tasks.flags.words import read
+from tasks.flags.words import values_of
 
 _SOURCE = "llama.cpp tools/server/README.md options; guide 07: verify that parameters have effects"
 _SHOWN = {
@@ -44,14 +43,9 @@ _REPEATS = "1 2 3 4 5 6 7 8 " * 12
 UNSAID = "argv leaves it to the server"
 
 
-def _main(name: str) -> str:
-    flag = known().find(name)
-    return flag.main if flag else name
-
-
 def given(ctx: Context) -> dict[str, str]:
-    """First long name of an option -> its value in the release's argv; of a switch `on` or `off`."""
-    return {each.main: each.value for each in read(ctx.release.argv, known()).effective}
+    """First long name of an option -> its value in the release's argv."""
+    return values_of(ctx.release.argv)
 
 
 def _complete(ctx: Context, **params: Any) -> Any:
@@ -64,9 +58,9 @@ def _complete(ctx: Context, **params: Any) -> Any:
     "effects.samplers", "a request that names no sampler's value is answered with argv's", f"{_SOURCE} (`--temp` ...)"
 )
 def samplers(ctx: Context) -> str:
-    argv, shown_as = given(ctx), {_main(name): key for name, key in _SHOWN.items()}
+    argv = given(ctx)
     # what is less than 0 means something else to a server: all of the context, or a seed of its own
-    asked = {shown_as[name]: float(value) for name, value in argv.items() if name in shown_as and float(value) >= 0}
+    asked = {_SHOWN[name]: float(value) for name, value in argv.items() if name in _SHOWN and float(value) >= 0}
     if not asked:
         return UNSAID
     shown = at(_complete(ctx, n_predict=1), "generation_settings")
@@ -142,10 +136,10 @@ def cache_prompt(ctx: Context) -> str:
 )
 def reasoning(ctx: Context) -> str:
     argv = given(ctx)
+    message = at(ctx.client.chat("Think.", max_tokens=64).body, "choices", 0, "message")
     apart, allowed = argv.get("--reasoning-format") != "none", argv.get("--reasoning-budget") != "0"
     if (apart and allowed) or "--reasoning-budget-message" in argv:
         return UNSAID
-    message = at(ctx.client.chat("Think.", max_tokens=64).body, "choices", 0, "message")
     thought = message.get("reasoning_content") or ""
     if not apart:
         expect(not thought, "thoughts stand apart, argv wants them in the content")

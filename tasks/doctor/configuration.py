@@ -20,6 +20,8 @@ from tasks import gguf_header
 from tasks.doctor import Check, Seen, note, warning
 from tasks.doctor.model import fits, whole
 from tasks.flags.flag import Flag, flags_of_help
+from tasks.flags.table import known
+from tasks.flags.words import split
 from tasks.preflight.argv import Argv, refusal, render, spelled
 from tasks.process import Output, ask
 from tasks.release import BadInput, Build, ReleaseFailed, StageName, ToolingError
@@ -157,7 +159,7 @@ def refused(binary: Binary, words: Sequence[str]) -> list[str]:
     flags = flags_of_help(binary.ask("--help").stdout)
     there = [flag for flag in flags if not flag.removed]
     lines = []
-    for group in _groups(words):
+    for group in split(words, known()):
         if not (said := refusal(binary.ask, group)):
             continue
         said = next((line for line in said.splitlines() if line.strip()), said)
@@ -165,17 +167,6 @@ def refused(binary: Binary, words: Sequence[str]) -> list[str]:
             said = "it is refused"  # the binary's words could repeat the secret
         lines.append(f"`{shown}`: {said}{_instead(binary, group[0], there)}")
     return lines
-
-
-def _groups(words: Sequence[str]) -> list[Argv]:
-    """Each flag with the words behind it. A negative number is a value."""
-    found: list[list[str]] = []
-    for word in words:
-        if re.match(r"--?[A-Za-z]", word) or not found:
-            found.append([word])
-        else:
-            found[-1].append(word)
-    return [tuple(group) for group in found]
 
 
 def _instead(binary: Binary, flag: str, there: Sequence[Flag]) -> str:
@@ -204,7 +195,7 @@ def template_thinks(template: str) -> bool:
 
 def thinking(server: ServerSettings, argv: Sequence[str]) -> str | Seen:
     """Neither template nor parameters hide what the model thinks (guide, issue 2)."""
-    hides = [why for group in _groups(argv) if (why := _hides(group))]
+    hides = [why for group in split(argv, known()) if (why := _hides(group))]
     own = gguf_header.read(server.model).chat_template if server.model and server.model.is_file() else ""
     replaced = server.chat_template.read_text() if server.chat_template and server.chat_template.is_file() else ""
     if replaced and not template_thinks(replaced) and template_thinks(own):

@@ -32,4 +32,7 @@ def repository(settings: Settings, store: Store) -> str | Seen:
             raise
         return f"{found}; {where}; the Hub could not be asked whether it is still so: {problem.what}"
     said = f"{found}; {where}"
-    return note(f"{said}; {moved}", "`llama-release hub update` takes that for the next release") if moved else said
+    if not moved:
+        return said
+    more = "" if moved == found.differs else f"; {moved}"
+    return note(f"{said}{more}", "`llama-release hub update` takes that for the next release")

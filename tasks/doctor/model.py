@@ -32,7 +32,7 @@ def whole(server: ServerSettings) -> str | Seen:
         return note(f"the files of {server.hub_model} are not on this machine", "`llama-release upgrade` fetches them")
     if server.model is None:
         return note("no model is set", "set server.model to a GGUF file, or server.hub_model")
-    return "; ".join(_told(name, path) for name, path in named.items() if _is_gguf(name))
+    return "; ".join(_told(name, path) for name, path in named.items() if is_gguf(name))
 
 
 def readable(named: dict[str, Path]) -> None:
@@ -46,7 +46,8 @@ def readable(named: dict[str, Path]) -> None:
         raise BadInput("a file cannot be read", evidence="\n".join(wrong), todo="correct its path in the settings")
 
 
-def _is_gguf(name: str) -> bool:
+def is_gguf(name: str) -> bool:
+    """Whether a file by this placeholder is one that a server keeps in memory; a template or a grammar is none."""
     return name.partition(".")[0] in ("model", "mmproj", "draft_model", "lora")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from tasks import gguf_header
 from tasks.doctor import Seen, warning
+from tasks.doctor.model import is_gguf
 from tasks.platforms.local.control import Control
 from tasks.preflight.argv import files
 from tasks.release import StageName, ToolingError
@@ -68,8 +69,8 @@ def disk(settings: Settings, *, compiles: bool = True) -> str | Seen:
 
 def _uses(settings: Settings, compiles: bool) -> list[Use]:
     root = settings.store.absolute()
-    found = {name: path for name, path in files(settings.server).items() if path.is_file()}
-    snapshot = sum(_weights(found)) if settings.platform == "local" else 0
+    found = _there(settings)
+    snapshot = _weights(found) if settings.platform == "local" else 0
     build = max((_size(folder) for folder in (root / "builds").glob("*")), default=0)
     store = nearest(root)
     copies = sum(path.stat().st_size for path in found.values() if _is_copied(path, root, store))
@@ -79,9 +80,14 @@ def _uses(settings: Settings, compiles: bool) -> list[Use]:
     return uses
 
 
-def _weights(found: Mapping[str, Path]) -> Iterator[int]:
-    """Bytes of each of these files that a server keeps in memory; a template or a grammar is none."""
-    yield from (path.stat().st_size for path in found.values() if path.suffix == ".gguf")
+def _there(settings: Settings) -> dict[str, Path]:
+    """Those files of a release that are here."""
+    return {name: path for name, path in files(settings.server).items() if path.is_file()}
+
+
+def _weights(found: Mapping[str, Path]) -> int:
+    """Bytes of those files that a server keeps in memory."""
+    return sum(path.stat().st_size for name, path in found.items() if is_gguf(name))
 
 
 def _is_copied(path: Path, root: Path, store: Path) -> bool:
@@ -112,7 +118,7 @@ def memory(settings: Settings) -> str | Seen:
     Raises ToolingError when not even the weights of one do.
     """
     server = settings.server
-    weights = sum(_weights({name: path for name, path in files(server).items() if path.is_file()}))
+    weights = _weights(_there(settings))
     if not weights:
         return "no model is there to reckon with"
     if server.gpu_layers and (server.gpu_layers != "auto" or settings.recipe.backend != "cpu"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import pairwise
+from statistics import median
 from typing import get_args
 
 from tasks.doctor import Check, Seen, note, warning
@@ -13,10 +16,12 @@ from tasks.platforms import Platform
 from tasks.platforms.local.compile import check_version
 from tasks.release import BadInput, BootKind, Problem, ReleaseFailed, StageName, ToolingError, now
 from tasks.runbook import explain
-from tasks.settings import NotifySettings, Settings
+from tasks.settings import PROBES_TO_KNOW, NotifySettings, Settings, WatchSettings
 from tasks.store import DAMAGED, Store
 from tasks.troubles import load_troubles
 
+RECENT = 6
+"""The latest promotions that say how long a release stays in production."""
 FORGOTTEN_AFTER = timedelta(days=7)
 """So long a trouble that is over is worth a line."""
 
@@ -38,6 +43,7 @@ def checks(platform: Platform, settings: Settings) -> Iterator[Check]:
         yield "locks", lambda: locks(store)
     yield "ledger", lambda: ledger(store)
     yield "outbox", lambda: outbox(store, settings)
+    yield "speed", lambda: speed(store, settings.watch)
 
 
 def _has_volume(platform: Platform) -> bool:
@@ -188,3 +194,19 @@ def outbox(store: Store, settings: Settings) -> str | Seen:
             todo=f"`export {settings.notify.slack_token_env}=xoxb-...`",
         )
     return f"{len(waiting)} events are to be told by the next run" if waiting else "all told"
+
+
+def speed(store: Store, settings: WatchSettings) -> str | Seen:
+    """Releases stay in production for as long as the restore watch needs to tell whether one has become slower."""
+    if not settings.probes_per_day:
+        return note("watch.probes_per_day is 0: nobody looks whether production becomes slower")
+    needed = f"{PROBES_TO_KNOW} probes, {settings.days_to_know:.1f} days at {settings.probes_per_day} a day"
+    moved = [event.at for event in store.ledger() if event.kind == "promoted"][-RECENT:]
+    stayed = [(after - before) / timedelta(days=1) for before, after in pairwise(moved)]
+    if not stayed or (usual := median(stayed)) >= settings.days_to_know:
+        return f"known of a release after {needed}"
+    return warning(
+        f"it takes {needed} to know how fast a release is, and one stays in production for {usual:.1f} days: "
+        "none is ever found to have become slower",
+        f"set watch.probes_per_day to {math.ceil(PROBES_TO_KNOW / max(usual, 0.1))} or more",
+    )

@@ -12,8 +12,7 @@ from tasks.evals.families.family import Family
 from tasks.evals.gate import Standing, decide, in_order
 from tasks.evals.model import Item, ItemSet
 from tasks.evals.shown import cost, evidence, markdown, summary
-from tasks.flags.table import known
-from tasks.flags.words import read
+from tasks.flags.words import values_of
 from tasks.platforms import Platform, Progress
 from tasks.release import BadInput, Endpoint, Release, ReleaseFailed, ToolingError, Verdict, Verification, digest_of
 from tasks.settings import EvalSettings
@@ -31,7 +30,7 @@ DEFAULT_SLOT = 4096
 
 def slot_tokens(release: Release) -> int:
     """Tokens of context of one slot of this release."""
-    said = {each.main: each.value for each in read(release.argv, known()).said}
+    said = values_of(release.argv)
     total, slots = int(said.get("--ctx-size", 0)), int(said.get("--parallel", 1))
     return total // max(slots, 1) if total else DEFAULT_SLOT  # 0: the model's own
 

@@ -28,6 +28,12 @@ class Table:
         found = self._by_name.get(spelled(word))
         return None if found is None or found.removed else found
 
+    def main(self, word: str) -> str:
+        """The first long name of the option that a word names: by that it goes everywhere here. The word itself where
+        it names none."""
+        found = self.find(word)
+        return found.main if found else word
+
     def removed(self, word: str) -> str:
         """What upstream says of an option that it lists only to say that it is gone; '' for any other."""
         found = self._by_name.get(spelled(word))

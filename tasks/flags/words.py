@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tasks.flags.flag import Flag
 from tasks.flags.history import Words, history
@@ -23,7 +23,7 @@ CUMULATIVE = frozenset(
 )  # fmt: skip
 """Options of which every one counts, not the last: their handlers add to what is there (common/arg.cpp)."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-_YES, _NO = ("on", "enabled", "true", "1"), ("off", "disabled", "false", "0")
+YES, NO = ("on", "enabled", "true", "1"), ("off", "disabled", "false", "0")
 """What upstream takes for yes and no (common_arg_utils, is_truthy and is_falsey)."""
 _SECRET = re.compile(r"(?i)key|token|secret|passw|\btokn")
 """An option whose value nobody should read in an error, as it is or as it was meant."""
@@ -116,15 +116,22 @@ def read(words: Sequence[str], table: Table, variables: Mapping[str, str] | None
     from_words = {each.main for each in said}
     unread: list[str] = []
     by_variable: list[Said] = []
-    for name, value in sorted(
-        (variables or {}).items(), key=lambda pair: ("_NO_" in pair[0], pair[0])
-    ):  # no comes last
-        found_all, wrong, note = _of_variable(name, value, table, beside)
-        # words win, unless they add up
-        by_variable += [each for each in found_all if each.main not in from_words or each.main in CUMULATIVE]
-        refused += wrong
-        unread += [note] if note else []
+    # of a variable and its LLAMA_ARG_NO_ form the one that says no wins
+    for name, value in sorted((variables or {}).items(), key=lambda pair: ("_NO_" in pair[0], pair[0])):
+        by_name = _of_variable(name, value, table, beside)
+        if isinstance(by_name, Refused):
+            refused.append(by_name)
+        elif isinstance(by_name, str):
+            unread.append(by_name)
+        elif by_name and (by_name.main not in from_words or by_name.main in CUMULATIVE):  # words win, or add up
+            by_variable.append(by_name)
     return Reading(_as_one_mode([*by_variable, *said]), tuple(refused), tuple(defaults), tuple(unread))
+
+
+def values_of(words: Sequence[str]) -> dict[str, str]:
+    """What an argv says, in the words of any build: first long name of an option today -> the value that counts; of a
+    switch `on` or `off`."""
+    return {each.main: each.value for each in read(words, known()).said}
 
 
 def split(words: Sequence[str], table: Table) -> Iterator[Words]:
@@ -186,7 +193,8 @@ def _understood(group: Words, table: Table, beside: Sequence[str]) -> Said | Ref
             return None
         if (there := table.find(other[0])) and not wrong_value(there, other[1:]):
             return Said(there, (there.twin(spelled(other[0])), *other[1:]), said, translated=True)
-    return Refused(name if _SECRET.search(f"{name} {table.nearest(name)}") else said, _unknown(name, table))
+    bare = name.partition("=")[0]  # people write --name=value all the same
+    return Refused(bare if _SECRET.search(f"{bare} {table.nearest(bare)}") else said, _unknown(bare, table))
 
 
 def same_names(words: Words) -> Iterator[Words]:
@@ -223,10 +231,8 @@ def wrong_value(flag: Flag, values: Sequence[str]) -> str:
     """What is wrong with an option's values, as far as upstream's own list of them tells; '' when nothing is."""
     value = " ".join(values)
     if choices := flag.choices:
-        words = {"yes": _YES, "no": _NO} if {"on", "off"} <= choices else {}
-        allowed = (
-            choices | {word for each in words.values() for word in each} | ({"-1"} if "auto" in choices else set())
-        )
+        allowed = choices | (frozenset(YES + NO) if {"on", "off"} <= choices else frozenset())
+        allowed |= frozenset(("-1",) if "auto" in choices else ())  # is_autoy
         given = value.split(",") if flag.several else [value]
         if not set(given) <= allowed:
             return f"{flag.main} takes {', '.join(sorted(choices))}"
@@ -235,37 +241,30 @@ def wrong_value(flag: Flag, values: Sequence[str]) -> str:
     return ""
 
 
-def _of_variable(name: str, value: str, table: Table, beside: Sequence[str]) -> tuple[list[Said], list[Refused], str]:
-    """What a variable says, as (options, what is refused, why nobody reads it)."""
+def _of_variable(name: str, value: str, table: Table, beside: Sequence[str]) -> Said | Refused | str | None:
+    """What a variable says; in words, why nobody reads it; None for what a build does anyway."""
     now = name if table.of_variable(name) else history().variables.get(name, name)
-    if not (flag := table.of_variable(now)):
-        if old := history().of_variable(name):
-            flag = old.flag
-        else:
-            near = table.nearest_variable(name)
-            return (
-                [],
-                [],
-                f"{name}: no llama-server of {table.source} reads it" + (f"; it reads {near}" if near else ""),
-            )
+    old = history().of_variable(name)
+    flag = table.of_variable(now) or (old.flag if old else None)
+    if flag is None:
+        near = table.nearest_variable(name)
+        return f"{name}: no llama-server of {table.source} reads it" + (f"; it reads {near}" if near else "")
     said = f"{name}={value}"
     if flag.takes:
         group: Words = (flag.main, value)
-    elif now != flag.env or value in _NO:  # of LLAMA_ARG_NO_ any value says no (common_arg::get_value_from_env)
+    elif now != flag.env or value in NO:  # of LLAMA_ARG_NO_ any value says no (common_arg::get_value_from_env)
         no = next((each for each in flag.names if each in flag.negative), None)
         if no is None:  # a switch that has no name for no is only ever switched on
-            return [], [], ""
+            return None
         group = (flag.twin(no),)
-    elif value in _YES:
+    elif value in YES:
         group = (flag.main,)
     else:
-        return [], [Refused(said, f"it takes {', '.join((*_YES, *_NO))}")], ""
+        return Refused(said, f"it takes {', '.join((*YES, *NO))}")
     found = _understood(group, table, beside)
-    if found is None:
-        return [], [], ""
-    if isinstance(found, Refused):
-        return [], [Refused(said, found.why)], ""
-    return [Said(found.flag, found.words, said, found.translated or now != name)], [], ""
+    if isinstance(found, Said):
+        return replace(found, said=said, translated=found.translated or now != name)
+    return Refused(said, found.why) if found else None
 
 
 def _as_one_mode(said: Iterable[Said]) -> tuple[Said, ...]:

@@ -51,7 +51,9 @@ class Pin(Model):
     files: tuple[HubFile, ...] = Field(description="its GGUF files, in the order in which they were listed")
     preset: bool = Field(default=False, description=f"it has a {PRESET}")
     gated: bool = Field(default=False, description="its files are for those who accepted its terms")
-    told_by_hub: bool = Field(default=True, description="else by a cache on this machine, which may have less")
+    told_by_hub: bool = Field(
+        default=True, description="else by a cache on this machine, which may have less: the pin is provisional"
+    )
     at: datetime
 
 
@@ -94,6 +96,12 @@ def choose(pin: Pin, server: ServerSettings) -> Chosen:
             todo="download it, look at it, and set server.model to it",
         )
     return chosen
+
+
+def is_offline(server: ServerSettings) -> bool:
+    """Whether llama-server would not ask the Hub (b11434: `--offline` in common/arg.cpp)."""
+    offline = _said(server).get("--offline")
+    return offline is not None and offline.value == "on"
 
 
 def _model(pin: Pin, tag: str) -> HubFile:

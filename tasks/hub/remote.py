@@ -1,8 +1,9 @@
 """The Hugging Face Hub over HTTP: what a repository has, and its files.
 
-As its own client speaks to it (huggingface_hub: hf_api.py `model_info`, file_download.py, utils/_http.py
-`hf_raise_for_status`). `HF_ENDPOINT` names another server that speaks so, `HF_TOKEN` is sent to that one alone: httpx
-drops it where a redirect leaves the host, as each does to the CDN that has the bytes.
+As its own client speaks to it (huggingface_hub: hf_api.py `model_info` and `list_repo_tree`, utils/_pagination.py,
+file_download.py, utils/_http.py `hf_raise_for_status`; huggingface.co/docs/hub/api). `HF_ENDPOINT` names
+another server that speaks so, `HF_TOKEN` is sent to that one alone: httpx drops it where a redirect leaves the host, as
+each does to the CDN that has the bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -32,6 +33,7 @@ TRIES = 4
 FIRST_WAIT_S = 1.0
 _CHUNK_BYTES = 1 << 20
 _TRUE = ("1", "ON", "YES", "TRUE")  # huggingface_hub/constants.py
+T = TypeVar("T")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -42,26 +44,61 @@ class Unreachable(ToolingError):
 class Hub:
     """The Hub that the variables of this process name."""
 
-    def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
-        # llama-server reads MODEL_ENDPOINT before it (b11434: common_get_model_endpoint)
-        named = os.environ.get("MODEL_ENDPOINT") or os.environ.get("HF_ENDPOINT") or ENDPOINT
-        self.endpoint = named.rstrip("/")
+    def __init__(self, offline: bool = False, sleep: Callable[[float], None] = time.sleep) -> None:
+        """`offline`: the settings say that it is not to be asked. Raises BadInput for variables that can't be meant."""
+        self.endpoint = _endpoint()
         self._token = _token()
+        self._offline = "--offline is said to llama-server" if offline else ""
+        if not offline and os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
+            self._offline = "HF_HUB_OFFLINE is set"
         self._sleep = sleep
 
-    def listing(self, repo: str) -> Pin:
-        """A repository's GGUF files as of now, with the commit. Raises BadInput when there is none or it is not for us,
-        Unreachable when the Hub gives no answer."""
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
+    def listing(self, repo: str, revision: str = BRANCH) -> Pin:
+        """A repository's GGUF files as of a commit, or as of now. Raises BadInput when there is none or it is not for
+        us, Unreachable when the Hub gives no answer.
+
+        They are in the order of the commit's tree, as for llama-server, which takes the first that fits (b11434:
+        get_repo_files in common/hf-cache.cpp).
+        """
+        self._refuse_offline()
+        with self._client() as client:
+            said = self._read(client, repo, f"revision/{revision}", _commit)
+            tree: list[HubFile] = []
+            page: dict[str, str] | None = {"recursive": "true"}
+            while page:
+                files, page = self._read(client, repo, f"tree/{said['sha']}", _entries, page)
+                tree += files
+        return _pin(repo, said, tree)
+
+    def _read(
+        self,
+        client: httpx.Client,
+        repo: str,
+        what: str,
+        meaning: Callable[[httpx.Response], T],
+        query: dict[str, str] | None = None,
+    ) -> T:
+        """What the Hub says of a repository. Raises as `listing`, Unreachable too for what is no answer of a Hub, such
+        as a proxy's page."""
+        url = f"{self.endpoint}/api/models/{repo}/{what}"
+        with self._told(url):
+            answer = client.get(url, params=query, headers={"Accept": "application/json"} | self._authorization)
+        if not answer.is_success:
+            raise self._refused(repo, answer)
+        try:
+            return meaning(answer)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreachable(
-                "the Hub is not to be asked", evidence="HF_HUB_OFFLINE is set", todo="unset it where there is a network"
+                "what answers for the Hub is none",
+                evidence=f"{url}: {type(error).__name__}: {error}; {answer.text[:200]}",
+                todo="check HF_ENDPOINT and the proxy's variables",
+            ) from error
+
+    def _refuse_offline(self) -> None:
+        if self._offline:
+            raise Unreachable(
+                "the Hub is not to be asked", evidence=self._offline, todo="take that away where there is a network"
             )
-        url = f"{self.endpoint}/api/models/{repo}/revision/{BRANCH}?blobs=true"
-        with self._client() as client, self._told(url):
-            answer = client.get(url, headers={"Accept": "application/json"} | self._authorization)
-            if not answer.is_success:
-                raise self._refused(repo, answer)
-            return _pin(repo, answer)
 
     def download(self, pin: Pin, file: HubFile, part: Path, target: Path, tell: Callable[[int], None]) -> None:
         """A file of a pinned commit in its place, once its content is what the Hub said. What is in `part` already is
@@ -69,6 +106,7 @@ class Hub:
 
         Raises as `listing`, and ToolingError when the digest is another or the disk takes no more.
         """
+        self._refuse_offline()
         again = part.exists()
         try:
             with part.open("ab") as out:
@@ -107,7 +145,7 @@ class Hub:
         with part.open("rb") as there:
             while chunk := there.read(_CHUNK_BYTES):
                 digest.update(chunk)
-        idle = 0
+        idle, most = 0, out.tell()
         while (begin := out.tell()) < file.size_bytes:
             try:
                 for piece in self._bytes(pin, file, begin):
@@ -124,7 +162,8 @@ class Hub:
                 why = error.evidence
             if out.tell() >= file.size_bytes:
                 break
-            idle = 0 if out.tell() > begin else idle + 1
+            idle = 0 if out.tell() > most else idle + 1
+            most = max(most, out.tell())
             if idle == TRIES:
                 out.flush()
                 raise Unreachable(
@@ -148,6 +187,9 @@ class Hub:
             self._told(url),
             client.stream("GET", url, headers=headers) as answer,
         ):
+            if begin and answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                yield None  # it knows of no such byte: what is here is not the beginning of what it has
+                return
             if not answer.is_success:
                 answer.read()
                 raise self._refused(pin.repo, answer)
@@ -156,7 +198,16 @@ class Hub:
             yield from answer.iter_raw()  # as they come: what is kept back is lost when it breaks off
 
     def _client(self) -> httpx.Client:
-        return httpx.Client(timeout=TIMEOUT, follow_redirects=True)
+        """Raises BadInput where the variables name a proxy that httpx can't use, or certificates that can't be read."""
+        try:
+            return httpx.Client(timeout=TIMEOUT, follow_redirects=True)
+        except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
+            raise BadInput(
+                "the Hub can't be asked through what the proxy's or the certificates' variables name",
+                evidence=f"{type(error).__name__}: {error}",
+                todo="set HTTPS_PROXY and ALL_PROXY to an http:// proxy, SSL_CERT_FILE to a file, or unset them; for a "
+                "socks5:// proxy `pip install 'httpx[socks]'`",
+            ) from error
 
     @property
     def _authorization(self) -> dict[str, str]:
@@ -228,6 +279,21 @@ class Hub:
         return "" if self._authorization else f", or set {TOKEN}: its limit is higher"
 
 
+def _endpoint() -> str:
+    """The address of the Hub; llama-server reads MODEL_ENDPOINT first (b11434: common_get_model_endpoint). Raises
+    BadInput for what is no address."""
+    name = next((name for name in ("MODEL_ENDPOINT", "HF_ENDPOINT") if os.environ.get(name)), "")
+    named = os.environ[name].rstrip("/") if name else ENDPOINT
+    try:
+        parts = urlsplit(named)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # such as a bracket that nothing closes
+        is_address = False
+    if not is_address:
+        raise BadInput(f"{name} is no address: {named}", todo=f"set it to one with its scheme, as {ENDPOINT}")
+    return named
+
+
 def _token() -> str:
     """The token of this process; '' without. Raises BadInput for what no header can hold."""
     token = os.environ.get(TOKEN, "").strip()
@@ -236,38 +302,43 @@ def _token() -> str:
     return token
 
 
-def _pin(repo: str, answer: httpx.Response) -> Pin:
-    """Raises Unreachable for what is no answer of a Hub, such as a proxy's page."""
-    try:
-        said: dict[str, Any] = answer.json()
-        commit = str(said["sha"])
-        names = [str(each["rfilename"]) for each in said["siblings"]]
-        files = [_file(each) for each in said["siblings"] if str(each["rfilename"]).endswith(".gguf")]
-        if not re.fullmatch("[0-9a-f]{40}", commit):
-            raise ValueError(f"{commit[:60]!r} is no commit")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Unreachable(
-            "what answers for the Hub is none",
-            evidence=f"{answer.url.copy_with(query=None)}: {type(error).__name__}: {error}; {answer.text[:200]}",
-            todo="check HF_ENDPOINT and the proxy's variables",
-        ) from error
+def _commit(answer: httpx.Response) -> dict[str, Any]:
+    """What the Hub says of a commit of a repository. Raises ValueError and its like for anything else."""
+    said: dict[str, Any] = answer.json()
+    if not re.fullmatch("[0-9a-f]{40}", str(said["sha"])):
+        raise ValueError(f"{str(said['sha'])[:60]!r} is no commit")
+    return said
+
+
+def _entries(answer: httpx.Response) -> tuple[list[HubFile], dict[str, str] | None]:
+    """(the files of one page of a commit's tree, what to ask for the next one).
+
+    Raises ValueError and its like for anything else. Of the address of the next page only the query is taken:
+    the token goes to no other.
+    """
+    files = [_file(each) for each in answer.json() if each["type"] == "file"]
+    following = answer.links.get("next", {}).get("url")
+    return files, dict(httpx.URL(following).params) if following else None
+
+
+def _pin(repo: str, said: dict[str, Any], tree: list[HubFile]) -> Pin:
     return Pin(
         repo=repo,
-        commit=commit,
-        files=tuple(file for file in files if _is_inside(file.path)),
-        preset=PRESET in names,
+        commit=said["sha"],
+        files=tuple(file for file in tree if file.path.endswith(".gguf") and _is_inside(file.path)),
+        preset=any(file.path == PRESET for file in tree),
         gated=bool(said.get("gated")),
         at=now(),
     )
 
 
-def _file(sibling: dict[str, Any]) -> HubFile:
-    lfs = sibling.get("lfs") or {}
-    sha256 = str(lfs.get("sha256", ""))
+def _file(entry: dict[str, Any]) -> HubFile:
+    lfs = entry.get("lfs") or {}
+    sha256 = str(lfs.get("oid", ""))
     return HubFile(
-        path=str(sibling["rfilename"]),
+        path=str(entry["path"]),
         sha256=sha256 if re.fullmatch("[0-9a-f]{64}", sha256) else "",
-        size_bytes=int(lfs.get("size") or sibling["size"]),
+        size_bytes=int(lfs.get("size") or entry["size"]),
     )
 
 

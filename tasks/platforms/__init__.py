@@ -142,11 +142,10 @@ class Platform(Protocol):
         """Bring back what should run for the stage and was killed, not what somebody stopped; what was done, '' when
         there was nothing to do. Raises what keeps it from coming back."""
 
-    def golden(self, stage: StageName) -> Golden | None:
-        """What the stage's server answered before its snapshot was taken; None when there is no snapshot.
-
-        Where there are several, of the one that the server came from that came up last. All have the same nonce.
-        """
+    def golden(self, stage: StageName, snapshot: str | None = None) -> Golden | None:
+        """What the stage's server answered before its snapshot was taken; None when there is no snapshot. Where there
+        are several, of the one that a boot record names, or that the latest boot has. Those of one deployment have the
+        same nonce."""
 
     def logs(self, stage: StageName) -> Path:
         """The log of the stage's servers."""

@@ -75,6 +75,8 @@ NEGATIVE: Mapping[str, str] = {
     "context_shift": "--no-context-shift",
 }
 """Setting -> what says no, of a switch that is on without a word, or was."""
+LEFT_OPEN = frozenset(("slots", "batch", "ubatch", "gpu_layers"))
+"""Settings whose `auto` is not said: llama-server has its own default."""
 FILES: Mapping[str, str] = {
     "model": "--model",
     "mmproj": "--mmproj",
@@ -137,11 +139,6 @@ class Want:
     def is_free(self) -> bool:
         """Whether it is one of `server.flags`, in llama-server's own words."""
         return self.setting.startswith("flags ")
-
-    @property
-    def names(self) -> list[str]:
-        """The options that it names in today's words."""
-        return [word for word in self.spellings[0] if word.startswith("-")]
 
 
 _PART = re.compile(r"(?P<name>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -245,7 +242,7 @@ def _of_setting(server: ServerSettings, setting: str) -> Iterator[tuple[str, Arg
             yield setting, (NEGATIVE[setting],)
     elif value is True:
         yield setting, (flag,)
-    elif value is not None and value != () and not (value == "auto" and setting in ServerSettings.left_open()):
+    elif value is not None and value != () and not (value == "auto" and setting in LEFT_OPEN):
         yield setting, (flag, _text(value))
 
 
@@ -325,9 +322,9 @@ def wrong(server: ServerSettings, table: Table) -> list[str]:
             elif main in seen and main not in CUMULATIVE:
                 lines.append(f"server.flags: `{main}` stands there twice: llama-server would take the last one only")
             seen.add(main)
-    for name in server.env:
+    for name in filter(lambda each: option_of(each, table), server.env):
         reading = read((), table, {name: server.env[name]})
-        if option_of(name, table) and (reading.unread or reading.refused):
+        if reading.unread or reading.refused:
             lines += [f"server.env: {said}" for said in (*reading.unread, *map(str, reading.refused))]
     return lines
 
@@ -340,21 +337,16 @@ def not_yet(server: ServerSettings) -> list[str]:
 
 def _owned(main: str, table: Table) -> str:
     """Why an option can't be one of `flags`; '' where it can."""
-    if setting := next((name for word, name in _FILE_OPTIONS.items() if _main(word, table) == main), ""):
+    if setting := next((name for word, name in _FILE_OPTIONS.items() if table.main(word) == main), ""):
         return f"server.{setting} names its file, so that it is known by its content and is where the server runs"
     if WHOLE_MODEL.fullmatch(main):
         return "it downloads a model of its own: set server.model, and what it sets by itself"
-    return next((why for word, why in OWNED.items() if _main(word, table) == main), "")
+    return next((why for word, why in OWNED.items() if table.main(word) == main), "")
 
 
 def _mains(readings: Sequence[Reading]) -> list[str]:
     """The options that a setting comes to in the first of its spellings that is understood."""
     return [said.main for said in next((each.said for each in readings if not each.refused), ())]
-
-
-def _main(word: str, table: Table) -> str:
-    flag = table.find(word) or known().find(word)
-    return flag.main if flag else word
 
 
 UNASKED = ("--json-schema-file", "--ui-config-file", "--mcp-servers-config", "--api-key-file")
@@ -368,7 +360,7 @@ def refusal(ask: Callable[..., Output], argv: Argv) -> str:
     llama-server reads its whole argv before `--version` ends it: the surest flag check there is. A chat template and a
     grammar are opened meanwhile, so an empty one stands for ours, which need not be where it runs.
     """
-    groups = (group for group in split(argv, known()) if _main(group[0], known()) not in UNASKED)
+    groups = (group for group in split(argv, known()) if known().main(group[0]) not in UNASKED)
     words = ("/dev/null" if word in _EMPTY else word for group in groups for word in group)
     output = ask(*words, "--version")
     return "" if output.code == 0 else output.text[:600] or f"exit status {output.code}"

@@ -4,27 +4,62 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from modal_app.warmup import TEXTS, Golden
+from modal_app import warmup
+from modal_app.warmup import Golden
+from tasks.behaviour import digest_of_code
+from tasks.console import console, one_line
 from tasks.platforms import Platform
-from tasks.release import Release, StageName, Verdict, Verification, digest_of
-from tasks.report import markdown_table
-from tasks.restore.cycle import Cycle, recorded, run
-from tasks.restore.judge import Judgement, counted, fault, judge, unfinished
+from tasks.release import Model, Release, StageName, Verdict, Verification, digest_of
+from tasks.report import NAME_WIDTH, markdown_table
+from tasks.restore.cycle import Cycle, NotIdle, recorded, run
+from tasks.restore.judge import UNTOLD_MAX, Judgement, counted, fault, judge, unfinished
 from tasks.restore.plot import svg
+from tasks.restore.sequential import foresee
 from tasks.settings import RestoreSettings
 from tasks.stage import Row, stage
 from tasks.store import Store, write_atomic
 
 NAME = "restore"
+_HERE = Path(__file__)
+RULES = (
+    Path(warmup.__file__),
+    *(_HERE.with_name(f"{name}.py") for name in (_HERE.stem, "cycle", "deaths", "judge", "sequential")),
+)
+"""The code that a verdict rests on."""
 PLOTTED = 12
 """How many releases the plot shows."""
 
 
 def basis(settings: RestoreSettings) -> str:
-    """Digest of what a restore verification depends on besides the release."""
-    return digest_of([settings.model_dump(), TEXTS])[:12]
+    """Digest of the rules that a restore verification depends on besides the release: the settings, and the code that
+    asks and that judges."""
+    return digest_of([settings.model_dump(), digest_of_code(*RULES)])[:12]
+
+
+class Kept(Model):
+    """The idle cycles of a probe that has no verdict yet."""
+
+    cycles: tuple[Cycle, ...] = ()
+    untold: tuple[Cycle, ...] = ()
+    """Those of which nothing can be told: they don't count, or no later run could come to another verdict. But they
+    are shown, and too many of them are no pass."""
+    begun: int = 0
+    """Attempts, written before each is made: what is in neither of the others ended with the process that made it."""
+
+    @property
+    def told_nothing(self) -> tuple[str, ...]:
+        """What is known of the attempts that don't count, the latest last."""
+        killed = self.begun - len(self.cycles) - len(self.untold)
+        words = [found.summary for cycle in self.untold if (found := fault(cycle))]
+        return (*["the run that made it was killed"] * killed, *words)
+
+    def with_(self, cycle: Cycle) -> Kept:
+        found = fault(cycle)
+        name = "untold" if found and found.verdict is Verdict.ERRORED else "cycles"
+        return self.model_copy(update={name: (*getattr(self, name), cycle)})
 
 
 def probe(
@@ -34,31 +69,66 @@ def probe(
     settings: RestoreSettings,
     progress: Callable[[int, int, str], None],
 ) -> Verification:
-    """So many idle cycles of a stage, or fewer when one of them decides; their latencies go into the series.
+    """Idle cycles of a stage until they decide, or there are too many; their latencies go into the series.
 
-    Raises ToolingError when the idle window cannot be forced, or there is nothing to compare answers with.
+    Each is kept as it is made: what a killed run, or one of which nothing could be told, has seen by these rules is
+    gone on with (`to_staging` forgets it before another server takes the place of this one). Raises ToolingError when
+    the idle window cannot be forced, or there is nothing to compare answers with.
     """
     start = time.monotonic()
-    cycles: list[Cycle] = []
+    store, key = platform.store, _key(platform, stage_name, settings)
+    kept = store.cycles(release.id, key, Kept) or Kept()
+    known, untold = len(kept.cycles), len(kept.untold)
     now: Golden | None = None
-    progress(0, settings.cycles, "forcing an idle window")
-    while unfinished(cycles, settings):
+    progress(len(counted(kept.cycles)), settings.cycles_max, "forcing an idle window")
+    while _goes_on(kept, settings) and len(kept.untold) == untold:
         # of the snapshot that it will come back from; where there is none, of the server that runs now
         golden = platform.golden(stage_name) or now or (now := recorded(platform, stage_name, release))
-        cycles.append(_cycle(platform, stage_name, release, golden, settings))
-        progress(len(counted(cycles)), settings.cycles, ", ".join(cycle.kind for cycle in cycles))
-    verdict, summary = judge(cycles, settings)
+        store.save_cycles(release.id, key, begun := kept.model_copy(update={"begun": kept.begun + 1}))
+        try:
+            cycle = _cycle(platform, stage_name, release, golden, settings)
+        except NotIdle:  # no attempt at a restore
+            store.save_cycles(release.id, key, kept)
+            raise
+        store.save_cycles(release.id, key, kept := begun.with_(cycle))
+        progress(len(counted(kept.cycles)), settings.cycles_max, ", ".join(cycle.kind for cycle in kept.cycles))
+    verdict, summary = _judged(kept, kept.untold[untold:], settings)
     return Verification(
         name=NAME,
         release=release.id,
         verdict=verdict,
-        summary=summary,
+        summary=summary + (f" ({known} cycles were made by an earlier run)" if known else ""),
         promise="a first request after an idle window is answered by the process that was warmed up, as it was then "
         "(guide, playbook step 5)",
         basis=basis(settings),
-        evidence={"cycles": [cycle.model_dump(mode="json") for cycle in cycles]},
+        evidence={
+            "cycles": [cycle.model_dump(mode="json") for cycle in (*kept.cycles, *kept.untold)],
+            "test": foresee(settings).model_dump(mode="json"),
+        },
         seconds=time.monotonic() - start,
     )
+
+
+def _key(platform: Platform, stage_name: StageName, settings: RestoreSettings) -> str:
+    """Of the cycles of one deployment by these rules: another generation, or a snapshot that was taken anew, is
+    another server. Of several snapshots the first that is known: another worker type may take its own at any time."""
+    _, generation = platform.serving(stage_name) or ("", "")
+    boots = (boot for boot in platform.boots(stage_name) if boot.generation == generation and boot.snapshot)
+    first = next(boots, None)
+    return digest_of([basis(settings), stage_name, generation, first.snapshot if first else ""])[:12]
+
+
+def _goes_on(kept: Kept, settings: RestoreSettings) -> bool:
+    return len(kept.told_nothing) <= UNTOLD_MAX and unfinished(kept.cycles, settings)
+
+
+def _judged(kept: Kept, ours: Sequence[Cycle], settings: RestoreSettings) -> Judgement:
+    """By all that was seen; where this run ended at what can't be told, by that one of `ours`, if there are few."""
+    if ours and len(kept.told_nothing) <= UNTOLD_MAX:
+        found = fault(ours[-1])
+        assert found, "that is why it ended"
+        return Judgement(found.verdict, f"cycle {len(kept.cycles) + len(kept.untold)}: {found.summary}")
+    return judge(kept.cycles, settings, kept.told_nothing)
 
 
 def _cycle(
@@ -79,6 +149,14 @@ def once(
     return cycle, fault(cycle)
 
 
+def foreseen(settings: RestoreSettings) -> str:
+    """What there is to know of a probe before it begins, as one line."""
+    return (
+        f"{foresee(settings).summary}; up to {settings.created_max} more at the beginning that create a snapshot; "
+        f"where there is none, {settings.cold_cycles} cycles"
+    )
+
+
 def condemn(store: Store, release: Release, cycle: Cycle, summary: str) -> None:
     """A later cycle that is wrong by itself fails the release's restore verification, whatever it was."""
     if known := store.verification(release.id, NAME):
@@ -95,8 +173,11 @@ def check(
     found = platform.store.fresh(release.id, (NAME,), basis(settings))
     again = bool(found)
     if not found:
+        console.print(f"  {NAME:<{NAME_WIDTH}} {one_line(foreseen(settings))}", soft_wrap=True)
         found = [probe(platform, stage_name, release, settings, row.progress)]
         platform.store.record(found[0])
+        if found[0].verdict is not Verdict.ERRORED:
+            platform.store.forget_cycles(release.id)
     (made,) = found
     row.judged(found, made.summary, markdown(platform.store, made), again=again)
     return made
@@ -132,7 +213,7 @@ def _row(number: int, cycle: Cycle) -> tuple[object, ...]:
         number, told, "" if health_s is None else f"{health_s:.2f} s",
         f"{cycle.nonce.first_token_s:.2f} s", f"{cycle.warm.first_token_s:.2f} s",
         *(f"{asked.cached_tokens} of {asked.nonce_tokens}" for asked in (cycle.nonce, cycle.control)),
-        "; ".join(cycle.differences) or f"the same within {cycle.tolerance:.2g}",
+        "; ".join(cycle.differences) or (f"same within {cycle.tolerance:.2g}" if cycle.compared else "not compared"),
     )  # fmt: skip
 
 

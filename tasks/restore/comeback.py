@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from tasks.platforms import Platform
 from tasks.release import BootKind, BootRecord, Problem, ReleaseFailed, StageName, Verdict
-from tasks.restore.cycle import worst
+from tasks.restore.cycle import RECORD_LIMIT_S, await_boots, worst
 from tasks.restore.deaths import death, since, verdict_of
 from tasks.restore.judge import Judgement
 from tasks.settings import RestoreSettings
-
-RECORD_LIMIT_S = 10.0
-"""How long a boot record may come after the first answer: Modal's containers write theirs while they serve."""
-POLL_S = 0.1
 
 
 def comes_back(
@@ -37,7 +32,7 @@ def comes_back(
                 return Judgement(verdict_of(died), died)
             verdict = Verdict.FAILED if isinstance(error, ReleaseFailed) else Verdict.ERRORED
             return Judgement(verdict, "; ".join(filter(None, (error.what, error.evidence))))
-        boots = _recorded(platform, stage, known, 0.0 if left else RECORD_LIMIT_S)
+        boots = await_boots(platform, stage, known, 0.0 if left else RECORD_LIMIT_S)
         if not boots and left:
             return Judgement(Verdict.INCONCLUSIVE, "its clients keep it busy: it never was idle")
         if not boots:
@@ -45,13 +40,6 @@ def comes_back(
         if worst(boots) is not BootKind.CREATED:
             break
     return Judgement(_verdict(worst(boots), settings), ", then ".join(_told(boot) for boot in boots))
-
-
-def _recorded(platform: Platform, stage: StageName, known: int, limit_s: float) -> list[BootRecord]:
-    deadline = time.monotonic() + limit_s
-    while not (boots := platform.boots(stage)[known:]) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    return boots
 
 
 def _verdict(kind: BootKind, settings: RestoreSettings) -> Verdict:

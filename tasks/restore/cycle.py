@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from modal_app.warmup import Asked, Golden, NoAnswer, ask_again, differences, record, tolerance
+from modal_app.warmup import (
+    TOLERANCE,
+    Asked,
+    Golden,
+    NoAnswer,
+    ask_again,
+    differences,
+    record,
+    tolerance,
+    wait_until_up,
+)
 from tasks.platforms import Platform
 from tasks.release import BootKind, BootRecord, Latency, Model, Release, StageName, ToolingError
 from tasks.restore.deaths import death, since
 from tasks.settings import RestoreSettings
 
+RECORD_LIMIT_S = 10.0
+"""How long a boot record may come after the first answer: Modal's containers write theirs while they serve."""
+POLL_S = 0.1
+
 _WORST_LAST = (BootKind.RESTORED, BootKind.CREATED, BootKind.COLD, BootKind.FELL_BACK, BootKind.CRASHED)
+
+
+class NotIdle(ToolingError):
+    """The idle window could not be forced."""
 
 
 class Cycle(Model):
@@ -21,12 +40,18 @@ class Cycle(Model):
     boots: tuple[BootRecord, ...]
     error: str = ""
     """Why there was no answer, if there was none."""
+    status: int | None = None
+    """Of that error, where it is an HTTP answer of the server."""
+    unclear: str = ""
+    """Why nothing can be told from it, if nothing can."""
     nonce: Asked | None = None
     warm: Asked | None = None
     control: Asked | None = None
     tolerance: float
     differences: tuple[str, ...] = ()
     """One line for each golden answer that is another one now."""
+    compared: bool = True
+    """Whether the answers were held against golden ones: there may be none of this machine's."""
 
     @property
     def kind(self) -> BootKind:
@@ -49,6 +74,7 @@ class Cycle(Model):
             health_s=self.boots[-1].health_s if self.boots else None,
             after_idle_s=self.nonce.first_token_s,
             warm_s=self.warm.first_token_s,
+            snapshot=self.boots[-1].snapshot if self.boots else None,
         )
 
 
@@ -75,10 +101,10 @@ def recorded(platform: Platform, stage: StageName, release: Release) -> Golden:
 
 
 def run(platform: Platform, stage: StageName, golden: Golden, settings: RestoreSettings) -> Cycle:
-    """Force a stage idle and see how it comes back. Raises ToolingError when it does not go idle."""
+    """Force a stage idle and see how it comes back. Raises NotIdle when it does not go idle."""
     left = platform.idle(stage)
     if left:
-        raise ToolingError(
+        raise NotIdle(
             f"{stage} did not go idle",
             evidence=f"{left} serving processes are left",
             todo=f"look at {platform.logs(stage)}",
@@ -91,18 +117,62 @@ def wake(platform: Platform, stage: StageName, golden: Golden, settings: Restore
     known = len(platform.boots(stage))
     time.sleep(settings.wait_s)
     endpoint = platform.endpoint(stage)
+    address, key = endpoint.base_url, endpoint.api_key
+    patience_s = max(settings.answer_s, endpoint.start_s)
+    to_ask = Comparison(golden)
     try:
-        patience_s = max(settings.answer_s, endpoint.start_s)
+        waited_s = wait_until_up(address, key, patience_s=patience_s, headers=endpoint.headers)
+        to_ask = _comparison(platform, stage, golden, known)
         seen = ask_again(
-            endpoint.base_url, endpoint.api_key, golden, patience_s=patience_s, headers=endpoint.headers
-        )  # fmt: skip
+            address, key, to_ask.golden, patience_s=patience_s, waited_s=waited_s, headers=endpoint.headers
+        )
     except NoAnswer as error:
         boots = tuple(since(platform, stage, known))
-        return Cycle(stage=stage, boots=boots, error=str(error), tolerance=tolerance(golden))
+        return Cycle(
+            stage=stage, boots=boots, error=str(error), status=error.status, tolerance=tolerance(to_ask.golden)
+        )
     boots = tuple(platform.boots(stage)[known:])
-    # which of several snapshots it would come from was not known before
-    golden = platform.golden(stage) or golden
+    compared = to_ask.fits and not to_ask.unclear
     return Cycle(
-        stage=stage, boots=boots, nonce=seen.nonce, warm=seen.warm, control=seen.control,
-        tolerance=tolerance(golden), differences=tuple(differences(golden, seen.answers)),
+        stage=stage, boots=boots, nonce=seen.nonce, warm=seen.warm, control=seen.control, unclear=to_ask.unclear,
+        tolerance=tolerance(to_ask.golden) if compared else TOLERANCE, compared=compared,
+        differences=tuple(differences(to_ask.golden, seen.answers)) if compared else (),
     )  # fmt: skip
+
+
+class Comparison(NamedTuple):
+    """What a server that came up is asked, and what its answers may be held against."""
+
+    golden: Golden
+    fits: bool = True
+    """Whether these are golden answers of its own kind of machine: another one gives other numbers."""
+    unclear: str = ""
+
+
+def _comparison(platform: Platform, stage: StageName, golden: Golden, known: int) -> Comparison:
+    """The golden record that goes with what came up after the first `known` boots.
+
+    Modal has a snapshot for each worker type: the nonce is the deployment's, the answers are the snapshot's, and the
+    one that was last heard of before the idle window may be another's. What was restored is held against its own. One
+    that only this boot knows may be what a cold boot has just taken, whose nonce is there and proves nothing. What
+    booted cold is on some machine and has no golden answers; it has the nonce if it took a snapshot, and else not.
+    """
+    boots = await_boots(platform, stage, known, RECORD_LIMIT_S) if platform.golden(stage) else []
+    before = {boot.snapshot for boot in platform.boots(stage)[:known] if boot.snapshot}
+    named = boots[-1].snapshot if boots else None
+    if not boots or not (named or before):  # the platform has one snapshot, or none
+        return Comparison(golden)
+    if boots[-1].kind is not BootKind.RESTORED:
+        return Comparison(golden, fits=False)
+    own = platform.golden(stage, named) if named and named in before else None
+    if own is None:
+        return Comparison(golden, False, f"restored from the snapshot {named}, of which no golden answers are known")
+    return Comparison(own)
+
+
+def await_boots(platform: Platform, stage: StageName, known: int, limit_s: float) -> list[BootRecord]:
+    """The boots of a stage after the first `known`, waited for so long when there are none."""
+    deadline = time.monotonic() + limit_s
+    while not (boots := platform.boots(stage)[known:]) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return boots

@@ -11,9 +11,14 @@ from modal_app.warmup import LOUD
 from tasks.release import BootKind, Verdict
 from tasks.restore.cycle import Cycle
 from tasks.restore.deaths import death, verdict_of
+from tasks.restore.sequential import Tally, decide, percent
 from tasks.settings import RestoreSettings
 
-CONFIDENCE = 0.95
+UNTOLD_MAX = 2
+"""Attempts at an idle cycle of which nothing can be told, that may be made up for by others. Were it any number, a
+snapshot of which every other restore ends in a SIGKILL would pass by being asked again."""
+REFUSED = (401, 403, 429)
+"""What a server answers because of who asks."""
 
 
 class Judgement(NamedTuple):
@@ -21,21 +26,37 @@ class Judgement(NamedTuple):
     summary: str
 
 
-def judge(cycles: Sequence[Cycle], settings: RestoreSettings) -> Judgement:
-    """What a release's idle cycles, in their order, say of it. One that is wrong by itself decides; else the share."""
+def judge(cycles: Sequence[Cycle], settings: RestoreSettings, untold: Sequence[str] = ()) -> Judgement:
+    """What a release's idle cycles, in their order, say of it. One that is wrong by itself decides; else the test.
+
+    `failed` only when the test decides against it: what it leaves undecided is `inconclusive`. `untold`: what is known
+    of further attempts of which nothing could be told, this run's and earlier ones'; too many are `inconclusive`.
+    """
+    found = _of_the_cycles(cycles, settings)
+    if not untold:
+        return found
+    said = f"attempts that told nothing: {len(untold)} ({untold[-1]})"
+    if found.verdict is not Verdict.FAILED and len(untold) > UNTOLD_MAX:
+        return Judgement(Verdict.INCONCLUSIVE, f"{said}; the others: {found.summary}")
+    return Judgement(found.verdict, f"{found.summary}; {said}")
+
+
+def _of_the_cycles(cycles: Sequence[Cycle], settings: RestoreSettings) -> Judgement:
     for number, cycle in enumerate(cycles, 1):
         if found := fault(cycle):
             return Judgement(found.verdict, f"cycle {number}: {found.summary}")
+    if not cycles:
+        return Judgement(Verdict.INCONCLUSIVE, "no idle cycle told anything")
     count = counted(cycles)
-    if len(count) < settings.cycles:
+    if not count:
         return Judgement(
             Verdict.INCONCLUSIVE, f"{len(cycles)} cycles, and each created a snapshot; {latencies(cycles)}"
         )
-    numbers = f"same answers; {latencies(count)}"
-    if all(cycle.kind is BootKind.COLD for cycle in count):
+    if _are_cold(count) and len(count) >= settings.cold_cycles:
         verdict = Verdict.PASSED if settings.accept_cold else Verdict.INCONCLUSIVE
-        return Judgement(verdict, f"{len(count)} of {len(count)} cold, there is no snapshot here; {numbers}")
-    return _by_share(cycles, numbers, settings.required)
+        words = f"{len(count)} of {len(count)} cold, there is no snapshot here; same answers; {latencies(count)}"
+        return Judgement(verdict, words)
+    return _by_the_test(cycles, settings)
 
 
 def fault(cycle: Cycle) -> Judgement | None:
@@ -45,8 +66,12 @@ def fault(cycle: Cycle) -> Judgement | None:
     if died := death(cycle.boots):
         came = ", then ".join(boot.kind for boot in cycle.boots)
         return Judgement(verdict_of(died), f"{died} (boots: {came})")
+    if cycle.status in REFUSED:
+        return Judgement(Verdict.ERRORED, f"we were refused, which says nothing of the server: {cycle.error}")
     if cycle.kind is BootKind.CRASHED:
         return Judgement(Verdict.FAILED, f"crashed: {'; '.join(filter(None, (cycle.told, cycle.error)))}")
+    if cycle.unclear:
+        return Judgement(Verdict.ERRORED, cycle.unclear)
     assert cycle.nonce and cycle.warm and cycle.control, "there was an answer"
     held = f"{cycle.nonce.cached_tokens} of {cycle.nonce.nonce_tokens} tokens"
     if not cycle.warm.found or cycle.control.found:
@@ -55,9 +80,9 @@ def fault(cycle: Cycle) -> Judgement | None:
         return Judgement(Verdict.ERRORED, f"nothing can be told from this server's cache: {which} was {what}")
     if cycle.kind is BootKind.RESTORED and not cycle.nonce.found:
         return Judgement(Verdict.FAILED, f"recorded as restored, but the nonce is gone: the server had {held}")
-    # who took a snapshot has the nonce as well, where all snapshots of a deployment have the same
-    have_it = {BootKind.RESTORED, BootKind.CREATED}
-    if cycle.nonce.found and not have_it.intersection(boot.kind for boot in cycle.boots):
+    # whoever took a snapshot has the nonce as well, where all snapshots of a deployment have the same; it is the last
+    # of several containers that answers
+    if cycle.nonce.found and cycle.boots[-1].kind not in (BootKind.RESTORED, BootKind.CREATED):
         return Judgement(Verdict.ERRORED, f"recorded as {cycle.told}, but the nonce is there: the server had {held}")
     if cycle.tolerance > LOUD:
         return Judgement(
@@ -68,17 +93,30 @@ def fault(cycle: Cycle) -> Judgement | None:
     return None
 
 
-def counted(cycles: Sequence[Cycle]) -> Sequence[Cycle]:
-    """The cycles without those at the beginning that created a snapshot."""
+def counted(cycles: Sequence[Cycle]) -> list[Cycle]:
+    """The cycles that count: not those at the beginning that created a snapshot. Later ones may be failed restores,
+    see tasks/restore/sequential.py."""
     return list(dropwhile(lambda cycle: cycle.kind is BootKind.CREATED, cycles))
 
 
 def unfinished(cycles: Sequence[Cycle], settings: RestoreSettings) -> bool:
     """Whether another cycle is to be run: not after one that decides by itself."""
-    if cycles and fault(cycles[-1]):
+    count = counted(cycles)
+    if (cycles and fault(cycles[-1])) or len(cycles) - len(count) > settings.created_max:
         return False
-    count = len(counted(cycles))
-    return count < settings.cycles and len(cycles) - count <= settings.created_max
+    if _are_cold(count):
+        return len(count) < settings.cold_cycles
+    return len(count) < settings.cycles_max and decide(_tally(count), settings) is None
+
+
+def _are_cold(count: Sequence[Cycle]) -> bool:
+    return bool(count) and all(cycle.kind is BootKind.COLD for cycle in count)
+
+
+def _tally(count: Sequence[Cycle]) -> Tally:
+    restored = sum(cycle.kind is BootKind.RESTORED for cycle in count)
+    created = sum(cycle.kind is BootKind.CREATED for cycle in count)
+    return Tally(restored, len(count) - restored - created, created)
 
 
 def latencies(cycles: Sequence[Cycle]) -> str:
@@ -89,21 +127,17 @@ def latencies(cycles: Sequence[Cycle]) -> str:
     return f"first token {idle:.2f} s after idle, {warm:.2f} s warm"
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95% Wilson interval of a share."""
-    from scipy.stats import binomtest  # it takes a second to load
-
-    interval = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def _by_share(cycles: Sequence[Cycle], numbers: str, required: float) -> Judgement:
+def _by_the_test(cycles: Sequence[Cycle], settings: RestoreSettings) -> Judgement:
     count = counted(cycles)
-    kinds = [cycle.kind for cycle in count]
-    restored = kinds.count(BootKind.RESTORED)
-    low, high = wilson(restored, len(count))
-    first = len(cycles) - len(count) + 1
-    others = [f"cycle {n} {c.told}" for n, c in enumerate(count, first) if c.kind is not BootKind.RESTORED]
-    share = f"{restored} of {len(count)} restored (Wilson {low:.2f}-{high:.2f}, required {required:.2f})"
-    verdict = Verdict.PASSED if low >= required else Verdict.FAILED if high < required else Verdict.INCONCLUSIVE
-    return Judgement(verdict, "; ".join([share, *others, numbers]))
+    tally = _tally(count)
+    verdict = decide(tally, settings) or Verdict.INCONCLUSIVE
+    good, bad = percent(settings.good), percent(settings.bad)
+    meaning = {
+        Verdict.PASSED: f"rather {good} than {bad} come back",
+        Verdict.FAILED: f"rather {bad} than {good} come back",
+    }.get(verdict, f"too few cycles to tell {good} from {bad}")
+    others = [f"cycle {n} {c.told}" for n, c in enumerate(cycles, 1) if c.kind is not BootKind.RESTORED]
+    if tally.created:
+        others.append("a new snapshot may be a failed restore, and is none in its favour")
+    share = f"{tally.restored} of {tally.cycles} restored: {meaning}"
+    return Judgement(verdict, "; ".join([share, *others, "same answers", latencies(count)]))

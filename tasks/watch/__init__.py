@@ -91,16 +91,17 @@ def judged(row: Row, platform: Platform, release: Release, settings: WatchSettin
     store = platform.store
     seen = came_back(platform, release, store.pointer("production").since)
     latencies = store.latencies(release.id)
+    compared = judge.without(latencies, alerts.load(store).slow, release.id)
     open_now = alerts.follow(
         store,
         release,
-        partial(judge.found, seen, latencies, settings),
-        partial(judge.over, seen, latencies, settings),
-        partial(judge.proven, seen, latencies, settings),
+        partial(judge.found, seen, compared, settings),
+        partial(judge.over, seen, compared, settings),
+        partial(judge.proven, seen, compared, settings),
     ).incidents
     if latencies:
         show_table(f"idle cycles of {release.label} (UTC)", _COLUMNS, map(_row, latencies[-SHOWN:]))
-    summary = "; ".join(each.finding.summary for each in open_now) or f"all well; {_medians(latencies)}"
+    summary = "; ".join(each.finding.summary for each in open_now) or f"all well; {_medians(compared, settings.slower)}"
     row.done(summary, _markdown(release, latencies, open_now))
     return open_now
 
@@ -174,13 +175,20 @@ def _told(each: Latency) -> str:
     return f"first token {each.after_idle_s:.2f} s after idle, {each.warm_s:.3f} s warm{speed}"
 
 
-def _medians(latencies: list[Latency]) -> str:
+def _medians(latencies: list[Latency], ratio: float) -> str:
+    """What is compared now, in words: nothing before there is a baseline."""
+    baseline, latest = judge.split(judge.alike(latencies), None)
+    if len(baseline) < judge.BASELINE:
+        return (
+            f"nothing is known of its speed yet: {len(baseline) + len(latest)} probes of "
+            f"{judge.BASELINE + judge.LATEST} that it takes to tell slow from usual"
+        )
     told = []
     for measure in MEASURES:
-        baseline, latest = judge.sides(latencies, None, measure)
-        if latest:
-            told.append(f"{measure.name} {measure.shown(median(latest))} ({measure.shown(median(baseline))})")
-    return ", ".join(told) or f"{len(latencies)} idle cycles so far, the first {judge.BASELINE} are the baseline"
+        before, last = judge.sides(latencies, None, measure, ratio)
+        if before and last:
+            told.append(f"{measure.name} {measure.shown(median(last))} ({measure.shown(median(before))})")
+    return ", ".join(told)
 
 
 def _markdown(release: Release, latencies: list[Latency], incidents: tuple[Incident, ...]) -> str:

@@ -14,9 +14,10 @@ from pydantic import Field
 
 from tasks.release import Event, Model, Release, now
 from tasks.store import Store
-from tasks.watch.judge import Finding, Kind
+from tasks.watch.judge import Finding, Kind, Slow
 
 ALERT, OVER = "watch_alert", "watch_over"
+SLOW_KEPT = 20
 COMMANDS: dict[Kind, str] = {
     "down": "llama-release start",
     "restores_fail": "llama-release redeploy --reason 'it does not come back from idle'",
@@ -48,6 +49,7 @@ class State(Model):
 
     incidents: tuple[Incident, ...] = ()
     ended: dict[Kind, datetime] = Field(default_factory=dict, description="when the last one of this kind was over")
+    slow: tuple[Slow, ...] = Field(default=(), description="when releases were slower than their baselines, the latest")
     probed_at: datetime | None = Field(default=None, description="when production was last woken")
     drilled_at: datetime | None = Field(default=None, description="when the retained release was last tried")
 
@@ -84,7 +86,12 @@ def follow(
         else each.model_copy(update={"proven": proven(each.finding.kind, ended.get(each.finding.kind))})
         for each in kept
     ]
-    change(store, incidents=tuple(kept), ended=ended)
+    slow = [
+        Slow(release=each.release, began=each.began, ended=each.ended)
+        for each in kept
+        if each.ended and each.finding.kind == "slower"
+    ]
+    change(store, incidents=tuple(kept), ended=ended, slow=tuple(dict.fromkeys([*state.slow, *slow]))[-SLOW_KEPT:])
     for each in kept:
         _tell(store, each)
     told = tuple(each.model_copy(update={"told": True}) for each in kept if each.ended is None)

@@ -8,7 +8,7 @@ from statistics import median
 
 from tasks.release import BootKind, Latency, Release
 from tasks.restore.plot import BOTTOM, HEIGHT, LEFT, RIGHT, SERIES, WIDTH, dot, line, page, scale, text
-from tasks.watch.judge import BASELINE, alike
+from tasks.watch.judge import BASELINE, alike, split
 
 
 def svg(release: Release, latencies: Sequence[Latency]) -> str:
@@ -17,13 +17,14 @@ def svg(release: Release, latencies: Sequence[Latency]) -> str:
     y, parts = scale(values, f"{release.label}, UTC")
     begin = latencies[0].at
     whole = max(latencies[-1].at - begin, timedelta(seconds=1))
+    baseline, _ = split(alike(latencies), None)
     for name, colour, pick in SERIES:
         for each in latencies:
             x = LEFT + 8 + (WIDTH - LEFT - RIGHT - 16) * ((each.at - begin) / whole)
             told = f"{each.at:%Y-%m-%d %H:%M} {each.stage} {each.kind}, {name}: {pick(each):.3f} s"
             hollow = name == SERIES[0][0] and each.kind is not BootKind.RESTORED
             parts.append(dot(x, y(pick(each)), colour, hollow, told))
-        if baseline := alike(latencies)[:BASELINE]:
+        if len(baseline) >= BASELINE:
             at = y(median(map(pick, baseline)))
             parts.append(line(LEFT, at, WIDTH - RIGHT, at, colour, 1))
     for moment, x, anchor in ((begin, LEFT, "start"), (latencies[-1].at, WIDTH - RIGHT, "end")):

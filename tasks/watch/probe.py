@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from modal_app.warmup import AGENT
+from modal_app.warmup import AGENT, NoAnswer
 from tasks.endpoint import Client
 from tasks.platforms import Platform, Sight
 from tasks.release import BootKind, Endpoint, Release, ToolingError, Verdict
 from tasks.restore.cycle import Cycle, recorded, wake
-from tasks.restore.judge import fault
+from tasks.restore.judge import REFUSED, fault
 from tasks.settings import RestoreSettings, WatchSettings
 from tasks.watch.observe import look
 from tasks.watch.series import Probe, Series, golden, keep_golden, save
@@ -60,7 +60,11 @@ def _learn(platform: Platform, release: Release) -> Probe:
     try:
         keep_golden(platform.store, release, recorded(platform, "production", release))
     except ToolingError as error:
-        return Probe(kind=BootKind.CRASHED, fault=f"{error.what}: {error.evidence}")
+        cause, told = error.__cause__, f"{error.what}: {error.evidence}"
+        status = cause.status if isinstance(cause, NoAnswer) else None
+        if status in REFUSED:
+            return Probe(kind=BootKind.COLD, unclear=told)
+        return Probe(kind=BootKind.CRASHED, fault=told, status=status)
     boots = platform.boots("production")[known:]
     return Probe(
         kind=boots[-1].kind if boots else BootKind.COLD,
@@ -86,7 +90,7 @@ def _judged(cycle: Cycle, before: Sight, after: Sight) -> Probe:
     shared = before.stays or after.answered is None
     if found.verdict is Verdict.ERRORED or (gone and shared and not cycle.differences):
         return Probe(kind=cycle.kind, boot_at=boot_at, unclear=found.summary)
-    return Probe(kind=cycle.kind, boot_at=boot_at, fault=found.summary)
+    return Probe(kind=cycle.kind, boot_at=boot_at, fault=found.summary, status=cycle.status)
 
 
 def _tokens_per_s(endpoint: Endpoint) -> float | None:

@@ -39,6 +39,7 @@ class Probe(Model):
     kind: BootKind
     fault: str = Field(default="", description="why it was no good return from idle; '' when it was")
     unclear: str = Field(default="", description="why nothing can be told from it; '' when something can")
+    status: int | None = Field(default=None, description="of the HTTP error that the server sent, if it sent one")
     boot_at: datetime | None = Field(default=None, description="of the boot record that it made")
     at: datetime = Field(default_factory=now)
 

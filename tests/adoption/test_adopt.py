@@ -15,7 +15,7 @@ from modal_app import redaction
 from tasks.adoption.adopt import Adopted, adopt, argv, write
 from tasks.adoption.launch import Launch, apart, words_of
 from tasks.adoption.read import Source, read_source
-from tasks.adoption.settle import main_of, settle
+from tasks.adoption.settle import settle
 from tasks.adoption.words import read_words
 from tasks.doctor.model import fits
 from tasks.flags.flag import Flag
@@ -123,7 +123,7 @@ def values(flag: Flag) -> st.SearchStrategy[str]:
 def command_lines(draw: st.DrawFn) -> tuple[str, ...]:
     """Some options of the table that a release may have, each once, by any of its names."""
     whole = {flag.main for flag in known().flags if WHOLE_MODEL.fullmatch(flag.main)}
-    owned = {main_of(name, known()) for name in OWNED} | {"--model"} | whole
+    owned = {known().main(name) for name in OWNED} | {"--model"} | whole
     flags = [flag for flag in known().flags if not flag.removed and flag.main not in owned]
     chosen = draw(st.lists(st.sampled_from(flags), max_size=8, unique_by=lambda flag: flag.main))
     found = list(MODEL)

@@ -62,7 +62,7 @@ def test_what_a_server_tells_is_taken_and_what_it_does_not_tell_is_said(tmp_path
     found = adopt(launch, known(), tmp_path)
     server = found.settled.server
     assert (server["model"], server["alias"]) == ("/srv/models/m.gguf", "mine")
-    assert (server["slots"], server["ctx_per_slot"]) == (4, 2048)
+    assert (server["slots"], server["flags"]) == ("auto", ["--ctx-size", "2048"])
     assert (server["temperature"], server["top_k"], server["top_p"], server["min_p"]) == (0.8, 40, 0.95, 0)
     assert server["metrics"] is True and "threads" not in server
     assert found.settled.section("local")["production_port"] == int(url.rpartition(":")[2])
@@ -89,7 +89,12 @@ def test_a_redirect_does_not_take_the_key_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.wire
 @pytest.mark.parametrize(
     ("props", "status", "told"),
-    [({}, 401, "wants another key"), ({"version": "1"}, 200, "is no llama-server"), ([], 404, "is no llama-server")],
+    [
+        ({}, 401, "wants another key"),
+        ({"version": "1"}, 200, "is no llama-server"),
+        ({"default_generation_settings": None}, 200, "is no llama-server"),
+        ([], 404, "is no llama-server"),
+    ],
 )
 def test_what_answers_otherwise_is_refused(props: Any, status: int, told: str, tmp_path: Path) -> None:
     with telling(props, status) as (url, _), pytest.raises(BadInput, match=told):

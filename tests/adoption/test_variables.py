@@ -48,7 +48,7 @@ def test_compose_takes_quotes_comments_and_variables() -> None:
 
 def test_systemd_takes_quotes_and_backslashes_and_no_variables() -> None:
     text = '; c\n# d\nA="q \\" $X" \nB=\'s $X\'\nC=a\\\n b\n  D = e f  \nexport E=1\nF=x"y z"\n'
-    assert systemd_file(text) == {"A": 'q " $X', "B": "s $X", "C": "a b", "D": "e f", "F": "xy z"}
+    assert systemd_file(text) == {"A": 'q " $X', "B": "s $X", "C": "a b", "D": "e f", "F": 'x"y z"'}
 
 
 @pytest.mark.parametrize(

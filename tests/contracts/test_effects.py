@@ -22,7 +22,7 @@ SAID = {"effects.samplers": "temperature 0.7", "effects.predict": "40 tokens", "
 OTHERWISE = {
     "effects.samplers": ("--temp", "0.7", "0.8"),
     "effects.predict": ("--predict", "40", "41"),
-    "effects.lora": ("--lora-scaled", "{lora}:0.8,{lora.2}:1", "{lora}:1,{lora.2}:1"),
+    "effects.lora": ("--lora-scaled", "{lora}:0.8,{lora.2}:1.0", "{lora}:1.0,{lora.2}:1.0"),
 }
 
 

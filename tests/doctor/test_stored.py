@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ import pytest
 from tasks.contracts.scripted import build as build_model
 from tasks.contracts.scripted import thinks_forever
 from tasks.doctor import Seen, Severity
-from tasks.doctor.stored import binaries, builds, intents, ledger, locks, outbox, stages
+from tasks.doctor.stored import binaries, builds, intents, ledger, locks, outbox, speed, stages
 from tasks.notify import Notice, Outbox, Waiting
 from tasks.preflight import bundle
 from tasks.release import BadInput, Build, Event, Hold, Intent, Release, ReleaseFailed, StagePointer, ToolingError, now
-from tasks.settings import NotifySettings, ServerSettings, Settings
+from tasks.settings import PROBES_TO_KNOW, NotifySettings, ServerSettings, Settings, WatchSettings
 from tasks.store import Store
+from tasks.watch.judge import BASELINE, LATEST
 
 
 @pytest.fixture
@@ -155,3 +157,19 @@ def test_slack_without_a_token_is_an_error(store: Store, monkeypatch: pytest.Mon
         outbox(store, told)
     monkeypatch.setenv("SLACK_BOT_TOKEN", "xoxb-1")
     assert outbox(store, told) == "all told"
+
+
+def test_releases_that_go_before_the_watch_knows_how_fast_they_are_are_a_warning(store: Store) -> None:
+    assert speed(store, WatchSettings()) == "known of a release after 26 probes, 6.5 days at 4 a day"
+    for days in (12, 7, 2):
+        store.log(Event(kind="promoted", release="r", summary="in production", at=now() - timedelta(days=days)))
+    seen = speed(store, WatchSettings())
+    assert severity(seen) is Severity.WARNING
+    assert "one stays in production for 5.0 days: none is ever found to have become slower" in str(seen)
+    assert "watch.probes_per_day to 6 or more" in str(seen)
+    assert severity(speed(store, WatchSettings(probes_per_day=6))) is Severity.OK
+    assert severity(speed(store, WatchSettings(probes_per_day=0))) is Severity.NOTE
+
+
+def test_so_many_probes_are_what_the_watch_needs() -> None:
+    assert PROBES_TO_KNOW == BASELINE + LATEST

@@ -1,7 +1,8 @@
 """A Hugging Face Hub on loopback, with the CDN that has its bytes on another port.
 
-What it answers is as the Hub's own client expects it: huggingface_hub's hf_api.py (`model_info(files_metadata=True)`:
-sha, siblings with rfilename, size, lfs), file_download.py (302 from /resolve/ to a signed address) and utils/_http.py
+What it answers is as the Hub's own client expects it: huggingface_hub's hf_api.py (`model_info`: sha, siblings with
+rfilename; `list_repo_tree`: type, path, size, oid, lfs with its oid), utils/_pagination.py (a Link to the next page),
+file_download.py (302 from /resolve/ to a signed address) and utils/_http.py
 (`hf_raise_for_status`: 401 without a token for what is private and for what does not exist, X-Error-Code,
 X-Error-Message); docs: huggingface.co/docs/hub/api, /docs/hub/models-gated.
 """
@@ -14,9 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
+from pathlib import PurePosixPath
 from threading import Event
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.fakes.listening import Answering, listening
 
@@ -63,6 +65,10 @@ class FakeHub:
     swapped: dict[str, bytes] = field(default_factory=dict)
     """What the CDN sends in the place of a file."""
     ranges: bool = True
+    unsatisfiable: int = 0
+    """So many of the next answers of the CDN to a range are 416."""
+    page: int = 1000
+    """Entries of a tree in one answer."""
     down: int = 0
     """Status with which everything is answered; 0: as it should be."""
     is_page: bool = False
@@ -73,16 +79,25 @@ class FakeHub:
 
     def info(self, name: str) -> dict[str, Any]:
         repository = self.repositories[name]
-        siblings = []
-        for path, body in repository.files.items():
-            sibling: dict[str, Any] = {"rfilename": path, "size": len(body), "blobId": sha1(body).hexdigest()}
-            if path.endswith(".gguf") and path not in repository.small:
-                sibling["lfs"] = {"sha256": sha256(body).hexdigest(), "size": len(body), "pointerSize": 135}
-            siblings.append(sibling)
         return {
             "id": name, "sha": repository.commit, "private": repository.private,
-            "gated": "auto" if repository.gated else False, "siblings": siblings,
+            "gated": "auto" if repository.gated else False, "siblings": [{"rfilename": p} for p in repository.files],
         }  # fmt: skip
+
+    def tree(self, name: str) -> list[dict[str, Any]]:
+        """Every file and folder of a repository, as git sorts them; its siblings are in the order of the test."""
+        repository = self.repositories[name]
+        folders = {folder.as_posix() for path in repository.files for folder in PurePosixPath(path).parents}
+        entries: list[dict[str, Any]] = [
+            {"type": "directory", "oid": sha1(folder.encode()).hexdigest(), "size": 0, "path": folder}
+            for folder in folders - {"."}
+        ]
+        for path, body in repository.files.items():
+            file = {"type": "file", "oid": sha1(body).hexdigest(), "size": len(body), "path": path}
+            if path.endswith(".gguf") and path not in repository.small:
+                file["lfs"] = {"oid": sha256(body).hexdigest(), "size": len(body), "pointerSize": 135}
+            entries.append(file)
+        return sorted(entries, key=lambda each: str(each["path"]))
 
 
 class _Hub(Answering):
@@ -97,7 +112,7 @@ class _Hub(Answering):
             return self._error(hub.down, "", "")
         if hub.is_page:
             return self.say(b"<html>Sign in to the guest network</html>")
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path)
+        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(?:revision|tree)/(.+)", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         found = api or file
         if not found:
@@ -113,6 +128,8 @@ class _Hub(Answering):
             return self._error(404, "RepoNotFound", "Repository not found")
         if found[2] not in ("main", repository.commit):
             return self._error(404, "RevisionNotFound", f"Invalid rev id: {found[2]}")
+        if api and "/tree/" in path:
+            return self._page(found[1], parse_qs(urlsplit(self.path).query))
         if api:
             return self.say(json.dumps(hub.info(found[1])).encode(), headers={"Content-Type": "application/json"})
         assert file
@@ -124,6 +141,18 @@ class _Hub(Answering):
         digest = sha256(repository.files[file[3]]).hexdigest()
         location = f"{hub.cdn}/xet/{digest}?X-Amz-Signature=signed&name={file[3]}"
         self.say(status=302, headers={"Location": location, "X-Linked-Etag": f'"{digest}"'})
+
+    def _page(self, name: str, query: dict[str, list[str]]) -> None:
+        tree = self.hub.tree(name)
+        if query.get("recursive") != ["true"]:
+            tree = [each for each in tree if "/" not in each["path"]]
+        begin = int(query.get("cursor", ["0"])[0])
+        end = begin + self.hub.page
+        headers = {"Content-Type": "application/json"}
+        if end < len(tree):
+            address = f"https://huggingface.co{urlsplit(self.path).path}?recursive=true&cursor={end}"
+            headers["Link"] = f'<{address}>; rel="next"'
+        self.say(json.dumps(tree[begin:end]).encode(), headers=headers)
 
     def _error(self, status: int, code: str, said: str) -> None:
         headers = {"X-Error-Message": said} if said else {}
@@ -141,6 +170,9 @@ class _Cdn(Answering):
         digest = urlsplit(self.path).path.removeprefix("/xet/")
         bodies = {sha256(b).hexdigest(): b for r in hub.repositories.values() for b in r.files.values()}
         body = hub.swapped.get(digest, bodies[digest])
+        if "range" in headers and hub.unsatisfiable:
+            hub.unsatisfiable -= 1
+            return self.say(status=416, headers={"Content-Range": f"bytes */{len(body)}"})
         begin = int(re.sub(r"\D", "", headers["range"])) if hub.ranges and "range" in headers else 0
         end = min(len(body), begin + hub.breaks_off.pop(0)) if hub.breaks_off else len(body)
         self.send_response(206 if begin else 200)

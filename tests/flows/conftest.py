@@ -154,8 +154,8 @@ def machine_with(base: Settings, builds: Iterable[Build], model: Path, root: Pat
         "LLAMA_RELEASE_LOCAL__STAGING_PORT": "0",
         "LLAMA_RELEASE_LOCAL__PRODUCTION_PORT": "0",
         "LLAMA_RELEASE_RESTORE__ACCEPT_COLD": "true",
-        "LLAMA_RELEASE_RESTORE__CYCLES": "1",
-        "LLAMA_RELEASE_RESTORE__REQUIRED": "0.2",
+        "LLAMA_RELEASE_RESTORE__COLD_CYCLES": "1",
+        "LLAMA_RELEASE_RESTORE__BAD": "0.04",
         # what SmolLM2 can answer in little time
         "LLAMA_RELEASE_EVALS__MARGIN": "0.15",
         "LLAMA_RELEASE_EVALS__ITEMS": "20",

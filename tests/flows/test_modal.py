@@ -116,8 +116,8 @@ def account(
             "LLAMA_RELEASE_SERVER__THREADS": "1",
             "LLAMA_RELEASE_SERVER__CTX_PER_SLOT": "2048",
             "LLAMA_RELEASE_SERVER__API_KEY_ENV": KEY_ENV,
-            "LLAMA_RELEASE_RESTORE__CYCLES": "1",
-            "LLAMA_RELEASE_RESTORE__REQUIRED": "0.1",
+            "LLAMA_RELEASE_RESTORE__COLD_CYCLES": "1",
+            "LLAMA_RELEASE_RESTORE__BAD": "0.04",
             # a scripted model reads letter by letter: what is long for it is short for others
             "LLAMA_RELEASE_EVALS__ITEMS": "20",
             "LLAMA_RELEASE_EVALS__BATCH": "20",
@@ -137,9 +137,9 @@ def test_the_first_release_goes_the_whole_way_to_production(account: Account, tm
     """From a machine that is no Linux, where that can be had here: people who serve on Modal sit at one."""
     run = account.run if laptop.why_not() else partial(laptop_in(tmp_path, account.env).run, timeout_s=PATIENCE_S)
     said = run("upgrade", "--to", OLDER, "--approver", "alice")
-    assert "1 of 1 restored" in said
+    assert "2 of 2 restored" in said
     assert account.tag("production") == OLDER == account.answered_by("production")
-    assert account.kinds("staging") == [BootKind.CREATED, BootKind.RESTORED]
+    assert account.kinds("staging") == [BootKind.CREATED, *[BootKind.RESTORED] * 2]
     status = {each["stage"]: each for each in json.loads(run("status", "--json"))}
     assert status["production"]["release"] == account.platform.store.pointer("production").release
     refused = run("rollback", "--reason", "none is retained", "--by", "carol", code=2)
@@ -202,7 +202,7 @@ def test_a_redeploy_of_the_same_release_is_a_new_version_of_both_apps_with_a_new
     assert {stage: apps.version(settings, settings.stage_app(stage)) for stage in stages} == {
         stage: version + 1 for stage, version in before.items()
     }
-    assert account.kinds("staging")[known["staging"] :] == [BootKind.CREATED, BootKind.RESTORED]
+    assert account.kinds("staging")[known["staging"] :] == [BootKind.CREATED, *[BootKind.RESTORED] * 2]
     assert account.kinds("production")[known["production"] :] == [BootKind.CREATED]
     with Client(account.platform.endpoint("production")) as client:
         assert client.get("/slots").status == 200

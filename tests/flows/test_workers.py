@@ -110,8 +110,8 @@ snapshots = "off"
 
 [restore]
 accept_cold = true
-cycles = 1
-required = 0.2
+cold_cycles = 1
+bad = 0.04
 
 [evals]
 items = 20

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from flows.deployed import lacking
 from tasks import hub as of_hub
 from tasks.doctor import Seen, needs
 from tasks.doctor.hub import repository
+from tasks.hub import Resolved
 from tasks.hub.choice import HubFile, Pin
 from tasks.hub.remote import Hub
 from tasks.preflight.argv import files, shown
@@ -41,6 +43,12 @@ from tasks.store import Store
 settings = load()
 hub.fetch(Store(settings.store), settings, lambda *_: None)
 """
+
+
+def with_server(settings: Settings, **server: Any) -> Settings:
+    """The settings with these ones of the server's, checked as those of a file are."""
+    more = ServerSettings(**{"hub_model": settings.server.hub_model, **server})
+    return settings.model_copy(update={"server": more})
 
 
 def quiet(*_: object) -> None:
@@ -187,10 +195,40 @@ def test_a_split_model_comes_with_all_its_parts(hub: FakeHub, settings: Settings
     assert [found[name].read_bytes() for name in ("model", "model.2")] == list(parts.values())
 
 
+def test_a_range_that_is_refused_is_fetched_anew(
+    hub: FakeHub, settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.hub.remote.FIRST_WAIT_S", 0.0)
+    hub.breaks_off, hub.unsatisfiable = [300_000], 1
+    assert fetched(store, settings)["model"].read_bytes() == MODEL
+    ranges = [each.headers.get("range") for each in hub.asked("cdn")]
+    assert ranges == [None, "bytes=300000-", None, None]
+    hub.repositories[NAME] = Repository({"m-Q4_K_M.gguf": MODEL + b"!"})
+    of_hub.update(store, settings)
+    hub.breaks_off, hub.unsatisfiable = [300_000] * 9, 9
+    with pytest.raises(ToolingError, match="breaks off"):
+        fetched(store, settings)
+
+
+def test_the_order_is_the_trees_as_for_llama_server(hub: FakeHub, settings: Settings, store: Store) -> None:
+    bodies = {"m-b-Q4_K_M.gguf": b"GGUF b", "m-a-Q4_K_M.gguf": b"GGUF a", "z/preset.ini": b""}
+    hub.repositories[NAME] = Repository(bodies)
+    assert fetched(store, settings)["model"].name == "m-a-Q4_K_M.gguf"
+    assert all("/tree/" not in each.path or "recursive=true" in each.path for each in hub.asked("hub"))
+
+
+def test_a_tree_of_several_pages_is_read_to_its_end(hub: FakeHub, settings: Settings, store: Store) -> None:
+    hub.page = 2
+    assert [path.name for path in fetched(store, settings).values()] == ["m-Q4_K_M.gguf", "mmproj-F16.gguf"]
+    assert [each.path.partition("?")[2] for each in hub.asked("hub") if "/tree/" in each.path] == [
+        "recursive=true", "recursive=true&cursor=2",
+    ]  # fmt: skip
+
+
 # -- from this machine -------------------------------------------------------------------------------------------------
 
 
-def in_cache(folder: Path, hub: FakeHub, link: bool = True) -> None:
+def in_cache(folder: Path, hub: FakeHub, link: bool = True, without: tuple[str, ...] = ()) -> None:
     """A cache as the Hub's own client and llama-server fill it."""
     commit = hub.repositories[NAME].commit
     top = folder / "models--u--m-GGUF"
@@ -198,7 +236,7 @@ def in_cache(folder: Path, hub: FakeHub, link: bool = True) -> None:
         path.mkdir(parents=True)
     (top / "refs" / "main").write_text(commit)
     for name, body in BODIES.items():
-        if name.endswith(".gguf"):
+        if name.endswith(".gguf") and name not in without:
             file = top / "snapshots" / commit / name
             if link:
                 (top / "blobs" / sha256(body).hexdigest()).write_bytes(body)
@@ -215,6 +253,26 @@ def by_home(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> No
 def by_cache(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cached"))
     in_cache(tmp_path / "cached", hub, link=False)
+
+
+def by_home_of_the_server(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.delenv("LLAMA_CACHE")
+    in_cache(tmp_path / "hf" / "hub", hub)
+    return {"HF_HOME": str(tmp_path / "hf")}
+
+
+def by_cache_of_the_server(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch  # noqa: ARG001 - as the others
+) -> dict[str, str]:  # fmt: skip
+    in_cache(tmp_path / "cached", hub)
+    return {"HF_HUB_CACHE": str(tmp_path / "cached")}
+
+
+def by_llama_of_the_server(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch  # noqa: ARG001 - as the others
+) -> dict[str, str]:  # fmt: skip
+    in_cache(tmp_path / "other", hub)
+    return {"LLAMA_CACHE": str(tmp_path / "other")}
 
 
 def by_llama(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - as the others
@@ -238,6 +296,16 @@ def test_a_cache_that_has_the_files_saves_the_download(
     assert not found["model"].is_symlink(), "it stays when the cache is emptied"
     assert hub.asked("cdn") == []
     assert store.file(store.put_file(found["model"])).read_bytes() == MODEL
+
+
+@pytest.mark.parametrize("filled", [by_home_of_the_server, by_cache_of_the_server, by_llama_of_the_server])
+def test_a_cache_that_the_server_is_set_to_counts_too(
+    filled: Callable[[Path, FakeHub, pytest.MonkeyPatch], dict[str, str]],
+    hub: FakeHub, settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    named = with_server(settings, env=filled(tmp_path, hub, monkeypatch))
+    assert fetched(store, named)["model"].read_bytes() == MODEL
+    assert hub.asked("cdn") == []
 
 
 def test_a_cache_whose_file_is_another_is_not_believed(
@@ -276,6 +344,96 @@ def test_offline_a_cache_is_enough_and_without_one_it_is_said(
     in_cache(tmp_path / "llama-cache", hub)
     assert fetched(store, settings)["model"].read_bytes() == MODEL
     assert hub.seen == []
+
+
+@pytest.mark.parametrize("server", [{"flags": ("--offline",)}, {"env": {"LLAMA_ARG_OFFLINE": "1"}}])
+def test_a_server_that_is_to_be_offline_has_the_hub_not_asked(
+    server: dict[str, Any], hub: FakeHub, settings: Settings, store: Store, tmp_path: Path
+) -> None:
+    said = refused_with(store, with_server(settings, **server))
+    assert said.what == f"{NAME} is not on this machine, and the Hub can't be asked for it"
+    assert said.evidence == "--offline is said to llama-server"
+    in_cache(tmp_path / "llama-cache", hub)
+    assert fetched(store, with_server(settings, **server))["model"].read_bytes() == MODEL
+    assert hub.seen == []
+
+
+# -- what a cache told -------------------------------------------------------------------------------------------------
+
+
+def pinned_by_cache(
+    hub: FakeHub, settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *without: str
+) -> dict[str, Path]:
+    """What a first upgrade without the Hub has, from a cache that has not all; the Hub answers from then on."""
+    in_cache(tmp_path / "llama-cache", hub, without=without)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    found = fetched(store, settings)
+    pin = store.hub_pin(NAME, Pin)
+    assert pin
+    assert not pin.told_by_hub
+    assert fetched(store, settings) == found, "and again, as long as the Hub does not answer"
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    return found
+
+
+def test_what_a_cache_told_is_completed_when_the_hub_answers(
+    hub: FakeHub, settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pinned_by_cache(hub, settings, store, tmp_path, monkeypatch, "m-Q8_0.gguf")
+    assert of_hub.look(store, settings)
+    pin = store.hub_pin(NAME, Pin)
+    assert pin
+    assert not pin.told_by_hub, "to look pins nothing"
+    assert fetched(store, settings) == before
+    pin = store.hub_pin(NAME, Pin)
+    assert pin
+    assert pin.told_by_hub
+    assert [file.path for file in pin.files] == ["m-Q4_K_M.gguf", "m-Q8_0.gguf", "mmproj-F16.gguf"]
+    asked = len(hub.seen)
+    assert fetched(store, with_server(settings, hub_model=f"{NAME}:Q8_0"))["model"].name == "m-Q8_0.gguf"
+    assert len(hub.asked("hub")) == asked + 1, "the file alone is asked for"
+
+
+@pytest.mark.parametrize("lacking", ["mmproj-F16.gguf", "m-Q4_K_M.gguf"])
+def test_what_the_cache_lacked_is_told_and_served_when_somebody_says_so(
+    lacking: str, hub: FakeHub, settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = with_server(settings, hub_model=NAME)
+    before = pinned_by_cache(hub, settings, store, tmp_path, monkeypatch, lacking)
+    pin = store.hub_pin(NAME, Pin)
+    resolved, found = of_hub.fetch(store, settings, quiet)
+    assert files(resolved.server) == before, "what is released does not change unseen"
+    assert store.hub_pin(NAME, Pin) == pin
+    seen = repository(settings, store)
+    assert isinstance(seen, Seen)
+    for said in (str(found), seen.evidence):
+        pinned, _, hub_has = said.partition("; by the Hub that commit has ")
+        assert lacking not in pinned
+        assert lacking in hub_has.partition(", where ")[0]
+        assert before["model"].name in hub_has.partition(", where ")[2]
+    assert "`llama-release hub update`" in seen.todo
+    was, is_now = of_hub.update(store, settings)
+    assert was
+    assert was.pin.commit == is_now.pin.commit
+    assert lacking in [path.name for path in fetched(store, settings).values()]
+    assert not isinstance(repository(settings, store), Seen)
+
+
+def test_what_the_cache_could_not_give_is_taken_from_the_very_commit(
+    hub: FakeHub, settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned_by_cache(hub, with_server(settings, hub_model=NAME), store, tmp_path, monkeypatch, "m-Q4_K_M.gguf")
+    assert fetched(store, settings)["model"].read_bytes() == MODEL
+
+
+def test_a_commit_that_the_hub_has_no_longer_is_served_and_told(
+    hub: FakeHub, settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pinned_by_cache(hub, settings, store, tmp_path, monkeypatch)
+    hub.repositories[NAME] = Repository({**BODIES, "README.md": b"# squashed"})
+    resolved, found = of_hub.fetch(store, settings, quiet)
+    assert files(resolved.server) == before
+    assert "the Hub does not say whether that is all" in str(found)
 
 
 # -- what can't be had -------------------------------------------------------------------------------------------------
@@ -318,6 +476,23 @@ def test_each_refusal_says_what_is_known_and_what_to_do(
     assert store.hub_pin(NAME, Pin) is None, "a refusal pins nothing"
 
 
+def test_variables_that_cannot_be_meant_are_said_at_once(
+    hub: FakeHub, settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for proxy in ("socks5://127.0.0.1:1", "gopher://127.0.0.1:1"):
+        monkeypatch.setenv("ALL_PROXY", proxy)
+        said = refused_with(store, settings)
+        assert isinstance(said, BadInput)
+        assert "can't be asked through what the proxy's" in said.what
+    monkeypatch.delenv("ALL_PROXY")
+    for endpoint in ("mirror.example", "localhost:8080", "http://", "http://[::1"):
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        said = refused_with(store, settings)
+        assert isinstance(said, BadInput)
+        assert said.what == f"HF_ENDPOINT is no address: {endpoint}".rstrip("/")
+    assert hub.seen == []
+
+
 @needs_root
 def test_a_disk_without_room_is_seen_before_the_first_byte(
     hub: FakeHub, settings: Settings, store: Store, tmp_path: Path
@@ -346,13 +521,35 @@ def test_a_repository_that_moves_on_changes_nothing_until_somebody_says_so(
     assert fetched(store, settings) == before
     seen = repository(settings, store)
     assert isinstance(seen, Seen)
-    assert "by now, with another m-Q4_K_M.gguf" in seen.evidence
+    assert "by now, with m-Q4_K_M.gguf (0.00 GB, sha256 " in seen.evidence
+    assert f"where m-Q4_K_M.gguf (0.00 GB, sha256 {sha256(MODEL).hexdigest()[:12]})" in seen.evidence
     assert "`llama-release hub update`" in seen.todo
     was, is_now = of_hub.update(store, settings)
     assert was
     assert (was.pin.commit, is_now.pin.commit) == (old, hub.repositories[NAME].commit)
     assert of_hub.known(store, settings) == settings, "it is not here yet"
     assert fetched(store, settings)["model"].read_bytes() == b"GGUF new"
+
+
+def test_who_pins_second_goes_on_with_what_the_first_pinned(
+    hub: FakeHub, settings: Settings, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "llama-cache").mkdir()
+    ours, newer = hub.repositories[NAME], Repository({"m-Q4_K_M.gguf": b"GGUF new"})
+    (tmp_path / "llama-cache" / "u_m-GGUF_m-Q4_K_M.gguf").write_bytes(b"GGUF new")
+    hub.repositories[NAME] = newer
+    pin = Hub().listing(NAME)
+    hub.repositories[NAME] = ours
+    hub.seen.clear()
+    with store.lock("hub", holder={"doing": "a test"}):
+        found: list[Resolved] = []
+        waits = Thread(target=lambda: found.append(of_hub.fetch(store, settings, quiet)[1]))
+        waits.start()
+        assert until(lambda: any("/tree/" in each.path for each in hub.asked("hub")), 60)
+        store.save_hub_pin(NAME, pin)
+    waits.join(60)
+    assert found[0].pin == pin == store.hub_pin(NAME, Pin)
+    assert found[0].path(found[0].chosen.model[0]).read_bytes() == b"GGUF new"
 
 
 def test_another_quantization_is_taken_from_the_pinned_commit(hub: FakeHub, settings: Settings, store: Store) -> None:

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import gguf
 import pytest
 
 from modal_app import warmup
-from modal_app.warmup import Answer, Golden, NoAnswer, Seen, Token, ask_again, record, warm_up
+from modal_app.warmup import (
+    Answer,
+    Golden,
+    NoAnswer,
+    Seen,
+    Token,
+    answer_again,
+    ask_again,
+    differences,
+    record,
+    warm_up,
+)
 from tasks.contracts.scripted import Script
 from tasks.contracts.scripted import build as build_model
 from tasks.platforms.local import LocalPlatform
 from tasks.release import Build, Endpoint, Release
 from tasks.settings import Settings
 from tests.contracts.breaking_proxy import Ask, Breakage, Reply, broken
+from tests.fakes.listening import Answering, listening
 from tests.modal_app import projector
 
 real = pytest.mark.real
@@ -74,7 +87,7 @@ def test_only_the_server_that_was_warmed_up_has_the_nonce(
         golden = warm_up(endpoint.base_url, endpoint.api_key, vision=False)
         again = asked(endpoint, golden)
     assert (again.nonce.found, again.warm.found, again.control.found) == (True, True, False)
-    assert again.answers == golden.first == golden.second
+    assert again.answers == golden.first == golden.repeats[-1]
     with platform.trial(release) as endpoint:
         cold = asked(endpoint, golden)
     assert (cold.nonce.found, cold.warm.found, cold.control.found) == (False, True, False)
@@ -119,7 +132,7 @@ def test_one_wrong_weight_of_the_projector_shows_in_what_a_real_model_says_of_an
         golden = record(endpoint.base_url, endpoint.api_key, vision=True)
         again = asked(endpoint, golden)
     assert (again.nonce.found, again.warm.found, again.control.found) == (True, True, False)
-    assert again.answers == golden.first == golden.second
+    assert again.answers == golden.first == golden.repeats[-1]
     assert all(p < 0 for answer in golden.first for token in answer.tokens for _, p in token.top)
     wrong = seeing(platform, blind, projector.build(tmp_path / "wrong.gguf", SMOLLM2_WIDTH, one_weight_off=True))
     with platform.trial(wrong) as endpoint:
@@ -131,6 +144,19 @@ def test_one_wrong_weight_of_the_projector_shows_in_what_a_real_model_says_of_an
 def running(platform: LocalPlatform, servers: Servers) -> Iterator[Endpoint]:
     with platform.trial(servers("b11434", 1)) as endpoint:
         yield endpoint
+
+
+@real
+def test_golden_answers_of_an_earlier_version_are_asked_again_in_their_own_length(running: Endpoint) -> None:
+    """Before November 2026 they had 12 tokens, were asked twice, and stood under other names."""
+    long = Golden((1,), (2,), (tuple(Answer(text, False, (Token(0, ()),) * 12) for text in warmup.TEXTS),))
+    said = [asdict(each) for each in answer_again(running.base_url, running.api_key, long)]
+    nonce = asdict(record(running.base_url, running.api_key, vision=False))
+    golden = Golden.from_json(
+        json.dumps({"nonce": nonce["nonce"], "tail": nonce["tail"], "first": said, "second": said})
+    )
+    assert [len(each.tokens) for each in golden.first] == [12] * len(warmup.TEXTS)
+    assert list(differences(golden, asked(running, golden).answers)) == []
 
 
 @real
@@ -186,11 +212,16 @@ def test_a_server_that_still_comes_up_is_asked_again(running: Endpoint) -> None:
 
 
 @pytest.mark.wire
-def test_what_a_starting_server_gives_is_waited_out_and_a_first_request_that_broke_off_is_never_sent_again() -> None:
+@pytest.mark.parametrize(
+    ("before", "waking"),
+    [([], 1), ([b"502 Bad Gateway", b"504 Gateway Timeout", b"503 Service Unavailable", b""], 5)],
+)
+def test_a_server_that_still_comes_up_is_asked_again_but_a_prompt_that_broke_off_is_never_sent_again(
+    before: list[bytes], waking: int
+) -> None:
     """It may have planted the nonce: a second one would find it on a server that booted cold."""
     sent: list[bytes] = []
-    golden = Golden(nonce=(1,), tail=(2,), first=(), second=())
-    starting = [b"HTTP/1.1 %d Starting\r\nContent-Length: 0\r\n\r\n" % status for status in (502, 503, 504)] + [b""]
+    golden = Golden(nonce=(1,), tail=(2,), repeats=((),))
 
     def hang_up(listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the test is over
@@ -198,7 +229,9 @@ def test_what_a_starting_server_gives_is_waited_out_and_a_first_request_that_bro
                 client, _ = listener.accept()
                 sent.append(client.recv(1 << 16))
                 if b"/health" in sent[-1]:
-                    client.sendall(starting.pop(0) if starting else b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                    status = before[len(sent) - 1] if len(sent) <= len(before) else b"200 OK"
+                    body = b"HTTP/1.1 %s\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}" % status
+                    client.sendall(body if status else b"")  # nothing: the connection breaks off
                 client.close()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -208,18 +241,54 @@ def test_what_a_starting_server_gives_is_waited_out_and_a_first_request_that_bro
             ask_again(f"http://127.0.0.1:{listener.getsockname()[1]}", None, golden, patience_s=5)
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(5)
-    assert [request.split()[1] for request in sent] == [b"/health"] * 5 + [b"/completion"]
+    assert [request.split()[1] for request in sent] == [b"/health"] * waking + [b"/completion"]
+
+
+@pytest.mark.wire
+def test_the_first_answer_after_idle_may_take_as_long_as_is_left_of_the_patience() -> None:
+    """What was waited for the server to come up is part of it."""
+    prompts: list[str] = []
+
+    class Loading(Answering):
+        def do_POST(self) -> None:
+            prompts.append(self.path)
+            self.say(b"loading", 503)
+
+    golden = Golden(nonce=(1,), tail=(2,), repeats=((),))
+    with listening(Loading) as address, pytest.raises(NoAnswer, match="503 loading"):
+        ask_again(address, None, golden, patience_s=30, waited_s=31)
+    assert prompts == ["/completion"]
+
+
+@pytest.mark.wire
+@pytest.mark.parametrize(("status", "told"), [(500, 500), (401, 401), (502, None), (503, None), (504, None)])
+def test_only_what_a_server_sent_is_told_as_its_status(status: int, told: int | None) -> None:
+    class Failing(Answering):
+        def do_POST(self) -> None:
+            self.say(b"no", status)
+
+    golden = Golden(nonce=(1,), tail=(2,), repeats=((),))
+    with listening(Failing) as address, pytest.raises(NoAnswer) as caught:
+        ask_again(address, None, golden, patience_s=30, waited_s=30)
+    assert caught.value.status == told
 
 
 def test_nobody_there_is_no_answer() -> None:
-    with pytest.raises(NoAnswer, match="ConnectError"):
+    with pytest.raises(NoAnswer, match="ConnectError") as caught:
         record("http://127.0.0.1:1", None, vision=False)
+    assert caught.value.status is None
 
 
 def test_a_golden_record_survives_json_and_nothing_else_is_one() -> None:
     answer = Answer("The sea", False, (Token(1, ((1, -0.1), (2, -2.5))),))
-    golden = Golden(nonce=(5, 6), tail=(7,), first=(answer,), second=(answer,))
+    golden = Golden(nonce=(5, 6), tail=(7,), repeats=((answer,), (answer,), (answer,)))
     assert Golden.from_json(golden.to_json()) == golden
-    for wrong in ("", "[]", "{}", '{"nonce": 1, "tail": [], "first": [], "second": []}'):
+    for wrong in (
+        "",
+        "[]",
+        "{}",
+        '{"nonce": 1, "tail": [], "repeats": [[]]}',
+        '{"nonce": [], "tail": [], "repeats": []}',
+    ):
         with pytest.raises(ValueError, match="no golden answers|Expecting value"):
             Golden.from_json(wrong)

@@ -65,7 +65,7 @@ class Played(LocalPlatform):
     def boots(self, _stage: StageName) -> list[BootRecord]:
         return list(self.records)
 
-    def golden(self, _stage: StageName) -> Golden | None:
+    def golden(self, _stage: StageName, _snapshot: str | None = None) -> Golden | None:
         return self.known
 
     def logs(self, _stage: StageName) -> Path:

@@ -19,9 +19,9 @@ from tests.platforms.conftest import platform_at
 from tests.platforms.dying import dying
 
 pytestmark = pytest.mark.real
-AT_ONCE = RestoreSettings(cycles=1, wait_s=0, accept_cold=True)
+AT_ONCE = RestoreSettings(wait_s=0, accept_cold=True)
 ANSWER = Answer("The capital of France is", False, (Token(1, ((1, -0.1),)),))
-GOLDEN = Golden((1, 2, 3), (4,), (ANSWER,), (ANSWER,))
+GOLDEN = Golden((1, 2, 3), (4,), ((ANSWER,), (ANSWER,)))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.restore.conftest import Played
 
 pytestmark = pytest.mark.real
 
-RESTORE = RestoreSettings(cycles=1, required=0.2, wait_s=0, accept_cold=True)
+RESTORE = RestoreSettings(bad=0.04, cold_cycles=1, wait_s=0, accept_cold=True)
 
 
 @pytest.fixture(scope="module")

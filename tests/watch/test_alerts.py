@@ -69,6 +69,18 @@ def test_killed_after_the_ledger_it_is_not_told_again(store: Store) -> None:
     assert load(store).incidents == ()
 
 
+def test_a_slow_time_is_remembered_with_the_release_that_was_slow(store: Store) -> None:
+    slow = Finding(kind="slower", summary="first token after idle 3.00 s, its baseline 1.00 s")
+
+    def found(kind: Kind, _since: datetime | None) -> Finding | None:
+        return slow if kind == "slower" else None
+
+    follow(store, release(), found, lambda *_: False, lambda *_: False)
+    look(store, of=release("another"))
+    (remembered,) = load(store).slow
+    assert remembered.release == release().id != release("another").id
+
+
 def test_an_incident_ends_when_another_release_is_in_production(store: Store) -> None:
     look(store, wrong=True)
     look(store, of=release("another"))

@@ -9,9 +9,10 @@ import pytest
 from tasks.platforms import Sight
 from tasks.platforms.local import LocalPlatform
 from tasks.release import BootKind, Intent, now
+from tasks.restore.cycle import Cycle
 from tasks.settings import Settings, WatchSettings
 from tasks.store import Store
-from tasks.watch.probe import _unshared, not_now
+from tasks.watch.probe import _judged, _unshared, not_now
 from tasks.watch.series import Probe
 
 AT = now()
@@ -34,6 +35,13 @@ def test_it_is_woken_when_it_is_idle_stands_still_and_the_budget_allows(store: S
     assert refused(settings=WatchSettings(probes_per_day=0)) == "watch.probes_per_day is 0"
     store.open_intent(Intent(stage="production", action="promote", before=None, after="r", dossier=None, by="ada"))
     assert refused() == "production is being moved"
+
+
+@pytest.mark.parametrize(("status", "unclear"), [(None, False), (500, False), (401, True), (403, True)])
+def test_that_we_are_refused_says_nothing_of_production(status: int | None, unclear: bool) -> None:
+    cycle = Cycle(stage="production", boots=(), error="/completion: it did not work", status=status, tolerance=0.001)
+    found = _judged(cycle, IDLE, IDLE)
+    assert (bool(found.unclear), bool(found.fault), found.status) == (unclear, not unclear, None if unclear else status)
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ class LocalPlatform:
         self._start_activator(stage)
         return f"the activator of {stage} was gone, and was started again"
 
-    def golden(self, stage: StageName) -> Golden | None:
+    def golden(self, stage: StageName, _snapshot: str | None = None) -> Golden | None:
         """What the stage's server answered before its snapshot; None when there is no snapshot."""
         deployment = load_deployment(self.store.root, stage)
         if deployment is None or deployment.release is None:

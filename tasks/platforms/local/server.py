@@ -409,8 +409,8 @@ def _spawn(
 ) -> Server:
     folder = store.build_dir(release.build)
     words, env = [*argv, "--host", "127.0.0.1", "--port", str(port)], environment(folder, key) | release.env
-    named = Path(argv[argv.index("--model") + 1]).parent if "--model" in argv else folder
-    seen = [*(store.file(ref) for ref in release.files.values()), named]
+    beside = Path(argv[argv.index("--model") + 1]).parent if "--model" in argv else folder  # the parts of a split one
+    seen = [*(store.file(ref) for ref in release.files.values()), beside]
     started = wall.behind(words, env, hide=[store.root], keep=seen, network=True) if walled else words
     log.info("starting %s: %s", release.label, redacted(words))
     with open(path, "ab", buffering=0) as file:

@@ -28,8 +28,7 @@ from modal_app.warmup import Golden
 from tasks import criu, cuda_checkpoint
 from tasks.criu import CriuFailed
 from tasks.criu_images import checksums
-from tasks.flags.table import known
-from tasks.flags.words import read
+from tasks.flags.words import values_of
 from tasks.hardware import cpu_here
 from tasks.platforms.local.control import run_folder
 from tasks.release import Model, Release, StageName, digest_of
@@ -103,8 +102,7 @@ def snapshots_here(wanted: Wanted, *, gpu: bool) -> Ability:
 
 def maps_its_model(argv: Iterable[str]) -> bool:
     """Whether a server of this argv maps the model file instead of reading it (upstream's default)."""
-    said = {each.main: each.value for each in read(list(argv), known()).said}
-    return said.get("--load-mode", "auto") in ("auto", "mmap", "mmap+mlock")
+    return values_of(list(argv)).get("--load-mode", "auto") in ("auto", "mmap", "mmap+mlock")
 
 
 def machine(criu_version: str, *, gpu: bool) -> dict[str, str]:

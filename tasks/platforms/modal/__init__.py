@@ -338,15 +338,20 @@ class ModalPlatform:
         """Nothing: Modal keeps what is deployed, and what is not was stopped by somebody."""
         return ""
 
-    def golden(self, stage: StageName) -> Golden | None:
-        """What was answered before the snapshot was taken that the latest container came from.
+    def golden(self, stage: StageName, snapshot: str | None = None) -> Golden | None:
+        """What was answered before a snapshot was taken: this one, or that of the container that came up last.
 
-        Of one that fell back, what it said itself after its boot. The containers leave it in a Dict, which forgets
-        what nobody asks for in a week; from there it goes into the store.
+        None of one that fell back: it is in no snapshot. The containers leave it in a Dict, which forgets what nobody
+        asks for in a week; from there it goes into the store.
         """
-        booted = (boot for boot in reversed(self.boots(stage)) if boot.health_s is not None)
-        latest = next(booted, None)
-        return self._golden_of(stage, latest.snapshot or latest.task) if latest else None
+        if snapshot is None:
+            booted = (boot for boot in reversed(self.boots(stage)) if boot.health_s is not None)
+            latest = next(booted, None)
+            if latest is None or latest.kind is BootKind.FELL_BACK:
+                return None
+            snapshot = latest.snapshot
+        # a server that was deployed by an earlier version of this program has one record, under the stage's name
+        return self._golden_of(stage, snapshot or stage) or self._golden_of(stage, stage)
 
     def _golden_of(self, stage: StageName, snapshot: str) -> Golden | None:
         path = f"goldens/{stage}-{snapshot}.json"
@@ -359,7 +364,8 @@ class ModalPlatform:
             ).get(snapshot)  # fmt: skip
         if said is None:
             return None
-        self.store.files.write(path, str(said))
+        if snapshot != stage:
+            self.store.files.write(path, str(said))
         return Golden.from_json(said)
 
     def conformance(self, progress: Progress) -> conformance.Conformance:
