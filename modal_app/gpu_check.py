@@ -37,10 +37,10 @@ class GpuFault(Exception):
 class HeldBuffer:
     """A buffer on the first GPU, whose every word is its index plus how often it was counted up."""
 
-    def __init__(self) -> None:
+    def __init__(self, driver: str = "libcuda.so.1") -> None:
         """Raises GpuFault when there is no GPU, or the driver refuses."""
         try:
-            self._cuda = ctypes.CDLL("libcuda.so.1")
+            self._cuda = ctypes.CDLL(driver)
         except OSError as error:
             raise GpuFault(f"no driver: {error}") from error
         self._counted = 0

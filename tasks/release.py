@@ -519,8 +519,14 @@ class BootRecord(Model):
     snapshot: str | None = Field(default=None, description="which one it took, or came back from")
     task: str = Field(default="", description="the container's id, where there are containers")
     worker: str = Field(default="", description="the kind of machine, where a snapshot is good for one kind only")
+    retry_of: str = Field(default="", description="the container whose failed restore it was started in place of")
     health_s: float | None = Field(default=None, description="seconds from start to a 200 of /health")
     at: datetime = Field(default_factory=now)
+
+    @property
+    def containers(self) -> int:
+        """How many were started for it."""
+        return 2 if self.retry_of else 1
 
 
 class Wake(Model):

@@ -17,6 +17,8 @@ from tasks.endpoint.chain import Chain, Patience
 from tasks.release import BadInput, Endpoint, ToolingError
 
 COLD_START_RETRY_S = 5.0
+REFUSED = (401, 403, 404)
+"""What /health never says while a server comes up behind a proxy."""
 """Wait between tries while a server is starting (the guide: retry a 503 after 5-15 s)."""
 CHAT = "/v1/chat/completions"
 _CONNECT_S = 10.0
@@ -190,13 +192,20 @@ class Client(_Methods[Answer]):
             return None
 
     def wait_healthy(self, deadline_s: float, *, every_s: float = COLD_START_RETRY_S) -> float:
-        """Seconds until /health was 200. Raises ToolingError at the deadline."""
+        """Seconds until /health was 200. Raises ToolingError at the deadline, and at once for what no wait mends: a
+        proxy that refuses (llama-server asks for no key there), or has nothing at this address."""
         start = time.monotonic()
         status: int | None = None
         while (waited := time.monotonic() - start) < deadline_s:
             status = self.health()
             if status == 200:
                 return time.monotonic() - start
+            if status in REFUSED:
+                raise ToolingError(
+                    f"{self.endpoint.base_url} does not let /health through: {status}",
+                    evidence="401 and 403 are a proxy's, of its own tokens or keys; 404 says that nothing is there",
+                    todo="look at what stands before the server: on Modal its proxy tokens (`llama-release doctor`)",
+                )
             time.sleep(min(every_s, max(0.0, deadline_s - waited)))
         raise ToolingError(
             f"{self.endpoint.base_url} did not become healthy in {deadline_s:.0f} s",

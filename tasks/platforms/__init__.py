@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -134,6 +135,13 @@ class Platform(Protocol):
 
     def boots(self, stage: StageName) -> list[BootRecord]:
         """Boot records of the stage, oldest first."""
+
+    def started(self, stage: StageName, since: datetime) -> int | None:
+        """How many servers of the stage were started since then, as the platform itself counts them; None where it does
+        not. It may come late: `boots` may know of more."""
+
+    def version(self, stage: StageName) -> str:
+        """What tells what is deployed to the stage from what was and will be; '' where nothing is."""
 
     def sight(self, stage: StageName) -> Sight:
         """The stage as it is seen without waking its server or keeping it awake."""

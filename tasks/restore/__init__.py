@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from modal_app.warmup import Golden
 from tasks.behaviour import digest_of_code
 from tasks.console import console, one_line
 from tasks.platforms import Platform
-from tasks.release import Model, Release, StageName, Verdict, Verification, digest_of
+from tasks.release import BootRecord, Model, Release, StageName, Verdict, Verification, digest_of
 from tasks.report import NAME_WIDTH, markdown_table
 from tasks.restore.cycle import Cycle, NotIdle, recorded, run
 from tasks.restore.judge import UNTOLD_MAX, Judgement, counted, fault, judge, unfinished
@@ -27,8 +28,12 @@ _HERE = Path(__file__)
 RULES = (
     Path(warmup.__file__),
     *(_HERE.with_name(f"{name}.py") for name in (_HERE.stem, "cycle", "deaths", "judge", "sequential")),
+    _HERE.parents[1] / "platforms" / "modal" / "starts.py",
 )
 """The code that a verdict rests on."""
+LATE_S = 60.0
+"""How long a platform's log may come after its count of what it started."""
+POLL_S = 1.0
 PLOTTED = 12
 """How many releases the plot shows."""
 
@@ -56,6 +61,13 @@ class Kept(Model):
         words = [found.summary for cycle in self.untold if (found := fault(cycle))]
         return (*["the run that made it was killed"] * killed, *words)
 
+    def seen_again(self, boots: Sequence[BootRecord]) -> Kept:
+        """With all that is known by now of what came up in each cycle's time: a platform may tell late of a server that
+        died in its restore, and the one that answered in its place looks like a new snapshot, or a sound restore."""
+        return self.model_copy(
+            update={name: tuple(c.seen_again(boots) for c in getattr(self, name)) for name in ("cycles", "untold")}
+        )
+
     def with_(self, cycle: Cycle) -> Kept:
         found = fault(cycle)
         name = "untold" if found and found.verdict is Verdict.ERRORED else "cycles"
@@ -81,7 +93,7 @@ def probe(
     known, untold = len(kept.cycles), len(kept.untold)
     now: Golden | None = None
     progress(len(counted(kept.cycles)), settings.cycles_max, "forcing an idle window")
-    while _goes_on(kept, settings) and len(kept.untold) == untold:
+    while _goes_on(kept := kept.seen_again(platform.boots(stage_name)), settings) and len(kept.untold) == untold:
         # of the snapshot that it will come back from; where there is none, of the server that runs now
         golden = platform.golden(stage_name) or now or (now := recorded(platform, stage_name, release))
         store.save_cycles(release.id, key, begun := kept.model_copy(update={"begun": kept.begun + 1}))
@@ -93,11 +105,16 @@ def probe(
         store.save_cycles(release.id, key, kept := begun.with_(cycle))
         progress(len(counted(kept.cycles)), settings.cycles_max, ", ".join(cycle.kind for cycle in kept.cycles))
     verdict, summary = _judged(kept, kept.untold[untold:], settings)
+    if verdict is Verdict.PASSED and (unseen := _uncounted(platform, stage_name, kept)):
+        verdict, summary = Verdict.ERRORED, f"{unseen}; else: {summary}"
+        store.forget_cycles(release.id)  # they don't become more by themselves: all are made anew
+    by_kind = by_machine(boots_of(platform, stage_name, release))
     return Verification(
         name=NAME,
         release=release.id,
         verdict=verdict,
-        summary=summary + (f" ({known} cycles were made by an earlier run)" if known else ""),
+        summary="; ".join(filter(None, (summary, by_kind)))
+        + (f" ({known} cycles were made by an earlier run)" if known else ""),
         promise="a first request after an idle window is answered by the process that was warmed up, as it was then "
         "(guide, playbook step 5)",
         basis=basis(settings),
@@ -110,12 +127,51 @@ def probe(
 
 
 def _key(platform: Platform, stage_name: StageName, settings: RestoreSettings) -> str:
-    """Of the cycles of one deployment by these rules: another generation, or a snapshot that was taken anew, is
-    another server. Of several snapshots the first that is known: another worker type may take its own at any time."""
+    """Of the cycles of one deployment by these rules: another one is another server, with snapshots of its own."""
     _, generation = platform.serving(stage_name) or ("", "")
-    boots = (boot for boot in platform.boots(stage_name) if boot.generation == generation and boot.snapshot)
-    first = next(boots, None)
-    return digest_of([basis(settings), stage_name, generation, first.snapshot if first else ""])[:12]
+    return digest_of([basis(settings), stage_name, generation, platform.version(stage_name)])[:12]
+
+
+def _uncounted(platform: Platform, stage_name: StageName, kept: Kept) -> str:
+    """What is to be said when the platform started more servers since the first cycle than left a trace: any of them
+    may be a restore that failed. '' when all are known, or it does not count.
+
+    Its count and its log may both come late (modal 1.6.4 calls the count best effort), so a difference is waited for;
+    a count that is behind is none.
+    """
+    first = min((cycle.since for cycle in kept.cycles if cycle.since), default=None)
+    if first is None or platform.started(stage_name, first) is None:
+        return ""
+    deadline = time.monotonic() + LATE_S
+    while True:
+        known = sum(boot.containers for boot in platform.boots(stage_name) if boot.at > first)
+        started = platform.started(stage_name, first) or 0
+        if started <= known:
+            return ""
+        if time.monotonic() > deadline:
+            return f"{started} servers were started for the idle windows, and only {known} are known of"
+        time.sleep(POLL_S)
+
+
+def boots_of(platform: Platform, stage_name: StageName, release: Release) -> list[BootRecord]:
+    """All boots of what the stage serves of a release now: those of the idle windows, and those before them."""
+    _, generation = platform.serving(stage_name) or ("", "")
+    boots = platform.boots(stage_name)
+    return [boot for boot in boots if (boot.release, boot.generation) == (release.id, generation)]
+
+
+def by_machine(boots: Sequence[BootRecord]) -> str:
+    """How the starts went on each kind of machine, where there are several: a snapshot is good for one kind only."""
+    kinds = list(dict.fromkeys(boot.worker for boot in boots if boot.worker))
+    if len(kinds) < 2:
+        return ""
+    told = []
+    for number, kind in enumerate(kinds, 1):
+        count = Counter(boot.kind for boot in boots if boot.worker == kind)
+        told.append(f"machine {number} ({kind}): {', '.join(f'{n} {name}' for name, n in sorted(count.items()))}")
+    if nowhere := sum(not boot.worker for boot in boots):
+        told.append(f"{nowhere} died before they said where")
+    return f"all {len(boots)} starts of it, {'; '.join(told)}"
 
 
 def _goes_on(kept: Kept, settings: RestoreSettings) -> bool:

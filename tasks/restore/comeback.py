@@ -23,7 +23,7 @@ def comes_back(
     """
     boots: list[BootRecord] = []
     for _ in range(settings.created_max + 1):
-        known = len(platform.boots(stage))
+        known = platform.boots(stage)
         try:
             left = platform.idle(stage)
             answers()

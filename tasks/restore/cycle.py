@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from modal_app.warmup import (
@@ -19,7 +20,7 @@ from modal_app.warmup import (
 )
 from tasks.platforms import Platform
 from tasks.release import BootKind, BootRecord, Latency, Model, Release, StageName, ToolingError
-from tasks.restore.deaths import death, since
+from tasks.restore.deaths import death, later, latest, since
 from tasks.settings import RestoreSettings
 
 RECORD_LIMIT_S = 10.0
@@ -50,8 +51,18 @@ class Cycle(Model):
     tolerance: float
     differences: tuple[str, ...] = ()
     """One line for each golden answer that is another one now."""
+    since: datetime | None = None
+    """Of the last boot before it; what came up later is its own."""
     compared: bool = True
     """Whether the answers were held against golden ones: there may be none of this machine's."""
+
+    def seen_again(self, boots: Sequence[BootRecord]) -> Cycle:
+        """The cycle with all that is known by now of what came up in its time: until the server that answered."""
+        until = latest(self.boots)
+        if self.since is None or until is None:
+            return self
+        found = tuple(boot for boot in boots if self.since < boot.at <= until)
+        return self.model_copy(update={"boots": found}) if found else self
 
     @property
     def kind(self) -> BootKind:
@@ -86,7 +97,7 @@ def worst(boots: Sequence[BootRecord]) -> BootKind:
 def recorded(platform: Platform, stage: StageName, release: Release) -> Golden:
     """What the stage's running server says now. Raises ToolingError when it says nothing."""
     endpoint = platform.endpoint(stage)
-    known = len(platform.boots(stage))
+    known = platform.boots(stage)
     try:
         return record(
             endpoint.base_url, endpoint.api_key, vision="mmproj" in release.files, headers=endpoint.headers
@@ -114,7 +125,7 @@ def run(platform: Platform, stage: StageName, golden: Golden, settings: RestoreS
 
 def wake(platform: Platform, stage: StageName, golden: Golden, settings: RestoreSettings) -> Cycle:
     """See how a stage that is idle comes back."""
-    known = len(platform.boots(stage))
+    known = platform.boots(stage)
     time.sleep(settings.wait_s)
     endpoint = platform.endpoint(stage)
     address, key = endpoint.base_url, endpoint.api_key
@@ -129,14 +140,15 @@ def wake(platform: Platform, stage: StageName, golden: Golden, settings: Restore
     except NoAnswer as error:
         boots = tuple(since(platform, stage, known))
         return Cycle(
-            stage=stage, boots=boots, error=str(error), status=error.status, tolerance=tolerance(to_ask.golden)
-        )
-    boots = tuple(platform.boots(stage)[known:])
+            stage=stage, boots=boots, error=str(error), status=error.status, tolerance=tolerance(to_ask.golden),
+            since=latest(known),
+        )  # fmt: skip
+    boots = tuple(later(platform.boots(stage), known))
     compared = to_ask.fits and not to_ask.unclear
     return Cycle(
         stage=stage, boots=boots, nonce=seen.nonce, warm=seen.warm, control=seen.control, unclear=to_ask.unclear,
         tolerance=tolerance(to_ask.golden) if compared else TOLERANCE, compared=compared,
-        differences=tuple(differences(to_ask.golden, seen.answers)) if compared else (),
+        differences=tuple(differences(to_ask.golden, seen.answers)) if compared else (), since=latest(known),
     )  # fmt: skip
 
 
@@ -149,8 +161,8 @@ class Comparison(NamedTuple):
     unclear: str = ""
 
 
-def _comparison(platform: Platform, stage: StageName, golden: Golden, known: int) -> Comparison:
-    """The golden record that goes with what came up after the first `known` boots.
+def _comparison(platform: Platform, stage: StageName, golden: Golden, known: Sequence[BootRecord]) -> Comparison:
+    """The golden record that goes with what came up after the `known` boots.
 
     Modal has a snapshot for each worker type: the nonce is the deployment's, the answers are the snapshot's, and the
     one that was last heard of before the idle window may be another's. What was restored is held against its own. One
@@ -158,7 +170,7 @@ def _comparison(platform: Platform, stage: StageName, golden: Golden, known: int
     booted cold is on some machine and has no golden answers; it has the nonce if it took a snapshot, and else not.
     """
     boots = await_boots(platform, stage, known, RECORD_LIMIT_S) if platform.golden(stage) else []
-    before = {boot.snapshot for boot in platform.boots(stage)[:known] if boot.snapshot}
+    before = {boot.snapshot for boot in known if boot.snapshot}
     named = boots[-1].snapshot if boots else None
     if not boots or not (named or before):  # the platform has one snapshot, or none
         return Comparison(golden)
@@ -170,9 +182,13 @@ def _comparison(platform: Platform, stage: StageName, golden: Golden, known: int
     return Comparison(own)
 
 
-def await_boots(platform: Platform, stage: StageName, known: int, limit_s: float) -> list[BootRecord]:
-    """The boots of a stage after the first `known`, waited for so long when there are none."""
+def await_boots(platform: Platform, stage: StageName, known: Sequence[BootRecord], limit_s: float) -> list[BootRecord]:
+    """The boots of a stage after the `known` ones, waited for so long when none says how it came up in the end."""
     deadline = time.monotonic() + limit_s
-    while not (boots := platform.boots(stage)[known:]) and time.monotonic() < deadline:
+    while not any(map(_came_up, boots := later(platform.boots(stage), known))) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     return boots
+
+
+def _came_up(boot: BootRecord) -> bool:
+    return boot.health_s is not None or boot.kind is BootKind.CRASHED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 
 from tasks.platforms import Platform
 from tasks.release import BootKind, BootRecord, Problem, Release, ReleaseFailed, StageName, ToolingError, Verdict
@@ -29,10 +30,25 @@ def verdict_of(death: str) -> Verdict:
     return Verdict.ERRORED if "SIGKILL" in death or NOT_THE_BUILDS in death else Verdict.FAILED
 
 
-def since(platform: Platform, stage: StageName, known: int) -> list[BootRecord]:
-    """The boots of a stage after the first `known`, with the crash that may be recorded in a moment."""
+def later(boots: Sequence[BootRecord], known: Sequence[BootRecord]) -> list[BootRecord]:
+    """The boots that came after all that were known.
+
+    By what they are and when, and never by their number: a platform may learn late of a server that died (Modal's log
+    comes after the boot record of the one that took its place), and forget what nobody asked for in a week.
+    """
+    last = latest(known)
+    return [boot for boot in boots if last is None or boot.at > last]
+
+
+def latest(boots: Sequence[BootRecord]) -> datetime | None:
+    """When the last of these was; None of none."""
+    return max((boot.at for boot in boots), default=None)
+
+
+def since(platform: Platform, stage: StageName, known: Sequence[BootRecord]) -> list[BootRecord]:
+    """The boots of a stage after the `known` ones, with the crash that may be recorded in a moment."""
     deadline = time.monotonic() + RECORD_LIMIT_S
-    while not death(boots := platform.boots(stage)[known:]) and time.monotonic() < deadline:
+    while not death(boots := later(platform.boots(stage), known)) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     return boots
 
@@ -43,7 +59,7 @@ def naming_deaths(platform: Platform, stage: StageName, release: Release) -> Ite
 
     ReleaseFailed, or ToolingError for SIGKILL. What says itself that a server did not come up is raised as it is.
     """
-    known = len(platform.boots(stage))
+    known = platform.boots(stage)
     try:
         yield
     except Problem as error:

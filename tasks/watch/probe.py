@@ -9,6 +9,7 @@ from tasks.endpoint import Client
 from tasks.platforms import Platform, Sight
 from tasks.release import BootKind, Endpoint, Release, ToolingError, Verdict
 from tasks.restore.cycle import Cycle, recorded, wake
+from tasks.restore.deaths import later
 from tasks.restore.judge import REFUSED, fault
 from tasks.settings import RestoreSettings, WatchSettings
 from tasks.watch.observe import look
@@ -56,7 +57,7 @@ def probe(platform: Platform, release: Release, series: Series, before: Sight, s
 
 def _learn(platform: Platform, release: Release) -> Probe:
     """The first time there is nothing to compare with and no nonce to ask for: what it says now is kept for later."""
-    known = len(platform.boots("production"))
+    known = platform.boots("production")
     try:
         keep_golden(platform.store, release, recorded(platform, "production", release))
     except ToolingError as error:
@@ -65,7 +66,7 @@ def _learn(platform: Platform, release: Release) -> Probe:
         if status in REFUSED:
             return Probe(kind=BootKind.COLD, unclear=told)
         return Probe(kind=BootKind.CRASHED, fault=told, status=status)
-    boots = platform.boots("production")[known:]
+    boots = later(platform.boots("production"), known)
     return Probe(
         kind=boots[-1].kind if boots else BootKind.COLD,
         boot_at=boots[-1].at if boots else None,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import httpx
 import pytest
+from grpclib import Status
 
 from modal_app.warmup import ask_again
-from tasks.platforms.modal import apps
+from tasks.console import one_line
+from tasks.platforms.modal import ModalPlatform, apps
 from tasks.platforms.modal.account import command
 from tasks.platforms.modal.doctor import checks
 from tasks.promote import back_now, check_serving, recover, swap, to_staging
@@ -16,18 +20,22 @@ from tasks.release import (
     BootKind,
     Dossier,
     Endpoint,
+    Intent,
     Release,
     ReleaseFailed,
     StagePointer,
     ToolingError,
     Verdict,
 )
+from tasks.restore import probe
 from tasks.restore.comeback import comes_back
 from tasks.restore.cycle import run
+from tasks.restore.deaths import later
 from tasks.restore.judge import fault
 from tasks.settings import RestoreSettings
-from tests.fakes.modal import Worker
+from tests.fakes.modal import Fault, Worker
 from tests.platforms.modal_stand import (
+    KEY,
     PROXY_ENV,
     ModalStand,
     clients_of,
@@ -65,7 +73,7 @@ def test_a_restore_that_failed_is_told_from_one_that_did_not(modal_stand: ModalS
     modal_stand.platform.idle("staging")
     modal_stand.fake.containers.fail_restores(1)
     say(modal_stand.platform.endpoint("staging"))
-    assert kinds(modal_stand)[known:] == [BootKind.RESTORED, BootKind.FELL_BACK, BootKind.FELL_BACK]
+    assert kinds(modal_stand)[known:] == [BootKind.RESTORED, BootKind.FELL_BACK]
     signs = apps.classified(modal_stand.platform.logs("staging").read_text())
     assert "restore failed, started without a snapshot" in signs
     assert "fell back" in signs
@@ -121,10 +129,48 @@ def test_a_container_that_dies_in_its_restore_is_a_restore_that_failed_whatever_
     assert golden is not None
     modal_stand.fake.containers.fail_restores(1, code)
     cycle = run(platform, "staging", golden, RestoreSettings(wait_s=0))
-    failed, after = cycle.boots
+    failed, *after = cycle.boots
     assert failed.kind is BootKind.FELL_BACK and f"exit code: {code}" in failed.reason
-    assert after.kind is (BootKind.FELL_BACK if code == 222 else BootKind.CREATED)
+    assert bool(failed.retry_of) == (code == 222)
+    assert [boot.kind for boot in after] == ([] if code == 222 else [BootKind.CREATED])
     assert (cycle.kind, fault(cycle)) == (BootKind.FELL_BACK, None)
+
+
+def test_a_death_in_a_restore_that_the_log_tells_late_is_of_its_own_cycle(modal_stand: ModalStand) -> None:
+    platform, settings = modal_stand.platform, RestoreSettings(wait_s=0)
+    platform.deploy("staging", modal_stand.first, say, generation="lagging")
+    modal_stand.fake.lifecycle.log_lag_s = 3600.0
+    golden = platform.golden("staging")
+    assert golden is not None
+    modal_stand.fake.containers.fail_restores(1, 139)
+    first = run(platform, "staging", golden, settings)
+    assert first.kind is BootKind.CREATED
+    known = platform.boots("staging")
+    modal_stand.fake.lifecycle.log_lag_s = 0.0
+    second = run(platform, "staging", golden, settings)
+    assert second.kind is BootKind.RESTORED
+    assert later(known, known) == [] and first.seen_again(platform.boots("staging")).kind is BootKind.FELL_BACK
+
+
+def test_a_container_that_died_without_a_trace_is_missed_by_the_count_and_no_release_passes_on_it(
+    modal_stand: ModalStand,
+) -> None:
+    platform, settings = modal_stand.platform, RestoreSettings(wait_s=0, bad=0.3, bad_passes=0.1)
+    platform.deploy("staging", modal_stand.first, say, generation="without a trace")
+    modal_stand.fake.lifecycle.coming = [Worker()] * 30
+    modal_stand.fake.lifecycle.unlogged = 1
+    modal_stand.fake.containers.fail_restores(1, 139)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.restore.LATE_S", 2.0)
+        found = probe(platform, "staging", modal_stand.first, settings, lambda *_: None)
+    count = len(found.evidence["cycles"])
+    assert found.verdict is Verdict.ERRORED
+    assert found.summary.startswith(
+        f"{count + 1} servers were started for the idle windows, and only {count} are known"
+    )
+    found = probe(platform, "staging", modal_stand.first, settings, lambda *_: None)
+    assert found.verdict is Verdict.PASSED, found.summary
+    modal_stand.fake.lifecycle.coming = []
 
 
 def test_the_golden_answers_are_those_of_the_process_that_came_back(modal_stand: ModalStand) -> None:
@@ -355,14 +401,24 @@ def test_a_rollback_at_once_takes_no_trial_and_no_look_at_files_and_one_that_can
     assert say(platform.endpoint("production")) == "first"
     assert apps_and_calls() == (trials, calls)
     assert platform.store.pointer("production").hold
-    platform.stop("production")
-    platform.deploy("production", modal_stand.first, say)
-    assert len(apps_and_calls()[0]) > len(trials)
-    pointer = platform.store.pointer("production")
-    platform.store.save_pointer(pointer.model_copy(update={"retained": (modal_stand.second.id,)}))
-    tried = apps_and_calls()[0]
     platform.deploy("production", modal_stand.second, say)
-    assert apps_and_calls()[0] == tried, "what is retained was in production before"
+    tried = apps_and_calls()[0]
+    assert len(tried) > len(trials)
+    pointer = platform.store.pointer("production")
+    moved = pointer.model_copy(update={"release": modal_stand.second.id, "retained": (modal_stand.first.id,)})
+    platform.store.save_pointer(moved)
+    intent = Intent(
+        stage="production", action="promote", before=modal_stand.first.id, after=modal_stand.second.id,
+        dossier=None, by="carol", failed="it did not verify",
+    )  # fmt: skip
+    platform.store.open_intent(intent)
+    assert recover(platform).startswith(f"went back from {modal_stand.second.id}")
+    assert say(platform.endpoint("production")) == "first"
+    platform.store.open_intent(intent.model_copy(update={"failed": ""}))  # killed before its pointer moved
+    platform.deploy("production", modal_stand.second, say, at_once=True)
+    assert recover(platform).startswith("undid the promote")
+    assert say(platform.endpoint("production")) == "first"
+    assert apps_and_calls()[0] == tried, "what was in production before takes no trial, by whatever way it comes back"
 
 
 def test_what_was_up_goes_on_answering_when_the_new_version_does_not_pass(modal_stand: ModalStand) -> None:
@@ -385,21 +441,104 @@ def test_what_was_up_goes_on_answering_when_the_new_version_does_not_pass(modal_
     assert say(platform.endpoint("staging")) == "first"
 
 
-def test_an_earlier_container_that_modal_leaves_up_is_asked_to_end_once_the_new_one_is_checked(
-    modal_stand: ModalStand,
-) -> None:
-    platform, told = modal_stand.platform, []
-    say(serves(modal_stand, modal_stand.first))
-    before = running(modal_stand)
+@pytest.fixture
+def leaves_old(modal_stand: ModalStand) -> Iterator[ModalPlatform]:
+    """Modal leaves the containers of an earlier version alone, and answers may go on in them for some seconds."""
     modal_stand.fake.lifecycle.replaces_old = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.platforms.modal.apps.SETTLE_S", 2.0)
+        yield platform_on_modal(modal_stand.platform.store.root.parent, exit_grace_s=20)
+    modal_stand.fake.lifecycle.replaces_old = True
+
+
+def test_an_earlier_container_that_modal_leaves_up_is_stopped_after_its_grace_and_cuts_no_answer_off(
+    modal_stand: ModalStand, leaves_old: ModalPlatform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    endpoint = leaves_old.deploy("staging", modal_stand.first, say, generation="left up")
+    before = running(modal_stand)
+    with clients_of(endpoint) as wrong:
+        leaves_old.deploy("staging", modal_stand.second, say, progress=lambda _done, _all, what: told.append(what))
+    assert wrong == []
+    assert not before & running(modal_stand)
+    assert told and all("the earlier container ends its answers" in what for what in told)
+    said = one_line(capsys.readouterr().out)
+    assert f"the earlier containers of staging: stopped after 22 s with what it still answered: {before.pop()}" in said
+
+
+def test_a_look_that_fails_while_the_earlier_container_ends_undoes_nothing(
+    modal_stand: ModalStand, leaves_old: ModalPlatform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    platform, fake = leaves_old, modal_stand.fake
+
+    def fail(_done: int, _all: int, _what: str) -> None:
+        fake.faults.arm(Fault("TaskList", Status.FAILED_PRECONDITION, times=1000))
+
+    say(platform.deploy("staging", modal_stand.first, say, generation="not seen to end"))
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("tasks.platforms.modal.apps.SETTLE_S", 0.0)
-            platform.deploy("staging", modal_stand.second, say, progress=lambda *what: told.append(what))
+            short = platform_on_modal(platform.store.root.parent, exit_grace_s=2)
+            short.deploy("staging", modal_stand.second, say, progress=fail)
     finally:
-        modal_stand.fake.lifecycle.replaces_old = True
-    assert not before & running(modal_stand)
-    assert told and all("the earlier container ends its answers" in what for _, _, what in told)
+        fake.faults.clear()
+    assert short.serving("staging") == (modal_stand.second.id, "")
+    assert say(short.endpoint("staging")) == "second"
+    assert "not seen to end, and may answer as well" in capsys.readouterr().out
+
+
+def test_what_a_killed_process_left_up_beside_what_it_deployed_is_ended_by_the_next_one(
+    modal_stand: ModalStand, leaves_old: ModalPlatform
+) -> None:
+    say(leaves_old.deploy("staging", modal_stand.first, say, generation="to be left"))
+    before = running(modal_stand)
+    deployment = leaves_old._deployment("staging", "llama-release-staging", modal_stand.second, generation="killed")
+    known, move = set(apps.boots(deployment)), leaves_old._begin_move("staging", deployment)
+    leaves_old._deploy(deployment)
+    leaves_old._await(deployment, KEY, known, move.history[0].at)  # and it is killed
+    assert before < running(modal_stand)
+    after = platform_on_modal(leaves_old.store.root.parent, exit_grace_s=20)
+    after.deploy("staging", modal_stand.second, say, generation="killed")
+    left = running(modal_stand)
+    assert left and not before & left
+    after.deploy("staging", modal_stand.second, say, generation="killed")
+    assert running(modal_stand) == left
+
+
+def test_what_only_an_earlier_container_passed_is_seen_once_that_is_gone(modal_stand: ModalStand) -> None:
+    platform = modal_stand.platform
+    say(serves(modal_stand, modal_stand.first))
+    before = running(modal_stand)
+
+    def passes_by_the_earlier_one(_: Endpoint) -> None:
+        if not before & running(modal_stand):
+            raise ReleaseFailed("it was another one that passed")
+
+    with pytest.raises(ReleaseFailed, match="it was another one"):
+        platform.deploy("staging", modal_stand.first, passes_by_the_earlier_one, generation="worse")
+    assert platform.serving("staging") == (modal_stand.first.id, "")
+
+
+def test_clients_of_production_see_nothing_of_a_version_that_does_not_pass(modal_stand: ModalStand) -> None:
+    """What was just deployed to go back to is not ended, and what did not pass is."""
+    platform = modal_stand.platform
+    endpoint = platform.deploy("production", modal_stand.first, say)
+    up: list[str] = []
+
+    def refuse(at: Endpoint) -> None:
+        if at.base_url == endpoint.base_url:
+            up.extend(each.id for each in apps.containers(platform.settings.modal, "llama-release-production"))
+            raise ReleaseFailed("refused")
+
+    with clients_of(endpoint) as wrong:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ReleaseFailed, match="refused"):
+            patch.setattr("tasks.platforms.modal.BESIDE_LIMIT_S", 0.0)
+            platform.deploy("production", modal_stand.second, refuse)
+        left = {each.id for each in apps.containers(platform.settings.modal, "llama-release-production")}
+        assert left and not left & set(up)
+        assert say(platform.endpoint("production")) == "first"
+    assert wrong == []
+    platform.stop("production")
 
 
 def test_clients_of_production_see_no_error_and_no_cut_stream_while_it_is_replaced(modal_stand: ModalStand) -> None:

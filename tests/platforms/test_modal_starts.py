@@ -7,16 +7,20 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from modal_app.settings import ModalSettings
-from tasks.platforms.modal.starts import Ending, complete
+from tasks.platforms.modal.starts import Ending, Moved, complete
 from tasks.platforms.modal.warming import enough, kinds, price_usd, quiet, worth
 from tasks.release import BootKind, BootRecord
+from tasks.restore import Kept, by_machine
+from tasks.restore.cycle import Cycle
+from tasks.restore.deaths import later, latest
 
 BEGAN = datetime(2026, 11, 30, tzinfo=UTC)
 
 
 def record(minute: int, kind: BootKind, release: str = "r1") -> tuple[str, BootRecord]:
     at = BEGAN + timedelta(minutes=minute)
-    return f"{at.isoformat()} ta-{minute}", BootRecord(stage="staging", release=release, kind=kind, at=at)
+    task = f"ta-{minute}"
+    return f"{at.isoformat()} {task}", BootRecord(stage="staging", release=release, kind=kind, at=at, task=task)
 
 
 def died(minute: int, task: str = "") -> Ending:
@@ -41,6 +45,47 @@ def test_before_there_is_a_snapshot_no_restore_can_fail() -> None:
     kinds = [boot.kind for boot in complete(records, [died(5)])]
     assert kinds[-1] is BootKind.CRASHED
     assert complete({}, [died(1)]) == []
+
+
+def test_a_death_is_of_what_the_stage_was_given_last_before_it_and_not_of_whoever_spoke_last() -> None:
+    records = dict([record(1, BootKind.CREATED), record(2, BootKind.RESTORED)])
+    moves = [Moved(release="r2", at=BEGAN + timedelta(minutes=3)), Moved(release="r1", at=BEGAN)]
+    found = complete(records, [died(2, "ta-x"), died(5)], moves)
+    silent = [boot for boot in found if boot not in records.values()]
+    assert [(boot.release, boot.kind) for boot in silent] == [("r1", BootKind.FELL_BACK), ("r2", BootKind.CRASHED)]
+
+
+def test_a_restore_that_modal_tries_again_without_a_snapshot_is_one_start_of_two_containers() -> None:
+    records = dict([record(1, BootKind.CREATED), record(4, BootKind.FELL_BACK)])
+    failed = Ending("ta-first", BEGAN + timedelta(minutes=3), "Runner failed with exit code: 222")
+    _, retry = complete(records, [failed])
+    assert (retry.retry_of, retry.containers, retry.task) == ("ta-first", 2, "ta-4")
+    assert "exit code: 222" in retry.reason
+    assert worth_failed([*complete(records, [failed])]) == 1
+    (_, waiting) = complete(dict([record(1, BootKind.CREATED)]), [failed])
+    assert (waiting.kind, waiting.task) == (BootKind.FELL_BACK, "ta-first"), "its retry has not come up yet"
+
+
+def worth_failed(boots: list[BootRecord]) -> int:
+    return sum(boot.kind is BootKind.FELL_BACK for boot in boots)
+
+
+def test_a_death_that_shows_late_is_of_the_cycle_in_whose_time_it_was() -> None:
+    known = [record(1, BootKind.CREATED)[1]]
+    first = [*known, record(3, BootKind.CREATED)[1]]  # what came up after the death at minute 2, which is not told yet
+    cycle = Cycle(stage="staging", boots=tuple(later(first, known)), tolerance=0.001, since=latest(known))
+    records = dict([record(1, BootKind.CREATED), record(3, BootKind.CREATED), record(5, BootKind.RESTORED)])
+    now_known = complete(records, [died(2)])
+    assert [boot.kind for boot in later(now_known, first)] == [BootKind.RESTORED]
+    kept = Kept(cycles=(cycle,)).seen_again(now_known)
+    assert (cycle.kind, kept.cycles[0].kind) == (BootKind.CREATED, BootKind.FELL_BACK)
+    assert len(kept.cycles[0].boots) == 2
+
+
+def test_starts_are_counted_by_the_machine_where_there_are_several() -> None:
+    here, there = on("a", "a", "b"), on("b")
+    assert by_machine([*here, *there]).startswith("all 4 starts of it, machine 1 (a): 2 restored; machine 2 (b): 2 res")
+    assert by_machine(on("a", "a")) == ""
 
 
 def on(*workers: str) -> list[BootRecord]:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -183,6 +184,16 @@ class LocalPlatform:
     def warm(self, stage: StageName, progress: Progress) -> str:  # noqa: ARG002 - this is one machine
         """Nothing: a snapshot is made and used here."""
         return ""
+
+    def started(self, stage: StageName, since: datetime) -> int | None:  # noqa: ARG002
+        """Nobody counts beside the boot records: the activator that starts a server writes them."""
+        return None
+
+    def version(self, stage: StageName) -> str:
+        """The first snapshot of what the stage serves: one that is taken anew is another server."""
+        _, generation = self.serving(stage) or ("", "")
+        boots = (boot for boot in self.boots(stage) if boot.generation == generation and boot.snapshot)
+        return str(first.snapshot) if (first := next(boots, None)) else ""
 
     def unforce(self, stage: StageName) -> str:  # noqa: ARG002 - the activator forces an idle window by itself
         """Nothing: an idle window that is forced here ends with the request for it."""

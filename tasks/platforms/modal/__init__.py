@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -27,6 +28,7 @@ from tasks.faults import Fault
 from tasks.platforms import Progress, Sight, unseen
 from tasks.platforms.modal import apps, building, conformance, cost, starts, warming
 from tasks.platforms.modal.account import command, told
+from tasks.platforms.modal.starts import Moved
 from tasks.platforms.modal.store import VolumeStore
 from tasks.platforms.modal.tools import DEPLOY_LIMIT_S, Tools, code_digest
 from tasks.release import (
@@ -43,11 +45,15 @@ from tasks.release import (
     StageName,
     ToolingError,
     digest_of,
+    now,
 )
 from tasks.settings import Settings
 from tasks.store import Store
 
 POLL_S = 0.5
+HISTORY = 20
+"""How many moves of a stage are kept: Modal's log, which they are held against, goes back less far."""
+HISTORY_S = 30.0
 BESIDE_LIMIT_S = 60.0
 """How long an earlier container may get some of the requests after a new one is up."""
 IDLE_LIMIT_S = 120.0
@@ -68,6 +74,18 @@ class Deployed(Model):
     definition: str
     version: int
     key: str = Field(description="tells the API key that its snapshot knows from another one")
+    open: bool = Field(
+        default=True, description="whether any request wakes it; everything did before proxy tokens were asked for"
+    )
+
+
+class Move(Model):
+    """A stage from one version to another: moves/<stage>.json in the store, written before it is deployed."""
+
+    history: tuple[Moved, ...] = Field(min_length=1, description="what was deployed to the stage, the latest first")
+    version: int | None = Field(description="of the app before it; None where none was deployed")
+    earlier: tuple[str, ...] = Field(description="the containers that were up before it")
+    open: bool = Field(description="whether those are still to be ended")
 
 
 class ModalPlatform:
@@ -83,6 +101,8 @@ class ModalPlatform:
         self.store: Store = self.on_volume
         self._trials: dict[str, str] = {}
         """Address of a trial's server -> its app."""
+        self._logs: dict[str, starts.Log] = {}
+        self._histories: dict[StageName, tuple[float, tuple[Moved, ...]]] = {}
 
     def build(self, source: SourceTree, recipe: Recipe, progress: Progress) -> Build:
         """The build of this source tree: made in Modal, or taken from the store.
@@ -109,10 +129,10 @@ class ModalPlatform:
         """
         key = secrets.token_urlsafe(32)
         name = f"{self._modal.app}-trial-{secrets.token_hex(4)}"
-        deployment = self._deployment("trial", name, release, wait=wait)
+        deployment, began = self._deployment("trial", name, release, wait=wait), now()
         try:
             self._deploy(deployment, {KEY: key})
-            endpoint = self._await(deployment, key, known=set())
+            endpoint = self._await(deployment, key, known=set(), since=began)
             self._trials[endpoint.base_url] = name
             yield endpoint
         finally:
@@ -147,54 +167,111 @@ class ModalPlatform:
         `check` runs against a trial of the release before production moves (staging has no traffic to protect; what
         production retains was there before, and a trial takes a GPU container of its own; `at_once` there is no time).
         What is up goes on answering until a container of the new version has said in a boot record that it is up, and
-        `check` has passed through the stage's address; what `check` raises leaves the stage as it was, by a redeploy if
-        need be. Then the earlier containers are drained: each ends what it answers, for up to modal.exit_grace_s
-        (`at_once` nobody waits for that).
+        `check` has passed through the stage's address, which an earlier container may have answered for it. Then those
+        are drained: each ends what it answers, for up to modal.exit_grace_s (`at_once` nobody waits for that), and
+        `check` is made again of what is left. What a check raises leaves the stage as it was, by a redeploy if need be.
         """
-        if not self._modal.open:
-            _ = self.proxy_headers  # before anything is touched
         self.store.save_release(release)
         deployment = self._deployment(stage, self._modal.stage_app(stage), release, generation=generation)
+        if not deployment.open:
+            _ = self.proxy_headers  # before anything is touched
         before = self.deployed(stage)
+        left = self._move(stage)
         if before and before.definition == self._definition(deployment):
+            self._end_earlier(stage, left, at_once=at_once, progress=progress)
             return self.endpoint(stage)
         if not at_once and (lost := self.store.lost(release)):
             raise ToolingError(
                 f"{release.label} is not whole in the store", evidence=", ".join(lost), todo="build it again"
             )
-        if stage == "production" and not at_once and not self._retained(release, generation):
+        if stage == "production" and not at_once and not self._was_in_production(release, generation):
             with self.trial(release) as endpoint:
                 check(endpoint)
-        known = set(apps.boots(deployment))
-        running = {each.id for each in apps.containers(self._modal, deployment.name)}
+        pointer = self.store.pointer(stage)
+        was = (before.release, before.generation) if before else (pointer.release, pointer.generation(pointer.release))
+        known, move = set(apps.boots(deployment)), self._begin_move(stage, deployment)
         try:
-            changed = self._deploy(deployment)
-            endpoint = self._await(deployment, self._key, known if changed else None)
-            self._check_beside(deployment, endpoint, check, running if changed else set())
+            version = self._deploy(deployment)
+            earlier = set(move.earlier) if version != move.version else set[str]()
+            since = move.history[0].at if version != move.version else None
+            endpoint = self._await(deployment, self._key, known, since)
+            self._check_beside(deployment, endpoint, check, earlier)
+            self._end_earlier(stage, move, at_once=at_once, progress=progress)
+            if earlier and not at_once:
+                check(endpoint)
+            self._remember(stage, deployment, version)
         except BaseException:
-            pointer = self.store.pointer(stage)
-            self._back_to(
-                stage,
-                *(before.release, before.generation)
-                if before
-                else (pointer.release, pointer.generation(pointer.release)),
-                keep=running,
-            )
+            self._back_to(stage, *was, candidate=deployment, move=move, at_once=at_once)
             raise
-        self._remember(stage, deployment)
-        if changed and at_once:
-            with suppress(Problem):  # it answers by now; Modal ends them as well
-                for container in apps.containers(self._modal, deployment.name):
-                    if container.id in running:
-                        apps.stop_container(container.id)
-        elif changed:
-            apps.drain(self._modal, deployment.name, running, progress)
         return endpoint
 
-    def _retained(self, release: Release, generation: str) -> bool:
-        """Whether production has had it, in this generation, and retains it: a rollback goes there."""
+    def _was_in_production(self, release: Release, generation: str) -> bool:
+        """Whether production has or had it, in this generation: that is what one goes back to, by hand or not, when
+        what is up is no good, and a trial of it would take a GPU for minutes meanwhile."""
         pointer = self.store.pointer("production")
-        return release.id in pointer.retained and pointer.generation(release.id) == generation
+        return release.id in (pointer.release, *pointer.retained) and pointer.generation(release.id) == generation
+
+    def _move(self, stage: StageName) -> Move | None:
+        """The latest move of a stage; None when none is known."""
+        text = self.store.files.read(_moves(stage))
+        try:
+            return Move.model_validate_json(text) if text else None
+        except ValueError:  # of another version of this program
+            return None
+
+    def _history(self, stage: StageName) -> tuple[Moved, ...]:
+        """What was deployed to a stage, the latest first; read anew now and then, as another process may have."""
+        read_at, history = self._histories.get(stage, (float("-inf"), ()))
+        if time.monotonic() - read_at > HISTORY_S:
+            move = self._move(stage)
+            history = move.history if move else ()
+            self._histories[stage] = (time.monotonic(), history)
+        return history
+
+    def _begin_move(self, stage: StageName, deployment: Deployment) -> Move:
+        """Write down what is about to be deployed, and what is up before it.
+
+        A process that is killed behind this leaves it to the next one to end the earlier containers: once something
+        else is deployed, nobody can tell which those are.
+        """
+        left, version = self._move(stage), apps.version(self._modal, deployment.name)
+        if left and left.open and _what(left.history[0]) == _what(deployment) and left.version != version:
+            return left
+        there = sorted(each.id for each in apps.containers(self._modal, deployment.name))
+        self._log(deployment.name).ours.update(there)
+        this = Moved(release=deployment.release, generation=deployment.generation, at=now())
+        history = (this, *(left.history[: HISTORY - 1] if left else ()))
+        return self._save_move(stage, Move(history=history, version=version, earlier=tuple(there), open=True))
+
+    def _save_move(self, stage: StageName, move: Move) -> Move:
+        self.store.files.write(_moves(stage), move.model_dump_json(indent=1) + "\n")
+        self._histories[stage] = (time.monotonic(), move.history)
+        return move
+
+    def _end_earlier(self, stage: StageName, move: Move | None, *, at_once: bool, progress: Progress) -> None:
+        """End the containers that a move was begun beside. What goes wrong is said, and undoes nothing: the new version
+        was seen to answer."""
+        if move is None or not move.open:
+            return
+        name, earlier, said = self._modal.stage_app(stage), set(move.earlier), ""
+        try:
+            if apps.version(self._modal, name) == move.version:
+                earlier = set()  # nothing was deployed: they are what serves
+            if at_once and earlier:
+                for container in {each.id for each in apps.containers(self._modal, name)} & earlier:
+                    self._stop_container(name, container)
+            elif earlier:
+                said = apps.drain(self._modal, name, earlier, progress)
+            self._save_move(stage, move.model_copy(update={"open": False}))
+        except Problem as error:
+            said = f"may be left: {one_line(error.what)}"
+        if said:
+            console.print(f"  the earlier containers of {stage}: {said}")
+
+    def _stop_container(self, name: str, container: str) -> None:
+        """End a container of an app; how it ends is no failure of its own."""
+        self._log(name).ours.add(container)
+        apps.stop_container(container)
 
     def serving(self, stage: StageName) -> tuple[str, str] | None:
         """(release id, generation) that we deployed, when Modal still has that very version; else None."""
@@ -226,7 +303,7 @@ class ModalPlatform:
             deadline = time.monotonic() + IDLE_LIMIT_S
             while (running := apps.containers(self._modal, name)) and time.monotonic() < deadline:
                 for container in running if stage == "staging" else ():
-                    apps.stop_container(container.id)
+                    self._stop_container(name, container.id)
                 time.sleep(POLL_S)
             return len(running)
 
@@ -323,7 +400,20 @@ class ModalPlatform:
         """
         app = self._modal.stage_app(stage)
         found = {key: BootRecord.model_validate_json(text) for key, text in apps.boots_of(self._modal, app).items()}
-        return starts.complete(found, starts.endings(self._modal, app) if found else [])
+        ended = self._log(app).endings(len(found)) if found else []
+        return starts.complete(found, ended, self._history(stage) if ended else ())
+
+    def _log(self, app: str) -> starts.Log:
+        return self._logs.setdefault(app, starts.Log(self._modal, app))
+
+    def started(self, stage: StageName, since: datetime) -> int | None:
+        """How many containers Modal counted since then; None when it does not tell just now, or for so long."""
+        return apps.started(self._modal, self._modal.stage_app(stage), since)
+
+    def version(self, stage: StageName) -> str:
+        """The version of the app; '' when it is not the one that we deployed."""
+        known = self.deployed(stage)
+        return str(known.version) if known else ""
 
     def sight(self, stage: StageName) -> Sight:
         """How many containers are up, and what Modal counted. Whose requests those were it does not tell, and any
@@ -339,17 +429,13 @@ class ModalPlatform:
         return ""
 
     def golden(self, stage: StageName, snapshot: str | None = None) -> Golden | None:
-        """What was answered before a snapshot was taken: this one, or that of the container that came up last.
+        """What was answered before a snapshot was taken: this one, or that of the latest container that has one.
 
-        None of one that fell back: it is in no snapshot. The containers leave it in a Dict, which forgets what nobody
+        What fell back is in no snapshot, and has none. The containers leave it in a Dict, which forgets what nobody
         asks for in a week; from there it goes into the store.
         """
         if snapshot is None:
-            booted = (boot for boot in reversed(self.boots(stage)) if boot.health_s is not None)
-            latest = next(booted, None)
-            if latest is None or latest.kind is BootKind.FELL_BACK:
-                return None
-            snapshot = latest.snapshot
+            snapshot = next((boot.snapshot for boot in reversed(self.boots(stage)) if boot.snapshot), None)
         # a server that was deployed by an earlier version of this program has one record, under the stage's name
         return self._golden_of(stage, snapshot or stage) or self._golden_of(stage, stage)
 
@@ -438,9 +524,8 @@ class ModalPlatform:
             key="" if stage == "trial" else self.key_mark,
         )  # fmt: skip
 
-    def _deploy(self, deployment: Deployment, env: dict[str, str] | None = None) -> bool:
-        """Deploy it; whether that made a new version. Modal skips what is deployed already."""
-        before = apps.version(self._modal, deployment.name)
+    def _deploy(self, deployment: Deployment, env: dict[str, str] | None = None) -> int:
+        """Deploy it; the version that is there then. Modal skips what is deployed already."""
         command(
             "deploy", "-m", "modal_app.app", "--name", deployment.name, "--tag", deployment.release,
             environment=self._modal.environment, env={**deployment.baked(), **(env or {})},
@@ -449,7 +534,7 @@ class ModalPlatform:
         after = apps.version(self._modal, deployment.name)
         if after is None:
             raise ToolingError(f"Modal does not have {deployment.name} deployed", todo="run it again")
-        return after != before
+        return after
 
     def _check_beside(
         self, deployment: Deployment, endpoint: Endpoint, check: Callable[[Endpoint], object], earlier: set[str]
@@ -457,7 +542,8 @@ class ModalPlatform:
         """Nothing when the new version passes. Raises what `check` raises.
 
         The address is that of all versions, so an earlier container may have answered what failed: as long as one is
-        there, and not longer than BESIDE_LIMIT_S, it is asked again.
+        there, and not longer than BESIDE_LIMIT_S, it is asked again. It may have answered what passed as well: so the
+        caller asks once more when none is left.
         """
         deadline = time.monotonic() + BESIDE_LIMIT_S
         while True:
@@ -470,12 +556,13 @@ class ModalPlatform:
                     raise
             time.sleep(POLL_S)
 
-    def _await(self, deployment: Deployment, key: str, known: set[str] | None) -> Endpoint:
-        """The endpoint, once a container said that it is up in a boot record that is not among the known ones.
+    def _await(self, deployment: Deployment, key: str, known: set[str], since: datetime | None) -> Endpoint:
+        """The endpoint, once a container said that it is up in a boot record that is not among the known ones, or is
+        not older than the move to it (`since`), which a killed process may have begun.
 
-        With None, nothing was deployed now: what was, perhaps moments ago by a process that was killed, has to answer,
-        and to have come up last, as far as that is known. Requests make Modal start a container.
-        Raises `runbook.failure` of its own words when it says that it crashed.
+        With None, nothing was deployed: what is has to answer, and to have come up last, as far as that is known.
+        Requests make Modal start a container. Raises `runbook.failure` of its own words when it says that it crashed,
+        and of Modal's when it died without a word.
         """
         url = apps.url(self._modal, deployment.name)
         if url is None:
@@ -485,23 +572,24 @@ class ModalPlatform:
         deadline = time.monotonic() + self._start_limit_s
         while time.monotonic() < deadline:
             status, boots = _knock(at), self._boots_of(deployment)
-            if known is None:
+            if since is None:
                 if status == 200 and (not boots or _is_of(boots[max(boots)], deployment)):
                     return at
                 time.sleep(POLL_S)
                 continue
-            for boot in (boots[each] for each in sorted(boots.keys() - known)):
-                if not _is_of(boot, deployment):
-                    continue
-                if boot.kind is BootKind.CRASHED:
-                    raise runbook.failure(
-                        f"llama-server of {deployment.release} does not come up on Modal",
-                        said=boot.reason,
-                        evidence=boot.reason,
-                        todo=f"`modal app logs {deployment.name}`",
-                    )
-                if status == 200 or not deployment.wait:
-                    return at
+            fresh = [boots[each] for each in sorted(boots) if each not in known or boots[each].at >= since]
+            fresh = [boot for boot in fresh if _is_of(boot, deployment)]
+            died = [boot.reason for boot in fresh if boot.kind is BootKind.CRASHED]
+            died += [each.words for each in self._log(deployment.name).silent(boots.values(), since)]
+            if died:
+                raise runbook.failure(
+                    f"llama-server of {deployment.release} does not come up on Modal",
+                    said=died[0],
+                    evidence=died[0],
+                    todo=f"`modal app logs {deployment.name}`",
+                )
+            if fresh and (status == 200 or not deployment.wait):
+                return at
             time.sleep(POLL_S)
         raise ToolingError(
             f"{deployment.name} did not come up in {self._start_limit_s:.0f} s",
@@ -539,35 +627,63 @@ class ModalPlatform:
             return None
         return known if apps.version(self._modal, self._modal.stage_app(stage)) == known.version else None
 
-    def _remember(self, stage: StageName, deployment: Deployment) -> None:
+    def _remember(self, stage: StageName, deployment: Deployment, version: int) -> None:
         known = Deployed(
             release=deployment.release,
             generation=deployment.generation,
             definition=self._definition(deployment),
-            version=apps.version(self._modal, deployment.name) or 0,
+            version=version,
             key=deployment.key,
+            open=deployment.open,
         )
         self.store.files.write(_path(stage), known.model_dump_json(indent=1) + "\n")
 
-    def _back_to(self, stage: StageName, release_id: str | None, generation: str, keep: set[str]) -> None:
-        """Leave the stage with an earlier release. What goes wrong here is not raised: what made us go back says more.
+    def _back_to(
+        self,
+        stage: StageName,
+        release_id: str | None,
+        generation: str,
+        *,
+        candidate: Deployment,
+        move: Move,
+        at_once: bool,
+    ) -> None:
+        """Leave the stage with an earlier release. What goes wrong here is said and not raised: what made us go back
+        says more.
 
-        What was not good enough answers no more. The containers to `keep` are those that were up before it: they serve
-        until Modal replaces them with others of the same release.
+        Which containers are the candidate's is asked before anything else is deployed. They are drained once one of the
+        earlier release has said that it is up, and stopped when none did in time, or `at_once`: they were not good
+        enough to answer anybody. Those that were up before it go on serving until Modal replaces them with others of
+        the same release.
 
         By a deploy: Modal's own `app rollback` is not part of every plan.
         """
-        with suppress(Problem):
+        name, refused = candidate.name, set[str]()
+        try:
             if release_id is None:
                 self.stop(stage)
                 return
             release = self.store.get_release(release_id)
-            deployment = self._deployment(stage, self._modal.stage_app(stage), release, generation=generation)
-            self._deploy(deployment)
-            self._remember(stage, deployment)
-            for container in apps.containers(self._modal, deployment.name):
-                if container.id not in keep:
-                    apps.stop_container(container.id)
+            deployment = self._deployment(stage, name, release, generation=generation)
+            if apps.version(self._modal, name) != move.version:
+                refused = {each.id for each in apps.containers(self._modal, name)} - set(move.earlier)
+            known, again = set(apps.boots(deployment)), self._begin_move(stage, deployment)
+            version = self._deploy(deployment)
+            self._remember(stage, deployment, version)
+            if refused and version != again.version:
+                self._await(deployment, self._key, known, again.history[0].at)
+            if refused and not at_once and (said := apps.drain(self._modal, name, refused, unseen)):
+                console.print(f"  what did not pass on {stage}: {said}")
+            self._save_move(stage, again.model_copy(update={"open": False}))
+        except Problem as error:
+            console.print(f"  {stage} may not be as it was: {one_line(error.what)}")
+        with suppress(Problem):
+            for container in refused:
+                self._stop_container(name, container)
+
+
+def _what(deployed: Moved | Deployment) -> tuple[str, str]:
+    return deployed.release, deployed.generation
 
 
 def _is_of(boot: BootRecord, deployment: Deployment) -> bool:
@@ -580,6 +696,10 @@ def _forced(stage: StageName) -> str:
 
 def _path(stage: StageName) -> str:
     return f"deployments/{stage}.json"
+
+
+def _moves(stage: StageName) -> str:
+    return f"moves/{stage}.json"
 
 
 def _knock(at: Endpoint) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import modal
 from modal.exception import NotFoundError, ServiceError, UnimplementedError
+from modal.types import ServerStats
 from pydantic import Field
 
 from modal_app.deployment import Deployment
@@ -23,7 +23,9 @@ SERVER = "Llama"
 """The class in modal_app/app.py."""
 POLL_S = 0.5
 SETTLE_S = 20.0
-"""How long Modal may take to act upon the containers of an earlier version."""
+"""How long Modal may take to act upon the containers of an earlier version, and upon a stop."""
+STATS_DAYS = timedelta(days=6)
+"""Modal tells of 7 days at most (modal 1.6.4, `Server.stats`)."""
 LOG_LINES = 400
 SAID_LINES = 5000
 """How many of a trial's lines are read: a server that comes up and answers once writes some hundreds."""
@@ -100,27 +102,38 @@ def stop(settings: ModalSettings, name: str) -> None:
     command("app", "stop", name, "--yes", environment=settings.environment, limit_s=COMMAND_LIMIT_S)
 
 
-def drain(settings: ModalSettings, name: str, old: set[str], progress: Progress) -> None:
-    """Wait until the containers of an earlier version have answered what they were asked, and are gone.
+def drain(settings: ModalSettings, name: str, old: set[str], progress: Progress) -> str:
+    """Wait until the containers of an earlier version have answered what they were asked, and are gone; what is to be
+    said of it, '' when nothing is. Raises nothing: what is new serves by now, whatever becomes of these.
 
-    Modal tells them to end once the new version is up. One that is there after SETTLE_S all the same (users saw them
-    stay until they were idle) is told so by us, which lets it finish its answers just as well.
+    Modal tells them to end once the new version is up, and gives each modal.exit_grace_s. One that is there after all
+    of that (users saw them stay until they were idle) is stopped, which cancels what it still answers: `modal container
+    stop --graceful` is for Functions alone (modal 1.6.4, cli/container.py).
     """
-    began, told_to_end = time.monotonic(), set[str]()
-    while left := {each.id for each in containers(settings, name)} & old:
-        waited_s = time.monotonic() - began
-        if waited_s > SETTLE_S + settings.exit_grace_s + SETTLE_S:
-            return  # Modal ends them by force about now; what is new answers since long
-        if waited_s > SETTLE_S:
-            for container in left - told_to_end:
-                with suppress(Problem):  # the new version serves: what is left over fails no move, and is asked again
-                    stop_container(container)
-                    told_to_end.add(container)
-        grace = f"{waited_s:.0f} s of at most {settings.exit_grace_s} s"
-        progress(
-            len(old) - len(left), len(old), f"the earlier container ends its answers, {grace}; the new one answers"
+    began, limit_s, stopped, unseen = time.monotonic(), SETTLE_S + settings.exit_grace_s, set[str](), ""
+    left = old
+    while left and (waited_s := time.monotonic() - began) <= limit_s + SETTLE_S:
+        try:
+            left, unseen = {each.id for each in containers(settings, name)} & old, ""
+            for container in left - stopped if waited_s > limit_s else ():
+                stop_container(container)
+                stopped.add(container)
+        except Problem as error:
+            unseen = error.what
+        if left:
+            grace = f"{waited_s:.0f} s of at most {settings.exit_grace_s} s"
+            progress(
+                len(old) - len(left), len(old), f"the earlier container ends its answers, {grace}; the new one answers"
+            )
+            time.sleep(POLL_S)
+    said = []
+    if stopped:
+        said.append(f"stopped after {limit_s:.0f} s with what it still answered: {', '.join(sorted(stopped))}")
+    if left:
+        said.append(
+            f"not seen to end, and may answer as well: {', '.join(sorted(left))}" + (f" ({unseen})" if unseen else "")
         )
-        time.sleep(POLL_S)
+    return "; ".join(said)
 
 
 class Scaling(Model):
@@ -153,16 +166,34 @@ def scale(settings: ModalSettings, name: str, wanted: Scaling) -> None:
         server.autoscaler.update(**wanted.model_dump())
 
 
-def last_hour(settings: ModalSettings, name: str) -> LastHour | None:
-    """What Modal counted of an app's server; None when it is not deployed, or Modal does not tell just now.
+def _stats(settings: ModalSettings, name: str, since: datetime | None) -> ServerStats | None:
+    """What Modal counted of an app's server since then, by default in the last hour; None when it is not deployed, or
+    Modal does not tell just now, or for a time that begins so long ago.
 
     The SDK calls these numbers best effort: they may be late, or not there at all (modal 1.6.4, `App.stats`).
     """
+    if since and datetime.now(UTC) - since > STATS_DAYS:
+        return None
     with told(f"asking for the numbers of {name}"):
         try:
-            found = modal.Server.from_name(name, SERVER, environment_name=settings.environment).stats()
+            server = modal.Server.from_name(name, SERVER, environment_name=settings.environment)
+            found: ServerStats = server.stats(since=since)
         except (NotFoundError, ServiceError, UnimplementedError):
             return None
+    return found
+
+
+def started(settings: ModalSettings, name: str, since: datetime) -> int | None:
+    """How many containers of an app's server Modal started since then; None when it does not tell."""
+    found = _stats(settings, name, since)
+    return found.container_started_count if found else None
+
+
+def last_hour(settings: ModalSettings, name: str) -> LastHour | None:
+    """What Modal counted of an app's server in the last hour; None when it does not tell."""
+    found = _stats(settings, name, None)
+    if found is None:
+        return None
     return LastHour(
         requests=found.request_count_by_status_code, started=found.container_started_count,
         failed=found.container_error_count,

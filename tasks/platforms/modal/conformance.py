@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from statistics import median
 from threading import Event
@@ -36,8 +37,14 @@ START_S, REST_S = 30.0, 180.0
 """About what a start takes, and all the rest, for the price that is told before."""
 UP_LIMIT_S = 720.0
 STREAM_S = 45
-"""Longer than a container has to end where no grace is honoured."""
+"""Longer than a container has to end where no grace is honoured, and shorter than the grace: what is paid for."""
 POLL_S = 0.5
+AFTER_S = 10.0
+"""How long a client goes on asking after the new version has answered."""
+REFUSED_S = 20.0
+LATE_S = 5.0
+"""How late the log's lines may be, before the starts are judged."""
+PROXY = "proxy authentication"
 SLOW_MB_PER_S = 300.0
 CLOCK_S = 5.0
 
@@ -53,6 +60,8 @@ class Start(Model):
     memory_mb: int = 0
     refused: tuple[str, ...] = Field(default=(), description="what requests got until one was answered")
     clock_s: float = Field(default=0.0, description="how far its clock is ahead of ours")
+    task: str = Field(default="", description="the container's id")
+    at: datetime | None = Field(default=None, description="when it was up, by its own clock")
 
 
 class Item(Model):
@@ -71,9 +80,15 @@ class Conformance(Model):
     sdk: str
     gpu: str
     snapshots: str
+    regions: tuple[str, ...] = ()
     starts: tuple[Start, ...] = ()
     items: tuple[Item, ...] = ()
     at: datetime = Field(default_factory=now)
+
+    @property
+    def about(self) -> tuple[object, ...]:
+        """What it holds for. The driver is Modal's to change, and part of a kind of worker."""
+        return self.sdk, self.gpu, self.snapshots, self.regions
 
     @property
     def boot_s(self) -> float:
@@ -98,11 +113,19 @@ def price_usd(settings: ModalSettings) -> float:
 def run(store: Store, settings: ModalSettings, headers: Mapping[str, str], progress: Progress) -> Conformance:
     """Deploy the app, ask it, remove it; what was found, kept in the store.
 
-    Raises ToolingError when it does not come up at all; what could not be seen besides is an item that says so.
+    Raises ToolingError when it does not come up at all, or another run is under way; what could not be seen besides is
+    an item that says so.
     """
+    with store.lock("conformance", holder={"doing": "finding out what Modal does", "since": now().isoformat()}):
+        return _run(store, settings, headers, progress)
+
+
+def _run(store: Store, settings: ModalSettings, headers: Mapping[str, str], progress: Progress) -> Conformance:
     begun = _read(store, PARTLY)
-    fresh = Conformance(sdk=modal.__version__, gpu=settings.gpu, snapshots=settings.snapshots)
-    if begun is None or (begun.sdk, begun.gpu, begun.snapshots) != (fresh.sdk, fresh.gpu, fresh.snapshots):
+    fresh = Conformance(
+        sdk=modal.__version__, gpu=settings.gpu, snapshots=settings.snapshots, regions=settings.compute_region
+    )
+    if begun is None or begun.about != fresh.about:
         begun = fresh
     found = list(begun.starts)
     site = Site(settings, headers)
@@ -110,9 +133,11 @@ def run(store: Store, settings: ModalSettings, headers: Mapping[str, str], progr
         site.deploy("1")
         while len(found) < STARTS:
             progress(len(found), STARTS, f"cold starts: {_counted(found)}")
-            found.append(site.start())
+            found = with_failures([*found, site.start()], site.endings())
             store.files.write(PARTLY, begun.model_copy(update={"starts": tuple(found)}).model_dump_json())
-        items = [*_of_starts(found)]
+        time.sleep(LATE_S)  # the log's lines of the last one
+        found = with_failures(found, site.endings())
+        items = [*_of_starts(found, settings)]
         for number, (name, look) in enumerate(LOOKS.items(), 1):
             progress(number, len(LOOKS), name)
             items.append(_looked(name, look, site))
@@ -138,6 +163,13 @@ class Site:
     def __init__(self, settings: ModalSettings, headers: Mapping[str, str]) -> None:
         self.settings, self.headers = settings, dict(headers)
         self.name = f"{settings.app}-conformance"
+        self._log = starts.Log(settings, self.name)
+        self._starts = 0
+
+    def endings(self) -> list[starts.Ending]:
+        """The containers that failed so far, as far as the log has it, and but for those that were stopped here."""
+        self._starts += 1  # read anew
+        return self._log.endings(self._starts)
 
     def deploy(self, variant: str) -> None:
         command(
@@ -163,6 +195,7 @@ class Site:
             if not running:
                 return
             for container in running:
+                self._log.ours.add(container.id)
                 apps.stop_container(container.id)
             time.sleep(POLL_S)
         raise ToolingError(
@@ -179,6 +212,13 @@ class Site:
                     said: dict[str, Any] = answer.json()
                     said["ahead_s"] = said["now"] - time.time()
                     return said, refused, time.monotonic() - began
+                if answer.status_code in (401, 403, 404):
+                    raise ToolingError(
+                        f"{self.name} is refused, and nothing starts",
+                        evidence=f"{answer.status_code} {answer.text[:200]}",
+                        todo="set the two variables of modal.proxy_key_env and modal.proxy_secret_env to a proxy token "
+                        "of this workspace",
+                    )  # fmt: skip
                 refused.append(str(answer.status_code))
             except httpx.TimeoutException:
                 refused.append("held")
@@ -191,15 +231,13 @@ class Site:
         )  # fmt: skip
 
     def start(self) -> Start:
-        """One start from nothing. A container that failed before another came up counts as the failure that it is."""
+        """One start from nothing, as what answered says itself."""
         self.idle()
-        known = {each.task for each in starts.endings(self.settings, self.name)}
         said, refused, seconds = self.up()
-        failed = [each for each in starts.endings(self.settings, self.name) if each.task not in known]
         return Start(
-            kind="failed" if failed else said["kind"], worker=said["worker"], seconds=said["seconds"],
-            answered_s=round(seconds, 1), gpu=said["gpu"], memory_mb=said["memory_mb"], refused=tuple(refused),
-            clock_s=round(said["ahead_s"], 1),
+            kind=said["kind"], worker=said["worker"], seconds=said["seconds"], answered_s=round(seconds, 1),
+            gpu=said["gpu"], memory_mb=said["memory_mb"], refused=tuple(refused), clock_s=round(said["ahead_s"], 1),
+            task=said["task"], at=datetime.fromtimestamp(said["at"], UTC),
         )  # fmt: skip
 
     def remove(self) -> None:
@@ -221,7 +259,21 @@ def _counted(found: list[Start]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in Counter(start.kind for start in found).items()) or "none yet"
 
 
-def _of_starts(found: list[Start]) -> Iterator[Item]:
+def with_failures(found: list[Start], ended: list[starts.Ending]) -> list[Start]:
+    """The starts, each with what failed in its time: a container that died after the one before it was up, and before
+    its own was. The log tells of some late."""
+    answered = {start.task for start in found}
+    before: list[datetime | None] = [None, *(start.at for start in found)]
+
+    def failed(since: datetime | None, start: Start) -> bool:
+        silent = (each.at for each in ended if each.task not in answered)
+        return bool(since and start.at and any(since < at <= start.at for at in silent))
+
+    pairs = zip(before, found, strict=False)
+    return [start.model_copy(update={"kind": "failed"}) if failed(since, start) else start for since, start in pairs]
+
+
+def _of_starts(found: list[Start], settings: ModalSettings) -> Iterator[Item]:
     kinds = list(dict.fromkeys(start.worker for start in found if start.worker))
     yield Item(
         name="kinds of workers", assumed="one to three for one GPU type, each with a snapshot of its own",
@@ -246,12 +298,11 @@ def _of_starts(found: list[Start]) -> Iterator[Item]:
         as_assumed=bool(codes) and set(codes) <= {"502", "503", "504", "reset"},
         follows="clients have to wait out what is seen here; ours wait for whatever is not 200",
     )  # fmt: skip
-    checks = Counter(start.gpu for start in found if start.gpu)
-    wrong = {words for words in checks if words != "right"}
+    checks = Counter(start.gpu or "not told" for start in found if start.kind == "restored")
     yield Item(
         name="the GPU after a restore", assumed="it computes and copies right",
-        seen=", ".join(f"{count} x {words}" for words, count in checks.items()) or "not told",
-        as_assumed=None if not checks["right"] and len(wrong) <= 1 else not wrong,
+        seen=", ".join(f"{count} x {words}" for words, count in checks.items()) or "nothing was restored",
+        as_assumed=set(checks) == {"right"} if settings.gpu and checks else None,
         follows="tell Modal, with the kind of worker; modal.snapshots = off until it is mended",
     )  # fmt: skip
     ahead = max((abs(start.clock_s) for start in found), default=0.0)
@@ -263,7 +314,7 @@ def _of_starts(found: list[Start]) -> Iterator[Item]:
     memory = max((start.memory_mb for start in found), default=0)
     yield Item(
         name="memory at the snapshot", assumed="a container can tell what it uses",
-        seen=f"{memory} MB" if memory else "not told", as_assumed=bool(memory),
+        seen=f"{memory} MB" if memory else "not told", as_assumed=None if memory else False,
         follows="modal.server_memory_mb is checked by llama-server's own memory and the GPU's alone",
     )  # fmt: skip
 
@@ -272,29 +323,30 @@ def _of_starts(found: list[Start]) -> Iterator[Item]:
 
 
 def _replacement(site: Site) -> Item:
-    """Whether the next version comes up beside a container, and what a client sees meanwhile."""
+    """Whether the next version comes up beside a container, and what a client sees meanwhile, and just after."""
     before, _, _ = site.up()
     codes: Counter[str] = Counter()
     replaced, most = Event(), 1
 
     def count() -> None:
         nonlocal most
-        while not replaced.is_set():
+        while not replaced.wait(POLL_S):
             most = max(most, len(apps.containers(site.settings, site.name)))
 
     with ThreadPoolExecutor(2) as pool:
-        going = [pool.submit(site.deploy, secrets.token_hex(4)), pool.submit(count)]
-        deadline, task = time.monotonic() + UP_LIMIT_S, before["task"]
-        while task == before["task"] and time.monotonic() < deadline:
+        deploying, counting = pool.submit(site.deploy, secrets.token_hex(4)), pool.submit(count)
+        deadline, task, settled = time.monotonic() + UP_LIMIT_S, before["task"], float("inf")
+        while time.monotonic() < min(deadline, settled) and not (deploying.done() and deploying.exception()):
             try:
                 answer = site.get()
                 codes[str(answer.status_code)] += 1
-                task = answer.json()["task"] if answer.status_code == 200 else task
+                if answer.status_code == 200 and answer.json()["task"] != before["task"] and settled == float("inf"):
+                    task, settled = answer.json()["task"], time.monotonic() + AFTER_S
             except httpx.TransportError:
                 codes["reset"] += 1
             time.sleep(POLL_S)
         replaced.set()
-        for each in going:
+        for each in (deploying, counting):
             each.result()
     beside, changed = most > 1, task != before["task"]
     seen = ", ".join(f"{count} x {code}" for code, count in sorted(codes.items()))
@@ -307,40 +359,59 @@ def _replacement(site: Site) -> Item:
 
 
 def _exit_grace(site: Site) -> Item:
-    """Whether a stream goes on in a container that was told to end."""
+    """Whether a stream goes on in a container that another version replaces, for as long as one was read here."""
     site.up()
+    begun = Event()
 
-    def read() -> str:
-        try:
-            return site.get(f"/stream/{STREAM_S}", timeout_s=STREAM_S + 60.0).text
-        except httpx.TransportError as error:
-            return type(error).__name__
+    def read() -> tuple[int, bool]:
+        """(lines, which are seconds; whether the last one came)."""
+        lines: list[str] = []
+        with suppress(httpx.TransportError), httpx.stream(
+            "GET", f"{site.url}/stream/{STREAM_S}", headers=site.headers, timeout=STREAM_S + 60.0, trust_env=False
+        ) as answer:  # fmt: skip
+            for line in answer.iter_lines():
+                begun.set()
+                lines.append(line)
+        begun.set()
+        return len(lines), lines[-1:] == ["end"]
 
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read)
-        time.sleep(2)
-        for container in apps.containers(site.settings, site.name):
-            apps.stop_container(container.id)
-        lines = reading.result().split()
-    whole = lines[-1:] == ["end"]
+        begun.wait(60)
+        site.deploy(secrets.token_hex(4))
+        asked_until = time.monotonic() + STREAM_S + 60.0
+        while not reading.done() and time.monotonic() < asked_until:  # it is requests that bring the next one up
+            with suppress(httpx.TransportError):
+                site.get()
+            time.sleep(POLL_S)
+        lines, whole = reading.result()
+    grace_s = site.settings.exit_grace_s
     return Item(
-        name="exit grace", assumed=f"an answer may go on for {site.settings.exit_grace_s} s when its container ends",
-        seen="a stream was read to its end" if whole else f"a stream of {STREAM_S} s was cut after {len(lines)} s",
-        as_assumed=whole, follows="a promotion cuts streams: promote when nobody reads one",
+        name="exit grace", assumed=f"an answer may go on in a container that is replaced (up to {grace_s} s)",
+        seen=f"a stream of {STREAM_S} s was " + ("read to its end; no longer one was tried" if whole else
+        f"cut after {lines} s"), as_assumed=whole,
+        follows="a promotion cuts streams: promote when nobody reads one",
     )  # fmt: skip
 
 
 def _proxy(site: Site) -> Item:
     """Whether a request without a token is refused before anything starts."""
+    assumed, follows = "401 without a token, and nothing starts", "a stranger's request costs a GPU: tell Modal"
+    if site.settings.open:
+        return Item(name=PROXY, assumed=assumed, seen="modal.open is set: not asked", as_assumed=None, follows="")
     site.idle()
-    status = site.get(proxied=False).status_code
+    try:
+        status = str(site.get(proxied=False, timeout_s=REFUSED_S).status_code)
+    except httpx.TimeoutException:
+        status = f"held for {REFUSED_S:.0f} s"
+    except httpx.TransportError as error:
+        status = type(error).__name__
     time.sleep(3)
     running = len(apps.containers(site.settings, site.name))
-    wanted = site.settings.open or (status == 401 and not running)
     return Item(
-        name="proxy authentication", assumed="401 without a token, and nothing starts",
-        seen=f"modal.open is set: {status}" if site.settings.open else f"{status}, {running} containers started",
-        as_assumed=wanted, follows="a stranger's request costs a GPU: tell Modal; the answers still need the API key",
+        name=PROXY, assumed=assumed, seen=f"{status}, {running} containers started",
+        as_assumed=status == "401" and not running,
+        follows=f"{follows}; the answers still need the API key",
     )  # fmt: skip
 
 
@@ -380,7 +451,7 @@ def _volume(site: Site) -> Item:
 
 
 LOOKS: dict[str, Callable[[Site], Item]] = {
-    "replacement": _replacement, "exit grace": _exit_grace, "proxy authentication": _proxy,
+    "replacement": _replacement, "exit grace": _exit_grace, PROXY: _proxy,
     "reading the Volume": _volume, "a container that dies": _failures, "Server.stats": _stats,
 }  # fmt: skip
 

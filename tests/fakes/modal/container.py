@@ -59,7 +59,9 @@ class Container:
     finished_at: float = 0
     ready: bool = False  # a server answers, a function asks for inputs
     restoring: bool = False  # still the snapshotted container, booting up to its checkpoint
+    died_restoring: bool = False  # killed in its restore
     stopping: bool = False
+    cancels: bool = False  # told to end by a stop that cancels what it answers
     in_flight: int = 0
     used_at: float = field(default_factory=time.time)
     cancelled: list[str] = field(default_factory=list)  # input ids that it is to be told of

@@ -18,7 +18,7 @@ from modal_proto import api_pb2
 from .container import Container, Snapshot, calling
 from .functions import Result, Service
 from .lifecycle import Worker
-from .logs import Source
+from .logs import SYSTEM, Source
 from .objects import new_id, not_found
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 RESTORE_FAILED = 222  # gpu_memory_snapshot.SNAPSHOT_RESTORE_FAILED_EXIT_CODE
 STDOUT, STDERR = api_pb2.FILE_DESCRIPTOR_STDOUT, api_pb2.FILE_DESCRIPTOR_STDERR
-SYSTEM = api_pb2.FILE_DESCRIPTOR_INFO
 TICK_S = 0.05
 LONG_POLL_S = 20.0
 EXIT_S = 10.0  # for exit methods, after which a container is killed
@@ -183,7 +182,9 @@ class Containers:
         if container.restoring and not container.stopping:
             for text, source in container.unsaid:
                 self._say(container, text, source)
-        if crashed:
+        if crashed and container.died_restoring and self._fake.lifecycle.unlogged:
+            self._fake.lifecycle.unlogged -= 1
+        elif crashed:
             self._say(container, f"Runner failed with exit code: {container.exit_code}")
         container.finished_at = time.time()
         if not container.ready and not container.stopping:
@@ -215,13 +216,18 @@ class Containers:
         one, service = self._fake.functions.running_on(container), container.service
         self._fake.logs.write(text, source, service.app_id, service.id, container.task_id, one.call_id if one else "")
 
-    async def stop(self, container: Container) -> None:
+    async def stop(self, container: Container, *, cancels: bool = False) -> None:
         """Asks it to end, which runs its exit methods, and ends it if it does not; its input goes to another one.
 
         No request reaches it from then on; those that did go on while its exit methods run, for as long as its
         `exit_grace_period`. Whether Modal runs them before or after that is nowhere said: here it is before.
+        `cancels`: what it answers is broken off at once, of one that ends already, too.
         """
-        if container.stopping or container.finished_at:
+        if container.finished_at:
+            return
+        if cancels:
+            container.cancels = True
+        if container.stopping:
             return
         container.stopping = True
         container.kill(signal.SIGTERM if container.server else signal.SIGINT)
@@ -229,6 +235,8 @@ class Containers:
         grace_s = container.definition.http_config.exit_grace_period if honoured else 0
         end = time.time() + (EXIT_S + grace_s if container.ready else 0)
         while not container.finished_at and time.time() < end:
+            if container.cancels and container.in_flight:
+                break
             await asyncio.sleep(TICK_S)
         container.kill(signal.SIGKILL)
         if container.watch:
@@ -270,7 +278,8 @@ class Containers:
         return api_pb2.TaskGetInfoResponse(app_id=container.service.app_id, info=info)
 
     def ContainerStop(self, request: api_pb2.ContainerStopRequest) -> api_pb2.ContainerStopResponse:
-        self._soon(self.stop(self[request.task_id]))
+        """Running inputs are cancelled, unless it is `graceful`, which no Server is [sdk: cli/container.py]."""
+        self._soon(self.stop(self[request.task_id], cancels=True))
         return api_pb2.ContainerStopResponse()
 
     # What containers say
@@ -304,6 +313,7 @@ class Containers:
         else:
             if code != RESTORE_FAILED:
                 del self._snapshots[container.definition_id, container.worker]
+                container.died_restoring = True
             self.crash(container.task_id, code)
 
     def _continue(self, container: Container, word: str) -> None:

@@ -35,6 +35,11 @@ class Lifecycle:
     failing: list[int] = field(default_factory=list)
     """The exit codes of the next restores. 222: the SDK saw it fail, and Modal starts the container again without a
     snapshot [sdk]. 139, 128, 137: it was killed; the next one boots whole and takes a new snapshot [users]."""
+    unlogged: int = 0
+    """How many of the next restores that fail leave no line in the log: what Modal writes of a container's end is
+    nowhere promised [users]."""
+    log_lag_s: float = 0.0
+    """How late Modal's own lines come into the log: logs are collected apart from what runs [users]."""
     failure_rate: float = 0.0
     """The share of other restores that fail, with one of these codes by chance."""
     exit_grace: bool = True

@@ -11,6 +11,9 @@ from typing import TypeAlias
 from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
+from .lifecycle import Lifecycle
+
+SYSTEM = api_pb2.FILE_DESCRIPTOR_INFO
 Source: TypeAlias = "api_pb2.FileDescriptor.ValueType"
 """A stream of a container; ValueType is there for type checkers alone."""
 
@@ -30,7 +33,8 @@ class Line:
 class Logs:
     """Every line that a container wrote, and what the system has to say about it."""
 
-    def __init__(self) -> None:
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
         self.lines: list[Line] = []
 
     def write(self, text: str, source: Source, app_id: str, function_id: str, task_id: str, call_id: str = "") -> None:
@@ -50,6 +54,7 @@ class Logs:
             and (not asked.function_call_id or line.call_id == asked.function_call_id)
             and asked.search_text in line.text
             and (not source or line.source == source)
+            and (line.source != SYSTEM or line.time <= time.time() - self._lifecycle.log_lag_s)
         ]
 
     def AppFetchLogs(self, request: api_pb2.AppFetchLogsRequest) -> api_pb2.AppFetchLogsResponse:

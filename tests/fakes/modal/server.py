@@ -77,7 +77,7 @@ class FakeModal:
         self.faults = Faults()
         self.lifecycle = Lifecycle()
         self.environments = Environments()
-        self.logs = Logs()
+        self.logs = Logs(self.lifecycle)
         self.blobs = Blobs(folder / "blobs")
         self.volumes = Volumes(folder / "volumes", self.environments, self.blobs, self.lifecycle)
         self.dicts = Dicts(self.environments)
