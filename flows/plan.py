@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from pydantic import Field
 
 from flows.outcome import Outcome
@@ -22,6 +24,7 @@ from tasks.release import (
     Release,
     ReleaseFailed,
     SourceTree,
+    StageName,
     ToolingError,
     UpstreamRelease,
     Verdict,
@@ -59,6 +62,8 @@ class Plan(Model):
         default="", description="how many idle cycles the restore probe takes, and how sure it is then"
     )
 
+    foretold: tuple[str, ...] = Field(default=(), description="what deploying changes for clients, and costs besides")
+
     @property
     def rows(self) -> list[tuple[str, str]]:
         """The plan as (stage, what would happen), in order."""
@@ -84,6 +89,7 @@ class Plan(Model):
         found.append(("verify", f"{len(self.to_verify)} to do" + (f"; recorded: {done}" if done else "")))
         if self.restore:
             found.append(("restore", self.restore))
+        found += [("", foretold) for foretold in self.foretold]
         found.append(("approval", "a person is asked before production moves"))
         return found
 
@@ -141,6 +147,7 @@ def plan(settings: Settings, to: str | None) -> Plan:
             "recorded": {name: v.verdict for name, v in found.items()},
             "to_verify": tuple(name for name in names if name not in found),
             "restore": restore_of(store, release, settings.restore),
+            "foretold": tuple(said for each in get_args(StageName) for said in platform.foretells(each)),
         }
     )
 

@@ -71,7 +71,7 @@ class Deployment(Section):
     @property
     def open(self) -> bool:
         """Whether any request wakes it. A trial is there for minutes, at an address that nobody was told."""
-        return self.stage == "trial" or self.settings.open
+        return self.stage == "trial" or bool(self.settings.open)
 
     @property
     def nonce(self) -> str:

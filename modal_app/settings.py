@@ -82,9 +82,10 @@ class ModalSettings(Section):
         description="what a container comes back from: a snapshot with the GPU's memory (alpha at Modal), one of the "
         "Python process alone, which llama-server boots after, or none",
     )
-    open: bool = Field(
-        default=False,
-        description="whether any request wakes a server, a scanner's too, and not only one with a Modal proxy token",
+    open: bool | None = Field(
+        default=None,
+        description="whether any request wakes a server, a scanner's too, and not only one with a Modal proxy token; "
+        "not set: as the stage was deployed last, and not where nothing was",
     )
     proxy_key_env: str = Field(
         default="LLAMA_RELEASE_PROXY_KEY", description="the variable that holds the id of a Modal proxy token (wk-...)"

@@ -310,9 +310,12 @@ def _finish(platform: Platform, intent: Intent, *, at_once: bool = False) -> str
 def _proved(platform: Platform, intent: Intent, release: Release) -> str:
     """Force production idle, which it now was put back to, and tell how it came back, here and in the ledger.
 
-    Whatever comes of it, the rollback stands: what was before is worse.
+    Whatever comes of it, the rollback stands: what was before is worse. Not where requests are refused while a server
+    comes up: clients that have had enough would get errors for as long as that takes.
     """
     store = platform.store
+    if not platform.holds_requests:
+        return "no idle window was forced: clients would be refused meanwhile; the restore watch sees how it comes back"
     verdict, seen = comes_back(
         platform,
         "production",

@@ -23,6 +23,8 @@ def page(platform: Platform, dossier: Dossier, expected: str | None, notes: Asse
 def _sections(platform: Platform, dossier: Dossier, notes: Assessment | None) -> Iterator[tuple[str, str]]:
     """(title, Markdown) of what there is more to see of than a verdict."""
     found = {v.name: v for v in dossier.verifications}
+    if foretold := platform.foretells("production"):
+        yield "What changes for clients", "\n".join(f"- {markdown(line)}" for line in foretold)
     if before := rollbacks(platform.store, dossier.release):
         yield "It was rolled back before", "\n".join(f"- {markdown(line)}" for line in before)
     if notes:

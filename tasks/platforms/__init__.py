@@ -130,6 +130,13 @@ class Platform(Protocol):
     def unforce(self, stage: StageName) -> str:
         """Undo what a killed process left forced upon a stage by `idle`; what was done, '' when there was nothing."""
 
+    def foretells(self, stage: StageName) -> tuple[str, ...]:
+        """What the next deployment to a stage changes for its clients, and costs besides: one sentence each."""
+
+    @property
+    def holds_requests(self) -> bool:
+        """Whether a request waits for a server that comes up, and is not refused meanwhile."""
+
     def stop(self, stage: StageName) -> None:
         """The stage serves nothing from now on. Nothing happens when it does not."""
 

@@ -31,6 +31,8 @@ def came_back(platform: Platform, release: Release, since: datetime | None) -> S
     """The series with every boot and every first request after idle that is known by now."""
     series = load(platform.store, release)
     boots = {boot.at: boot for boot in (*series.boots, *platform.boots("production"))}
+    retried = {boot.retry_of for boot in boots.values() if boot.retry_of}  # told apart before the retry was up
+    boots = {at: boot for at, boot in boots.items() if boot.task not in retried}
     wakes = {wake.at: wake for wake in (*series.wakes, *platform.sight("production").wakes)}
     update = {
         "boots": tuple(b for at, b in sorted(boots.items()) if b.release == release.id and (not since or at >= since)),

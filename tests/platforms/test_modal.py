@@ -165,9 +165,8 @@ def test_a_container_that_died_without_a_trace_is_missed_by_the_count_and_no_rel
         found = probe(platform, "staging", modal_stand.first, settings, lambda *_: None)
     count = len(found.evidence["cycles"])
     assert found.verdict is Verdict.ERRORED
-    assert found.summary.startswith(
-        f"{count + 1} servers were started for the idle windows, and only {count} are known"
-    )
+    words = f"{count + 1} servers were started for the idle windows, and only {count} are known of"
+    assert found.summary.startswith(words), found.summary
     found = probe(platform, "staging", modal_stand.first, settings, lambda *_: None)
     assert found.verdict is Verdict.PASSED, found.summary
     modal_stand.fake.lifecycle.coming = []

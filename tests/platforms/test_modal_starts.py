@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from modal_app.settings import ModalSettings
+from tasks.platforms.modal.conformance import price
 from tasks.platforms.modal.starts import Ending, Moved, complete
-from tasks.platforms.modal.warming import enough, kinds, price_usd, quiet, worth
-from tasks.release import BootKind, BootRecord
+from tasks.platforms.modal.warming import enough, kinds, price_usd, quiet, told, worth
+from tasks.release import BootKind, BootRecord, Latency
 from tasks.restore import Kept, by_machine
 from tasks.restore.cycle import Cycle
 from tasks.restore.deaths import later, latest
@@ -92,9 +93,15 @@ def on(*workers: str) -> list[BootRecord]:
     return [BootRecord(stage="staging", release="r1", kind=BootKind.RESTORED, worker=worker) for worker in workers]
 
 
-def test_starts_on_known_workers_are_counted_since_the_last_new_one() -> None:
-    assert (kinds(on("a", "b", "a")), quiet(on("a", "b", "a"))) == (["a", "b"], 1)
-    assert (quiet([]), quiet(on("a")), quiet(on("a", "a", "", "a"))) == (0, 0, 2)
+def test_starts_are_counted_since_a_snapshot_was_taken_last_whatever_the_machines_say_of_themselves() -> None:
+    first, second = created("ta-1"), created("ta-2")
+    boots = [first, *on("a", "b", "c"), second, *on("d", "a")]
+    assert (kinds(boots), quiet(boots)) == (["ta-1", "ta-2"], 2)
+    assert (quiet([]), quiet([first]), quiet([first, *on("a", "", "x")])) == (0, 0, 3)
+
+
+def created(snapshot: str) -> BootRecord:
+    return BootRecord(stage="staging", release="r1", kind=BootKind.CREATED, snapshot=snapshot, worker=snapshot)
 
 
 def test_a_kind_with_a_share_of_the_starts_is_found_with_95_percent_certainty() -> None:
@@ -103,24 +110,25 @@ def test_a_kind_with_a_share_of_the_starts_is_found_with_95_percent_certainty() 
         assert (1 - rare) ** enough(rare) <= 0.05 < (1 - rare) ** (enough(rare) - 1)
 
 
-def test_whether_snapshots_are_worth_it_follows_from_what_starts_took() -> None:
-    def took(kind: BootKind, *seconds: float) -> list[BootRecord]:
-        return [BootRecord(stage="staging", release="r1", kind=kind, health_s=each) for each in seconds]
+def took(kind: BootKind, *seconds: float) -> list[Latency]:
+    return [Latency(stage="staging", kind=kind, after_idle_s=each, warm_s=0.1, health_s=0.0) for each in seconds]
 
+
+def test_whether_snapshots_are_worth_it_follows_from_what_it_took_to_the_first_token() -> None:
     booted, restored = took(BootKind.CREATED, 90.0, 110.0), took(BootKind.RESTORED, 5.0, 7.0, 6.0)
     assert worth([*booted, *restored]) == (
-        "restored in 6.0 s, booted in 100.0 s, 0 restores failed: snapshots are worth it"
+        "first token in 6.0 s after a restore, in 100.0 s after a boot, 0 of 3 restores failed: snapshots are worth it"
     )
-    assert "modal.snapshots = off" in worth([*booted, *took(BootKind.RESTORED, 85.0)])
-    often = [*booted, *restored, *took(BootKind.FELL_BACK, *[100.0] * 9)]
-    assert "9 restores failed: snapshots are not worth it" in worth(often), (
-        "a start with a failed restore is a boot, too"
-    )
+    assert worth([*booted, *took(BootKind.RESTORED, 85.0)]).endswith("they are not worth it: modal.snapshots = off")
+    often = [*booted, *restored, *took(BootKind.FELL_BACK, *[110.0] * 9)]
+    assert "9 of 12 restores failed: they are not worth it" in worth(often), "it takes the failed restore, and a boot"
     assert worth(booted) == worth(restored) == ""
 
 
-def test_a_start_is_priced_as_restores_took_so_far() -> None:
-    boots = [boot.model_copy(update={"health_s": 12.0}) for boot in on("a", "a")]
+def test_a_start_is_priced_by_the_time_to_its_first_token_and_not_at_all_without_a_price() -> None:
     per_second = 0.000542 + 4 * 0.0000131 + 32 * 0.00000222
-    assert price_usd(boots, ModalSettings(), "L40S") == pytest.approx(20 * per_second)
+    assert price_usd(took(BootKind.RESTORED, 12.0, 12.0), ModalSettings(), "L40S") == pytest.approx(20 * per_second)
     assert price_usd([], ModalSettings(), "L40S") == pytest.approx(28 * per_second)
+    assert price_usd([], ModalSettings(gpu="H100:2"), "H100:2") is None
+    assert (told(None, 3), told(0.02, 3)) == ("a price that is not known", "0.06 USD")
+    assert price(ModalSettings(gpu="H100")) == "a price that is not known (H100 is not in modal.prices_usd_per_s)"

@@ -361,6 +361,6 @@ def test_a_verdict_rests_on_the_settings_and_on_the_code_that_judges(monkeypatch
     known = basis(ONE)
     assert basis(ONE.model_copy(update={"good": 0.98})) != known
     names = {path.name for path in restore.RULES}
-    assert names == {"warmup.py", "__init__.py", "cycle.py", "deaths.py", "judge.py", "sequential.py"}
+    assert names == {"warmup.py", "__init__.py", "cycle.py", "deaths.py", "judge.py", "sequential.py", "starts.py"}
     monkeypatch.setattr(restore, "RULES", restore.RULES[:-1])
     assert basis(ONE) != known

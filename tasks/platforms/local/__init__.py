@@ -185,6 +185,13 @@ class LocalPlatform:
         """Nothing: a snapshot is made and used here."""
         return ""
 
+    holds_requests = True
+    """The activator does."""
+
+    def foretells(self, stage: StageName) -> tuple[str, ...]:  # noqa: ARG002
+        """Nothing: what a deployment changes here is the release."""
+        return ()
+
     def started(self, stage: StageName, since: datetime) -> int | None:  # noqa: ARG002
         """Nobody counts beside the boot records: the activator that starts a server writes them."""
         return None

@@ -37,6 +37,7 @@ from tasks.release import (
     BootRecord,
     Build,
     Endpoint,
+    Latency,
     Model,
     Problem,
     Recipe,
@@ -61,6 +62,7 @@ SECOND_BOOT_S = 600.0
 """What a boot may take on a worker of another kind than was measured: users saw 252 to 490 s."""
 RECORD_LIMIT_S = 30.0
 """How long a boot record may come after the container answers."""
+ONE_TOKEN = {"prompt": "Hello", "n_predict": 1}
 PLACING_S = 120.0
 """What Modal may take to find a machine, beside the time that it allows a container to start."""
 Served = Literal["staging", "production", "trial"]
@@ -287,7 +289,7 @@ class ModalPlatform:
                 evidence=f"no app {self._modal.stage_app(stage)} is deployed",
                 todo="deploy a release to it",
             )
-        headers = {} if self._modal.open else self.proxy_headers
+        headers = {} if self.opens(stage) else self.proxy_headers
         return Endpoint(base_url=url, api_key=self._key, headers=headers, start_s=self._start_limit_s)
 
     def idle(self, stage: StageName) -> int:
@@ -310,46 +312,69 @@ class ModalPlatform:
     def warm(self, stage: StageName, progress: Progress) -> str:
         """Force cold starts until so many landed on no new kind of worker that none can be frequent any more.
 
-        Bounded by modal.warm_starts; what they are expected to cost is said before each. Counted by boot records, so
-        what a killed process found counts. Raises ToolingError when the stage does not go idle or come up.
+        Bounded by modal.warm_starts for what is deployed; what they are expected to cost is said before each. Counted
+        by boot records, so what a killed process found counts. Production's containers take snapshots of their own.
+        Raises ToolingError when the stage does not go idle or come up.
         """
-        wanted, most, made = warming.enough(self._modal.rare_worker), self._modal.warm_starts, 0
-        while most and self._modal.snapshots != "off":
-            boots = self._boots_of_served(stage)
-            known, quiet = warming.kinds(boots), warming.quiet(boots)
-            if quiet >= wanted or made == most:
+        wanted, most = warming.enough(self._modal.rare_worker), self._modal.warm_starts
+        while most and self._modal.snapshots != "off" and (deployed := self.deployed(stage)):
+            boots = self._boots_of(deployed, stage)
+            took = [each for each in self.store.latencies(deployed.release) if each.stage == stage]
+            known, quiet, made = warming.kinds(boots), warming.quiet(boots), max(0, len(boots) - 1)
+            if quiet >= wanted or made >= most:
                 rest = "" if quiet >= wanted else f"; stopped after {made} starts, there may be more"
                 said = f"{len(known)} kinds of workers, each with a snapshot, none new in {quiet} starts{rest}"
-                return "; ".join(filter(None, (said, warming.worth(boots))))
-            left = min(wanted - quiet, most - made)
-            price = warming.price_usd(boots, self._modal, self._modal.gpu or None)
+                return "; ".join(filter(None, (said, warming.worth(took))))
+            left, price = (
+                min(wanted - quiet, most - made),
+                warming.price_usd(took, self._modal, self._modal.gpu or None),
+            )
             progress(
                 quiet, wanted, f"cold starts to find all kinds of workers ({len(known)} so far): {left} to "
-                f"{most - made} more, {left * price:.2f} to {(most - made) * price:.2f} USD; a new kind boots whole",
+                f"{most - made} more, {warming.told(price, left)} to {warming.told(price, most - made)}; a new kind "
+                "boots whole",
             )  # fmt: skip
-            self._start_cold(stage, len(boots))
-            made += 1
+            self._start_cold(stage, deployed)
         return ""
 
-    def _boots_of_served(self, stage: StageName) -> list[BootRecord]:
-        deployed = self.deployed(stage)
-        mine = (deployed.release, deployed.generation) if deployed else None
+    def _boots_of(self, deployed: Deployed, stage: StageName) -> list[BootRecord]:
+        mine = (deployed.release, deployed.generation)
         return [boot for boot in self.boots(stage) if (boot.release, boot.generation) == mine]
 
-    def _start_cold(self, stage: StageName, known: int) -> None:
-        """One start from idle, until its boot record is there. Raises ToolingError."""
+    def _start_cold(self, stage: StageName, deployed: Deployed) -> None:
+        """One start from idle, until its boot record is there; what it took is kept. Raises ToolingError."""
         if left := self.idle(stage):
             raise ToolingError(f"{stage} did not go idle", evidence=f"{left} containers are left", todo="run it again")
+        known, began = self.boots(stage), time.monotonic()
         with Client(self.endpoint(stage)) as client:
             client.wait_healthy(self._start_limit_s, every_s=POLL_S)
-        deadline = time.monotonic() + RECORD_LIMIT_S
-        while len(self._boots_of_served(stage)) <= known:
-            if time.monotonic() > deadline:
-                raise ToolingError(
-                    f"{stage} came up, and no boot was recorded", evidence=f"in {RECORD_LIMIT_S:.0f} s",
-                    todo=f"`modal app logs {self._modal.stage_app(stage)}`",
-                )  # fmt: skip
+            first, up_s = client.post("/completion", ONE_TOKEN), time.monotonic() - began
+            again, warm_s = client.post("/completion", ONE_TOKEN), time.monotonic() - began - up_s
+        boots = self._came_up(stage, known)
+        if not boots:
+            raise ToolingError(
+                f"{stage} came up, and no boot was recorded", evidence=f"in {RECORD_LIMIT_S:.0f} s",
+                todo=f"`modal app logs {self._modal.stage_app(stage)}`",
+            )  # fmt: skip
+        kind = next((boot.kind for boot in boots if boot.kind is BootKind.FELL_BACK), boots[-1].kind)
+        if (first.status, again.status) == (200, 200):
+            self.store.add_latency(
+                deployed.release,
+                Latency(
+                    stage=stage, kind=kind, health_s=boots[-1].health_s, after_idle_s=up_s, warm_s=warm_s,
+                    snapshot=boots[-1].snapshot,
+                ),
+            )  # fmt: skip
+
+    def _came_up(self, stage: StageName, known: list[BootRecord]) -> list[BootRecord]:
+        """What came up after the known ones, once one of it says so; [] when none does in time."""
+        deadline, last = time.monotonic() + RECORD_LIMIT_S, max((boot.at for boot in known), default=None)
+        while time.monotonic() < deadline:
+            found = [boot for boot in self.boots(stage) if last is None or boot.at > last]
+            if any(boot.health_s is not None for boot in found):
+                return found
             time.sleep(POLL_S)
+        return []
 
     @contextmanager
     def _no_spare_containers(self, stage: StageName) -> Iterator[None]:
@@ -520,9 +545,20 @@ class ModalPlatform:
             stage=stage, name=name, release=release.id, generation=generation, build=release.build, argv=release.argv,
             env=release.env,
             files={each: FileRef(name=ref.name, sha256=ref.sha256) for each, ref in release.files.items()},
-            gpu=None if on_cpu else self._modal.gpu, wait=wait, settings=self._modal,
+            gpu=None if on_cpu else self._modal.gpu, wait=wait,
+            settings=self._modal.model_copy(update={"open": stage == "trial" or self._will_open(stage)}),
             key="" if stage == "trial" else self.key_mark,
         )  # fmt: skip
+
+    def _will_open(self, stage: StageName) -> bool:
+        """Whether any request wakes what is deployed to the stage next: what its clients can do stays as it is until a
+        person says otherwise (modal.open)."""
+        return self.opens(stage) if self._modal.open is None else self._modal.open
+
+    def opens(self, stage: StageName) -> bool:
+        """Whether any request wakes what the stage serves, as it was deployed last; not where nothing was."""
+        known = self._deployed_last(stage)
+        return known.open if known else bool(self._modal.open)
 
     def _deploy(self, deployment: Deployment, env: dict[str, str] | None = None) -> int:
         """Deploy it; the version that is there then. Modal skips what is deployed already."""
@@ -571,7 +607,7 @@ class ModalPlatform:
         at = Endpoint(base_url=url, api_key=key, headers=headers, start_s=self._start_limit_s)
         deadline = time.monotonic() + self._start_limit_s
         while time.monotonic() < deadline:
-            status, boots = _knock(at), self._boots_of(deployment)
+            status, boots = _knock(at), self._said(deployment)
             if since is None:
                 if status == 200 and (not boots or _is_of(boots[max(boots)], deployment)):
                     return at
@@ -609,7 +645,7 @@ class ModalPlatform:
         took = [boot["health_s"] for boot in kept if boot["kind"] == BootKind.CREATED and boot["health_s"]]
         return float(min(allowed, max(SECOND_BOOT_S, 3 * max(took)))) if took else allowed
 
-    def _boots_of(self, deployment: Deployment) -> dict[str, BootRecord]:
+    def _said(self, deployment: Deployment) -> dict[str, BootRecord]:
         """Key -> boot record of its app; a key begins with the time."""
         return {key: BootRecord.model_validate_json(text) for key, text in apps.boots(deployment).items()}
 
@@ -618,14 +654,41 @@ class ModalPlatform:
 
     def deployed(self, stage: StageName) -> Deployed | None:
         """What the stage serves, when Modal still has the very version that we deployed."""
+        known = self._deployed_last(stage)
+        here = known and apps.version(self._modal, self._modal.stage_app(stage)) == known.version
+        return known if here else None
+
+    def _deployed_last(self, stage: StageName) -> Deployed | None:
         text = self.store.files.read(_path(stage))
-        if text is None:
-            return None
         try:
-            known = Deployed.model_validate_json(text)
+            return Deployed.model_validate_json(text) if text else None
         except ValueError:  # another version of this program wrote it: deploying again is right, and costs little
             return None
-        return known if apps.version(self._modal, self._modal.stage_app(stage)) == known.version else None
+
+    def foretells(self, stage: StageName) -> tuple[str, ...]:
+        """What the next deployment to a stage changes for its clients, and what is paid for besides."""
+        found = []
+        known = self._deployed_last(stage)
+        if known and known.open and not self._will_open(stage):
+            found.append(
+                f"clients of {stage} are refused (401) from its next deployment on unless they send a Modal proxy "
+                "token in the headers Modal-Key and Modal-Secret (modal.open = false; it is open as it is deployed)"
+            )
+        if stage == "staging" and self._modal.warm_starts and self._modal.snapshots != "off":
+            wanted, most = warming.enough(self._modal.rare_worker), self._modal.warm_starts
+            price = warming.price_usd([], self._modal, self._modal.gpu or None)
+            found.append(
+                f"{min(wanted, most)} to {most} cold starts of staging look for kinds of workers, "
+                f"{warming.told(price, min(wanted, most))} to {warming.told(price, most)}"
+            )
+        return tuple(found)
+
+    @property
+    def holds_requests(self) -> bool:
+        """Whether a request that finds no container up waits for one: not by Modal's guide on Servers. As this account
+        was seen to do it, where a conformance run has."""
+        known = conformance.load(self.store)
+        return known is not None and bool(known.starts) and not any(start.refused for start in known.starts)
 
     def _remember(self, stage: StageName, deployment: Deployment, version: int) -> None:
         known = Deployed(

@@ -26,7 +26,7 @@ from modal_app.settings import BAKED, ModalSettings
 from tasks.platforms import Progress
 from tasks.platforms.modal import apps, starts
 from tasks.platforms.modal.account import command, told
-from tasks.platforms.modal.cost import usd
+from tasks.platforms.modal.cost import is_priced, usd
 from tasks.platforms.modal.tools import DEPLOY_LIMIT_S
 from tasks.release import Model, Problem, ToolingError, now
 from tasks.store import Store
@@ -105,9 +105,12 @@ def load(store: Store) -> Conformance | None:
     return _read(store, PATH)
 
 
-def price_usd(settings: ModalSettings) -> float:
-    """About what a run costs."""
-    return usd(settings, STARTS * START_S + REST_S, settings.gpu or None, settings.server_cpu, 1024)
+def price(settings: ModalSettings) -> str:
+    """About what a run costs, in words."""
+    if not is_priced(settings):
+        return f"a price that is not known ({settings.gpu} is not in modal.prices_usd_per_s)"
+    usd_ = usd(settings, STARTS * START_S + REST_S, settings.gpu or None, settings.server_cpu, 1024)
+    return f"about {usd_:.2f} USD"
 
 
 def run(store: Store, settings: ModalSettings, headers: Mapping[str, str], progress: Progress) -> Conformance:

@@ -53,6 +53,11 @@ def usd(settings: ModalSettings, seconds: float, gpu: str | None, cpu: float, me
     return seconds * (cores + memory + gpus_of(gpu) * prices.get((gpu or "").partition(":")[0], 0.0))
 
 
+def is_priced(settings: ModalSettings) -> bool:
+    """Whether the GPU that serves is in the price table; without one there is nothing to look up."""
+    return not settings.gpu or settings.gpu.partition(":")[0] in settings.prices_usd_per_s
+
+
 def costs(
     release_id: str, build: Build | None, found: list[Use], settings: ModalSettings, now: float | None = None
 ) -> list[Cost]:

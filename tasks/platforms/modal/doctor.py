@@ -92,14 +92,27 @@ def _secret(settings: Settings) -> str:
 def _who_may_wake(platform: ModalPlatform) -> str:
     """Whether a request of a stranger starts a server, and what that costs."""
     settings = platform.settings.modal
-    if not settings.open:
+    if has_volume(platform):
+        is_open = [stage for stage in get_args(StageName) if platform.opens(stage)]
+    else:
+        is_open = [*get_args(StageName)] if settings.open else []
+    if not is_open:
         return f"whoever has a proxy token; one is set here ({', '.join(platform.proxy_headers)})"
-    day = 24 * 3600.0
-    price = cost.usd(settings, day, settings.gpu or None, settings.server_cpu, settings.server_memory_mb)
-    return (
-        f"anybody (modal.open): one request every {settings.idle_s} s, such as a scanner's or a scrape of /metrics, "
-        f"keeps a {settings.gpu or 'CPU'} up, {price:.0f} USD a day"
+    price = cost.usd(settings, 24 * 3600.0, settings.gpu or None, settings.server_cpu, settings.server_memory_mb)
+    each = f"{price:.0f} USD a day" if cost.is_priced(settings) else f"at a price that is not known ({settings.gpu})"
+    most = settings.max_containers
+    many = f"up to {most} of them (modal.max_containers)" if most else "as many as are asked for (no max_containers)"
+    said = (
+        f"{' and '.join(is_open)}: anybody. One request every {settings.idle_s} s, such as a scanner's or a scrape of "
+        f"/metrics, keeps a {settings.gpu or 'CPU'} up, {each}; many at once start {many}"
     )
+    if settings.open is False:
+        raise BadInput(
+            "modal.open is false, and what is deployed is open",
+            evidence=said,
+            todo="`llama-release redeploy --reason 'proxy tokens'` closes it; clients need their token before that",
+        )
+    return said
 
 
 def _stage(platform: ModalPlatform, stage: StageName) -> str:

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
+from statistics import mean, median
 
 from modal_app.settings import ModalSettings
-from tasks.platforms.modal.cost import usd
-from tasks.release import BootKind, BootRecord
+from tasks.platforms.modal.cost import is_priced, usd
+from tasks.release import BootKind, BootRecord, Latency
 
 CERTAINTY = 0.95
 RESTORE_S = 20.0
 """What a start from a snapshot takes before one was measured."""
 WORTH = 0.8
 """A start from a snapshot is to take at most this share of a boot."""
-_BOOTED = (BootKind.CREATED, BootKind.FELL_BACK)
 AROUND_S = 8.0
 """What a start costs besides: the container is there while it is found idle, and ends."""
 
@@ -34,41 +33,48 @@ def enough(rare: float) -> int:
 
 
 def kinds(boots: Sequence[BootRecord]) -> list[str]:
-    """The kinds of workers that containers came up on, in the order in which they were first seen."""
-    return list(dict.fromkeys(boot.worker for boot in boots if boot.worker))
+    """The snapshots that were taken, in their order: one for each kind of worker, by Modal's own idea of a kind. What a
+    container tells of its machine is finer than that, and would never come to an end."""
+    return list(dict.fromkeys(boot.snapshot for boot in boots if boot.kind is BootKind.CREATED and boot.snapshot))
 
 
 def quiet(boots: Sequence[BootRecord]) -> int:
-    """How many of the latest starts came up on a kind that was known before them."""
-    known: set[str] = set()
+    """How many starts there were since a snapshot was taken last."""
     count = 0
-    for worker in (boot.worker for boot in boots if boot.worker):
-        count = count + 1 if worker in known else 0
-        known.add(worker)
+    for boot in boots:
+        count = 0 if boot.kind is BootKind.CREATED else count + 1
     return count
 
 
-def worth(boots: Sequence[BootRecord]) -> str:
-    """Whether snapshots are worth it for this release, by what its starts took; '' before there are both kinds.
+def worth(took: Sequence[Latency]) -> str:
+    """Whether snapshots are worth it for this release, by what starts took from the request to the first token; ''
+    before there are both ways.
 
-    A start from a snapshot takes what restores took, and where the restore fails a boot besides. GPU snapshots are an
-    alpha feature of Modal's, which says itself that they can make it worse.
+    A start from a snapshot is a restore, or one that failed and the boot after it. GPU snapshots are an alpha feature
+    of Modal's, which says itself that they can make it worse.
     """
-    restored = [boot.health_s for boot in boots if boot.kind is BootKind.RESTORED and boot.health_s is not None]
-    booted = [boot.health_s for boot in boots if boot.kind in _BOOTED and boot.health_s is not None]
-    if not restored or not booted:
+    booted = [each.after_idle_s for each in took if each.kind is BootKind.CREATED]
+    failed = [each.after_idle_s for each in took if each.kind is BootKind.FELL_BACK]
+    restored = [each.after_idle_s for each in took if each.kind is BootKind.RESTORED]
+    if not booted or not restored:
         return ""
-    failed = sum(boot.kind is BootKind.FELL_BACK for boot in boots)
-    rate = failed / (failed + len(restored))
-    cold_s, warm_s = median(booted), median(restored) + rate * median(booted)
-    figures = f"restored in {median(restored):.1f} s, booted in {cold_s:.1f} s, {failed} restores failed"
+    cold_s, warm_s = median(booted), mean([*restored, *failed])
+    figures = (
+        f"first token in {median(restored):.1f} s after a restore, in {cold_s:.1f} s after a boot, "
+        f"{len(failed)} of {len(failed) + len(restored)} restores failed"
+    )
     better = warm_s < WORTH * cold_s
-    advice = "snapshots are worth it" if better else "snapshots are not worth it: modal.snapshots = off"
-    return f"{figures}: {advice}"
+    return f"{figures}: " + ("snapshots are worth it" if better else "they are not worth it: modal.snapshots = off")
 
 
-def price_usd(boots: Sequence[BootRecord], settings: ModalSettings, gpu: str | None) -> float:
-    """About what one more start costs: a restore, as it took so far, and the container's end."""
-    took = [boot.health_s for boot in boots if boot.kind is BootKind.RESTORED and boot.health_s is not None]
-    seconds = (median(took) if took else RESTORE_S) + AROUND_S
-    return usd(settings, seconds, gpu, settings.server_cpu, settings.server_memory_mb)
+def price_usd(took: Sequence[Latency], settings: ModalSettings, gpu: str | None) -> float | None:
+    """About what one more start costs: the time to its first token, as it was so far, and the container's end. None
+    where the GPU is not in the price table."""
+    restored = [each.after_idle_s for each in took if each.kind is BootKind.RESTORED]
+    seconds = (median(restored) if restored else RESTORE_S) + AROUND_S
+    return usd(settings, seconds, gpu, settings.server_cpu, settings.server_memory_mb) if is_priced(settings) else None
+
+
+def told(price: float | None, starts: int) -> str:
+    """What so many starts cost, in words."""
+    return f"{starts * price:.2f} USD" if price is not None else "a price that is not known"
