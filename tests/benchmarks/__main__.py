@@ -60,6 +60,7 @@ SECTIONS = {
     "messages": messages.main,
     "setups": setups.main,
     "workers": modal.starts,
+    "verdicts": modal.verdicts,
 }
 LONG: dict[str, Callable[[Sequence[str]], Iterator[str]]] = {
     "soak": lambda words: soak.main(*map(int, words)),

@@ -16,9 +16,10 @@ from typing import get_args
 
 from tasks.contracts import scripted
 from tasks.platforms.modal import apps, warming
-from tasks.release import BootKind, Endpoint, Release, ReleaseFailed, StageName
+from tasks.release import BootKind, Endpoint, Release, ReleaseFailed, StageName, Verdict
 from tasks.restore.cycle import run
 from tasks.restore.judge import fault
+from tasks.restore.sequential import Tally, decide
 from tasks.settings import RestoreSettings
 from tests.benchmarks.released import copied
 from tests.fakes.modal import Worker
@@ -46,6 +47,9 @@ def main(cycles: int = CYCLES) -> Iterator[str]:
         with modal_stand_in(Path(folder) / "fake", local.settings, build, model, ARGV) as stand:
             stand.fake.lifecycle.workers, stand.fake.lifecycle.failure_rate = WORKERS, FAILURE_RATE
             yield from released(stand, cycles, random.Random(2026))
+
+
+VERDICT_MIXES = ((0.5, 0.5), (0.8, 0.2), (0.95, 0.05), (0.5, 0.3, 0.2), (0.8, 0.15, 0.05), (0.9, 0.05, 0.05))
 
 
 def released(stand: ModalStand, cycles: int, chance: random.Random) -> Iterator[str]:
@@ -139,3 +143,47 @@ def _warmed(mix: tuple[float, ...], rare: float, chance: random.Random) -> tuple
         known.add(landed)
         count += 1
     return count, len(known)
+
+
+def verdicts() -> Iterator[str]:
+    """What the restore verdict makes of snapshots that come back so often, by simulation: after the kinds of workers
+    were looked for, each cycle lands by chance, a kind that was missed takes its snapshot, a failed restore is told."""
+    rounds, chance, settings = 4000, random.Random(2026), RestoreSettings()
+    yield f"{'shares':14}{'restored':>9}{'passed':>9}{'failed':>9}{'open':>9}{'starts':>8}{'USD':>7}"
+    for mix in VERDICT_MIXES:
+        for rate in (0.99, 0.9, 0.7):
+            ends: Counter[Verdict | None] = Counter()
+            starts_made = 0
+            for _ in range(rounds):
+                verdict, count = _judged(mix, rate, settings, chance)
+                ends[verdict] += 1
+                starts_made += count
+            shares, mean = " / ".join(f"{100 * share:.0f}" for share in mix), starts_made / rounds
+            told = [ends[each] / rounds for each in (Verdict.PASSED, Verdict.FAILED, None)]
+            yield (
+                f"{shares:14}{rate:9}"
+                + "".join(f"{each:9.4f}" for each in told)
+                + (f"{mean:8.1f}{28 * 0.000665 * mean:7.2f}")
+            )
+
+
+def _judged(
+    mix: tuple[float, ...], rate: float, settings: RestoreSettings, chance: random.Random
+) -> tuple[Verdict | None, int]:
+    """(the verdict on one release, None where it stays undecided; starts, with those that looked for kinds)."""
+    known, quiet, count = {chance.choices(range(len(mix)), mix)[0]}, 0, 0
+    while quiet < warming.enough(0.2) and count < 40:
+        landed = chance.choices(range(len(mix)), mix)[0]
+        quiet, count = quiet + 1 if landed in known else 0, count + 1
+        known.add(landed)
+    tally = Tally(0)
+    while (verdict := decide(tally, settings)) is None and tally.cycles < settings.cycles_max:
+        landed, count = chance.choices(range(len(mix)), mix)[0], count + 1
+        if landed not in known:
+            known.add(landed)
+            tally = tally._replace(created=tally.created + (tally.restored > 0))
+        elif chance.random() < rate:
+            tally = tally._replace(restored=tally.restored + 1)
+        else:
+            tally = tally._replace(failed=tally.failed + 1)
+    return verdict, count

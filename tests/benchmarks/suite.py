@@ -1442,13 +1442,13 @@ BREAKS = (
     ),
     Break(
         "tasks/platforms/modal/__init__.py", "what was up answers until the new version does",
-        "                if container.id not in keep:", "                if container.id:",
+        "name)} - set(move.earlier)\n", "name)}\n",
         "tests/platforms/test_modal.py::test_what_was_up_goes_on_answering_when_the_new_version_does_not_pass",
         real=True,
     ),
     Break(
         "tasks/platforms/modal/__init__.py", "a rollback at once takes no trial",
-        'if stage == "production" and not at_once and not self._retained(release, generation):',
+        'if stage == "production" and not at_once and not self._was_in_production(release, generation):',
         'if stage == "production":',
         "tests/platforms/test_modal.py::test_a_rollback_at_once_takes_no_trial_and_no_look_at_files_and_one_that_can_"
         "wait_does", real=True,
