@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from modal_app.settings import ModalSettings
 from tasks import contracts
 from tasks.console import console, one_line, print_json, styled
 from tasks.contracts.promises import CONTRACTS, Recorder, verify
@@ -56,7 +57,8 @@ def _running(endpoint: Endpoint) -> Release:
 def ask_and_show(url: str, key: str, as_json: bool, junit: Path | None) -> int:
     """Print each promise as it is answered; the exit code: 1 when one is not kept, 3 when one got no answer."""
     found, began = [], time.monotonic()
-    for done in ask_all(Endpoint(base_url=base_url(url), api_key=key)):
+    headers = ModalSettings.load().tokens_for(url)
+    for done in ask_all(Endpoint(base_url=base_url(url), api_key=key, headers=headers)):
         found.append(done)
         if not as_json:
             _show(done)

@@ -131,7 +131,8 @@ def _checks(settings: Settings, asked: Asked) -> Iterator[tuple[str, Check]]:
 
         key = settings.api_key.get_secret_value() if settings.api_key else None
         wait_s = settings.local.start_timeout_s if here else settings.modal.start_timeout_s
-        endpoint = Endpoint(base_url=asked.endpoint.rstrip("/").removesuffix("/v1"), api_key=key)
+        address = asked.endpoint.rstrip("/").removesuffix("/v1")
+        endpoint = Endpoint(base_url=address, api_key=key, headers=settings.modal.tokens_for(address))
         yield from (("server", check) for check in live.checks(endpoint, wait_s))
 
 

@@ -11,6 +11,7 @@ plot.py     latency over time
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from statistics import median
@@ -20,7 +21,7 @@ from tasks import drill as drilling
 from tasks.console import show_table
 from tasks.platforms import Platform
 from tasks.promote import AUTOMATIC
-from tasks.release import Event, Latency, Model, Release, now
+from tasks.release import BootKind, BootRecord, Event, Latency, Model, Release, now
 from tasks.report import markdown_table
 from tasks.settings import RestoreSettings, WatchSettings
 from tasks.stage import Row, stage
@@ -48,7 +49,22 @@ def in_production(store: Store) -> Release | None:
 def observe(row: Row, platform: Platform, release: Release) -> None:
     """What there is to see of production goes into its series; nothing is woken or kept awake by it."""
     seen = seen_of(platform, release, platform.store.pointer("production").since)
-    row.done(f"{_state(seen.looks[-1])}; {len(judge.returns(seen))} returns from idle seen")
+    told = [_state(seen.looks[-1]), f"{len(judge.returns(seen))} returns from idle seen", machines(seen.boots)]
+    row.done("; ".join(filter(None, told)))
+
+
+def machines(boots: Sequence[BootRecord]) -> str:
+    """How many kinds of machine came up, each with a snapshot of its own, and when a new one showed itself last; '' where
+    there is one, or boot records name none."""
+    taken = [boot for boot in boots if boot.kind is BootKind.CREATED and boot.worker]
+    if len(taken) < 2:
+        return ""
+    last = taken[-1]
+    took = f" in {last.health_s:.0f} s" if last.health_s is not None else ""
+    return (
+        f"{len(taken)} kinds of machine took a snapshot, the latest at {last.at:%Y-%m-%d %H:%M}: that start booted "
+        f"whole{took} ({last.worker})"
+    )
 
 
 def _state(look: Look) -> str:

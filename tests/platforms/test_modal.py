@@ -108,7 +108,7 @@ def test_cold_starts_are_forced_until_no_new_kind_of_worker_shows_itself_and_nev
     platform.deploy("staging", modal_stand.first, say, generation="to be warmed")
     told: list[str] = []
     said = platform.warm("staging", lambda _done, _total, what: told.append(what))
-    assert said.startswith("2 kinds of workers, each with a snapshot, none new in 3 starts; restored in ")
+    assert said.startswith("2 kinds of workers, each with a snapshot, none new in 3 starts; first token in ")
     assert "(1 so far): 3 to 4 more" in told[0] and len(told) == 4
     assert platform.warm("staging", lambda *_: pytest.fail("what was found before is not looked for again")) == said
     platform.deploy("staging", modal_stand.first, say, generation="cut short")
