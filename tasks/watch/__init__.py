@@ -54,8 +54,8 @@ def observe(row: Row, platform: Platform, release: Release) -> None:
 
 
 def machines(boots: Sequence[BootRecord]) -> str:
-    """How many kinds of machine came up, each with a snapshot of its own, and when a new one showed itself last; '' where
-    there is one, or boot records name none."""
+    """How many kinds of machine came up, each with a snapshot of its own, and when a new one showed itself last; ''
+    where there is one, or boot records name none."""
     taken = [boot for boot in boots if boot.kind is BootKind.CREATED and boot.worker]
     if len(taken) < 2:
         return ""
