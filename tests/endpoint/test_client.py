@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from tasks.endpoint import Patience, Rejected, content, message
+from tasks.endpoint import Client, Patience, Rejected, content, message
 from tasks.release import BadInput, Endpoint, ToolingError
 from tests.endpoint.conftest import Ask, Use
 from tests.endpoint.script import HANGUP, KEY, STARTING, TIME, WEATHER, Reply, calls, says, server
+from tests.fakes.listening import Answering, listening
 from tests.platforms.stand import until
 
 pytestmark = pytest.mark.wire
@@ -204,3 +205,20 @@ def test_a_stream_is_read_to_its_end(use: Use) -> None:
     assert (stream.status, stream.text, stream.done, stream.finish_reason) == (200, "Hello.", True, "stop")
     with server(HANGUP) as seen, pytest.raises(ToolingError, match="broke off"):
         use(seen.endpoint, lambda client: client.stream("Hi"))
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_no_wait_mends_is_told_at_once(status: int) -> None:
+    """A proxy that refuses would do so for the whole time that a server may take to come up."""
+
+    class Refusing(Answering):
+        def do_GET(self) -> None:
+            self.say(b"no", status)
+
+    told = f"does not let /health through: {status}"
+    with (
+        listening(Refusing) as address,
+        Client(Endpoint(base_url=address)) as client,
+        pytest.raises(ToolingError, match=told),
+    ):
+        client.wait_healthy(600.0)

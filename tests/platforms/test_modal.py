@@ -358,6 +358,9 @@ def test_without_a_proxy_token_nothing_is_deployed_and_with_a_wrong_one_nothing_
     monkeypatch.setenv(PROXY_ENV[1], modal_stand.fake.lifecycle.proxy_token[1])
     assert say(closing.deploy("staging", modal_stand.first, say, generation="closed")) == "first"
     assert not platform.opens("staging") and closing.foretells("staging") == ()
+    opened.deploy("staging", modal_stand.first, say, generation="open")
+    platform.stop("staging")
+    assert platform.serving("staging") is None and platform.opens("staging"), "a stop closes nothing"
 
 
 def test_without_the_api_key_nothing_is_deployed_but_the_store_can_be_read(
@@ -422,6 +425,8 @@ def test_a_rollback_at_once_takes_no_trial_and_no_look_at_files_and_one_that_can
     )  # fmt: skip
     platform.store.open_intent(intent)
     assert recover(platform).startswith(f"went back from {modal_stand.second.id}")
+    last = platform.store.ledger()[-1]
+    assert last.kind == "rolled_back", "no idle window is forced upon clients that would be refused"
     assert say(platform.endpoint("production")) == "first"
     platform.store.open_intent(intent.model_copy(update={"failed": ""}))  # killed before its pointer moved
     platform.deploy("production", modal_stand.second, say, at_once=True)

@@ -416,7 +416,9 @@ class ModalPlatform:
     def stop(self, stage: StageName) -> None:
         """The stage serves nothing from now on. Nothing happens when it does not."""
         apps.stop(self._modal, self._modal.stage_app(stage))
-        self.store.files.remove(_path(stage))
+        if known := self._deployed_last(stage):  # no version of Modal's any more; whether it was open is still known
+            known = known.model_copy(update={"version": 0, "definition": ""})
+            self.store.files.write(_path(stage), known.model_dump_json(indent=1) + "\n")
 
     def boots(self, stage: StageName) -> list[BootRecord]:
         """How the stage's containers came up, oldest first: as each wrote it, and those that died without a word.
