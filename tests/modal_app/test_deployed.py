@@ -226,6 +226,7 @@ def test_a_release_is_named_by_an_id_in_the_store_or_by_a_file(fake: FakeModal, 
 
 def test_proxy_tokens_go_to_modals_own_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ModalSettings()
+    monkeypatch.delenv(settings.proxy_key_env, raising=False)
     assert settings.tokens_for("https://a--b.modal.run") == {}
     monkeypatch.setenv(settings.proxy_key_env, "wk-1")
     monkeypatch.setenv(settings.proxy_secret_env, "ws-1")

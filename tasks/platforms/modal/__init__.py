@@ -85,6 +85,7 @@ class Move(Model):
     """A stage from one version to another: moves/<stage>.json in the store, written before it is deployed."""
 
     history: tuple[Moved, ...] = Field(min_length=1, description="what was deployed to the stage, the latest first")
+    definition: str = Field(default="", description="of what was to be deployed")
     version: int | None = Field(description="of the app before it; None where none was deployed")
     earlier: tuple[str, ...] = Field(description="the containers that were up before it")
     open: bool = Field(description="whether those are still to be ended")
@@ -237,13 +238,15 @@ class ModalPlatform:
         else is deployed, nobody can tell which those are.
         """
         left, version = self._move(stage), apps.version(self._modal, deployment.name)
-        if left and left.open and _what(left.history[0]) == _what(deployment) and left.version != version:
+        definition = self._definition(deployment)
+        if left and left.open and left.definition == definition and left.version != version:
             return left
         there = sorted(each.id for each in apps.containers(self._modal, deployment.name))
         self._log(deployment.name).ours.update(there)
         this = Moved(release=deployment.release, generation=deployment.generation, at=now())
         history = (this, *(left.history[: HISTORY - 1] if left else ()))
-        return self._save_move(stage, Move(history=history, version=version, earlier=tuple(there), open=True))
+        move = Move(history=history, definition=definition, version=version, earlier=tuple(there), open=True)
+        return self._save_move(stage, move)
 
     def _save_move(self, stage: StageName, move: Move) -> Move:
         self.store.files.write(_moves(stage), move.model_dump_json(indent=1) + "\n")
@@ -745,10 +748,6 @@ class ModalPlatform:
         with suppress(Problem):
             for container in refused:
                 self._stop_container(name, container)
-
-
-def _what(deployed: Moved | Deployment) -> tuple[str, str]:
-    return deployed.release, deployed.generation
 
 
 def _is_of(boot: BootRecord, deployment: Deployment) -> bool:
