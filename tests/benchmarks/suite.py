@@ -1442,7 +1442,7 @@ BREAKS = (
     ),
     Break(
         "tasks/platforms/modal/__init__.py", "what was up answers until the new version does",
-        "name)} - set(move.earlier)\n", "name)}\n",
+        "refused = there - set(move.earlier)\n", "refused = there\n",
         "tests/platforms/test_modal.py::test_what_was_up_goes_on_answering_when_the_new_version_does_not_pass",
         real=True,
     ),

@@ -55,6 +55,7 @@ POLL_S = 0.5
 HISTORY = 20
 """How many moves of a stage are kept: Modal's log, which they are held against, goes back less far."""
 HISTORY_S = 30.0
+KEPT_S = 30.0
 BESIDE_LIMIT_S = 60.0
 """How long an earlier container may get some of the requests after a new one is up."""
 IDLE_LIMIT_S = 120.0
@@ -85,10 +86,14 @@ class Move(Model):
     """A stage from one version to another: moves/<stage>.json in the store, written before it is deployed."""
 
     history: tuple[Moved, ...] = Field(min_length=1, description="what was deployed to the stage, the latest first")
-    definition: str = Field(default="", description="of what was to be deployed")
     version: int | None = Field(description="of the app before it; None where none was deployed")
     earlier: tuple[str, ...] = Field(description="the containers that were up before it")
     open: bool = Field(description="whether those are still to be ended")
+
+    @property
+    def again(self) -> bool:
+        """Whether the very same was deployed before, so that a container of it may be up still."""
+        return any(each.definition == self.history[0].definition for each in self.history[1:])
 
 
 class ModalPlatform:
@@ -197,7 +202,7 @@ class ModalPlatform:
             version = self._deploy(deployment)
             earlier = set(move.earlier) if version != move.version else set[str]()
             since = move.history[0].at if version != move.version else None
-            endpoint = self._await(deployment, self._key, known, since)
+            endpoint = self._await(deployment, self._key, known, since, again=move.again)
             self._check_beside(deployment, endpoint, check, earlier)
             self._end_earlier(stage, move, at_once=at_once, progress=progress)
             if earlier and not at_once:
@@ -239,13 +244,15 @@ class ModalPlatform:
         """
         left, version = self._move(stage), apps.version(self._modal, deployment.name)
         definition = self._definition(deployment)
-        if left and left.open and left.definition == definition and left.version != version:
+        if left and left.open and left.history[0].definition == definition and left.version != version:
             return left
         there = sorted(each.id for each in apps.containers(self._modal, deployment.name))
         self._log(deployment.name).ours.update(there)
-        this = Moved(release=deployment.release, generation=deployment.generation, at=now())
+        this = Moved(
+            release=deployment.release, generation=deployment.generation, definition=definition, at=now()
+        )  # fmt: skip
         history = (this, *(left.history[: HISTORY - 1] if left else ()))
-        move = Move(history=history, definition=definition, version=version, earlier=tuple(there), open=True)
+        move = Move(history=history, version=version, earlier=tuple(there), open=True)
         return self._save_move(stage, move)
 
     def _save_move(self, stage: StageName, move: Move) -> Move:
@@ -597,11 +604,14 @@ class ModalPlatform:
                     raise
             time.sleep(POLL_S)
 
-    def _await(self, deployment: Deployment, key: str, known: set[str], since: datetime | None) -> Endpoint:
+    def _await(
+        self, deployment: Deployment, key: str, known: set[str], since: datetime | None, *, again: bool = False
+    ) -> Endpoint:
         """The endpoint, once a container said that it is up in a boot record that is not among the known ones, or is
         not older than the move to it (`since`), which a killed process may have begun.
 
-        With None, nothing was deployed: what is has to answer, and to have come up last, as far as that is known.
+        With None, nothing was deployed: what is has to answer, and to have come up last, as far as that is known. So it
+        has KEPT_S after the very same as before was deployed `again`: Modal may keep a container of it that is up.
         Requests make Modal start a container. Raises `runbook.failure` of its own words when it says that it crashed,
         and of Modal's when it died without a word.
         """
@@ -613,7 +623,8 @@ class ModalPlatform:
         deadline = time.monotonic() + self._start_limit_s
         while time.monotonic() < deadline:
             status, boots = _knock(at), self._said(deployment)
-            if since is None:
+            kept = again and not boots.keys() - known and time.monotonic() > deadline - self._start_limit_s + KEPT_S
+            if since is None or kept:
                 if status == 200 and (not boots or _is_of(boots[max(boots)], deployment)):
                     return at
                 time.sleep(POLL_S)
@@ -733,13 +744,16 @@ class ModalPlatform:
                 return
             release = self.store.get_release(release_id)
             deployment = self._deployment(stage, name, release, generation=generation)
+            there = {each.id for each in apps.containers(self._modal, name)}
             if apps.version(self._modal, name) != move.version:
-                refused = {each.id for each in apps.containers(self._modal, name)} - set(move.earlier)
+                refused = there - set(move.earlier)
             known, again = set(apps.boots(deployment)), self._begin_move(stage, deployment)
             version = self._deploy(deployment)
             self._remember(stage, deployment, version)
-            if refused and version != again.version:
-                self._await(deployment, self._key, known, again.history[0].at)
+            # with one of those up Modal replaces what did not pass, and ends it once that is done: see `drain`
+            serves = not at_once and bool(there & set(move.earlier))
+            if refused and version != again.version and not serves:
+                self._await(deployment, self._key, known, again.history[0].at, again=again.again)
             if refused and not at_once and (said := apps.drain(self._modal, name, refused, unseen)):
                 console.print(f"  what did not pass on {stage}: {said}")
             self._save_move(stage, again.model_copy(update={"open": False}))

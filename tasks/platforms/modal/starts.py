@@ -44,6 +44,7 @@ class Moved(Model):
 
     release: str
     generation: str = ""
+    definition: str = Field(default="", description="of all that was deployed")
     at: datetime = Field(description="before it was deployed, by this machine's clock")
 
 
