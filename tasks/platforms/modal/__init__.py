@@ -625,7 +625,8 @@ class ModalPlatform:
             status, boots = _knock(at), self._said(deployment)
             kept = again and not boots.keys() - known and time.monotonic() > deadline - self._start_limit_s + KEPT_S
             if since is None or kept:
-                if status == 200 and (not boots or _is_of(boots[max(boots)], deployment)):
+                up = sorted((boot for boot in boots.values() if boot.health_s is not None), key=lambda boot: boot.at)
+                if status == 200 and (not boots or (up and _is_of(up[-1], deployment))):
                     return at
                 time.sleep(POLL_S)
                 continue
