@@ -347,7 +347,7 @@ def test_without_a_proxy_token_nothing_is_deployed_and_with_a_wrong_one_nothing_
         dict(checks(platform.settings))["who may wake it"]()
     opened = platform_on_modal(modal_stand.platform.store.root.parent, open=True)
     assert say(opened.deploy("staging", modal_stand.first, say, generation="open")) == "first"
-    assert "staging: anybody." in (told := dict(checks(opened.settings))["who may wake it"]())
+    assert "staging and production: anybody." in (told := dict(checks(opened.settings))["who may wake it"]())
     assert "keeps a L40S up, 54 USD a day; many at once start as many as are asked for" in told
     assert say(platform.deploy("staging", modal_stand.first, say, generation="open still")) == "first"
     assert platform.opens("staging") and not any("refused (401)" in said for said in platform.foretells("staging"))
@@ -448,6 +448,7 @@ def test_what_was_up_goes_on_answering_when_the_new_version_does_not_pass(modal_
     try:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(ReleaseFailed, match="refused"):
             patch.setattr("tasks.platforms.modal.BESIDE_LIMIT_S", 0.0)
+            patch.setattr("tasks.platforms.modal.apps.SETTLE_S", 5.0)
             platform.deploy("staging", modal_stand.second, refuse)
     finally:
         modal_stand.fake.lifecycle.replaces_old = True

@@ -55,6 +55,8 @@ POLL_S = 0.5
 HISTORY = 20
 """How many moves of a stage are kept: Modal's log, which they are held against, goes back less far."""
 HISTORY_S = 30.0
+REFUSED_GRACE_S = 20.0
+"""How long what did not pass may end its answers: nobody new is to be answered by it."""
 KEPT_S = 30.0
 BESIDE_LIMIT_S = 60.0
 """How long an earlier container may get some of the requests after a new one is up."""
@@ -273,7 +275,7 @@ class ModalPlatform:
                 for container in {each.id for each in apps.containers(self._modal, name)} & earlier:
                     self._stop_container(name, container)
             elif earlier:
-                said = apps.drain(self._modal, name, earlier, progress)
+                said = apps.drain(self._modal, name, earlier, progress, self._modal.exit_grace_s)
             self._save_move(stage, move.model_copy(update={"open": False}))
         except Problem as error:
             said = f"may be left: {one_line(error.what)}"
@@ -755,7 +757,7 @@ class ModalPlatform:
             serves = not at_once and bool(there & set(move.earlier))
             if refused and version != again.version and not serves:
                 self._await(deployment, self._key, known, again.history[0].at, again=again.again)
-            if refused and not at_once and (said := apps.drain(self._modal, name, refused, unseen)):
+            if refused and not at_once and (said := apps.drain(self._modal, name, refused, unseen, REFUSED_GRACE_S)):
                 console.print(f"  what did not pass on {stage}: {said}")
             self._save_move(stage, again.model_copy(update={"open": False}))
         except Problem as error:

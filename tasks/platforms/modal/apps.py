@@ -102,15 +102,15 @@ def stop(settings: ModalSettings, name: str) -> None:
     command("app", "stop", name, "--yes", environment=settings.environment, limit_s=COMMAND_LIMIT_S)
 
 
-def drain(settings: ModalSettings, name: str, old: set[str], progress: Progress) -> str:
+def drain(settings: ModalSettings, name: str, old: set[str], progress: Progress, grace_s: float) -> str:
     """Wait until the containers of an earlier version have answered what they were asked, and are gone; what is to be
     said of it, '' when nothing is. Raises nothing: what is new serves by now, whatever becomes of these.
 
-    Modal tells them to end once the new version is up, and gives each modal.exit_grace_s. One that is there after all
+    Modal tells them to end once the new version is up, and answers may go on for `grace_s`. One that is there after all
     of that (users saw them stay until they were idle) is stopped, which cancels what it still answers: `modal container
     stop --graceful` is for Functions alone (modal 1.6.4, cli/container.py).
     """
-    began, limit_s, stopped, unseen = time.monotonic(), SETTLE_S + settings.exit_grace_s, set[str](), ""
+    began, limit_s, stopped, unseen = time.monotonic(), SETTLE_S + grace_s, set[str](), ""
     left = old
     while left and (waited_s := time.monotonic() - began) <= limit_s + SETTLE_S:
         try:
@@ -121,7 +121,7 @@ def drain(settings: ModalSettings, name: str, old: set[str], progress: Progress)
         except Problem as error:
             unseen = error.what
         if left:
-            grace = f"{waited_s:.0f} s of at most {settings.exit_grace_s} s"
+            grace = f"{waited_s:.0f} s of at most {grace_s:.0f} s"
             progress(
                 len(old) - len(left), len(old), f"the earlier container ends its answers, {grace}; the new one answers"
             )
