@@ -606,6 +606,20 @@ class ModalPlatform:
                     raise
             time.sleep(POLL_S)
 
+    def _await_earlier(self, deployment: Deployment, known: set[str], since: datetime, refused: set[str]) -> None:
+        """Return once a container of what one goes back to said how it came up, or Modal has ended what did not pass:
+        it does that when something else serves, which may be what was up all the time."""
+        url, deadline = apps.url(self._modal, deployment.name), time.monotonic() + self._start_limit_s
+        headers = {} if deployment.open else self.proxy_headers
+        while url and time.monotonic() < deadline:
+            _knock(Endpoint(base_url=url, headers=headers))  # requests make Modal start a container
+            boots = self._said(deployment)
+            fresh = [boots[each] for each in boots if each not in known or boots[each].at >= since]
+            there = {each.id for each in apps.containers(self._modal, deployment.name)}
+            if any(_is_of(boot, deployment) for boot in fresh) or not there & refused:
+                return
+            time.sleep(POLL_S)
+
     def _await(
         self, deployment: Deployment, key: str, known: set[str], since: datetime | None, *, again: bool = False
     ) -> Endpoint:
@@ -753,10 +767,8 @@ class ModalPlatform:
             known, again = set(apps.boots(deployment)), self._begin_move(stage, deployment)
             version = self._deploy(deployment)
             self._remember(stage, deployment, version)
-            # with one of those up Modal replaces what did not pass, and ends it once that is done: see `drain`
-            serves = not at_once and bool(there & set(move.earlier))
-            if refused and version != again.version and not serves:
-                self._await(deployment, self._key, known, again.history[0].at, again=again.again)
+            if refused and version != again.version:
+                self._await_earlier(deployment, set(known), again.history[0].at, refused)
             if refused and not at_once and (said := apps.drain(self._modal, name, refused, unseen, REFUSED_GRACE_S)):
                 console.print(f"  what did not pass on {stage}: {said}")
             self._save_move(stage, again.model_copy(update={"open": False}))
