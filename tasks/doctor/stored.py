@@ -199,7 +199,7 @@ def speed(store: Store, settings: WatchSettings) -> str | Seen:
     if not settings.probes_per_day:
         return note("watch.probes_per_day is 0: nobody looks whether production becomes slower")
     needed = f"{PROBES_TO_KNOW} probes, {settings.days_to_know:.1f} days at {settings.probes_per_day} a day"
-    moved = [at for event in store.ledger() if event.kind == "promoted" and (at := event.at) > now() - RECENT]
+    moved = [event.at for event in store.ledger() if event.kind == "promoted" and event.at > now() - RECENT]
     days = (moved[-1] - moved[0]) / timedelta(days=1) if moved else 0.0
     if days < settings.days_to_know or (stays := days / (len(moved) - 1)) >= settings.days_to_know:
         return f"known of a release after {needed}"
