@@ -6,8 +6,6 @@ import math
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from itertools import pairwise
-from statistics import median
 from typing import get_args
 
 from tasks.doctor import Check, Seen, note, warning
@@ -20,8 +18,8 @@ from tasks.settings import PROBES_TO_KNOW, NotifySettings, Settings, WatchSettin
 from tasks.store import DAMAGED, Store
 from tasks.troubles import load_troubles
 
-RECENT = 6
-"""The latest promotions that say how long a release stays in production."""
+RECENT = timedelta(days=90)
+"""Whose promotions say how long a release stays in production: some days with many are no rule."""
 FORGOTTEN_AFTER = timedelta(days=7)
 """So long a trouble that is over is worth a line."""
 
@@ -201,12 +199,12 @@ def speed(store: Store, settings: WatchSettings) -> str | Seen:
     if not settings.probes_per_day:
         return note("watch.probes_per_day is 0: nobody looks whether production becomes slower")
     needed = f"{PROBES_TO_KNOW} probes, {settings.days_to_know:.1f} days at {settings.probes_per_day} a day"
-    moved = [event.at for event in store.ledger() if event.kind == "promoted"][-RECENT:]
-    stayed = [(after - before) / timedelta(days=1) for before, after in pairwise(moved)]
-    if not stayed or (usual := median(stayed)) >= settings.days_to_know:
+    moved = [event.at for event in store.ledger() if event.kind == "promoted" and event.at > now() - RECENT]
+    days = (moved[-1] - moved[0]) / timedelta(days=1) if moved else 0.0
+    if days < settings.days_to_know or (stays := days / (len(moved) - 1)) >= settings.days_to_know:
         return f"known of a release after {needed}"
     return warning(
-        f"it takes {needed} to know how fast a release is, and one stays in production for {usual:.1f} days: "
+        f"it takes {needed} to know how fast a release is, and one stays in production for {stays:.1f} days: "
         "none is ever found to have become slower",
-        f"set watch.probes_per_day to {math.ceil(PROBES_TO_KNOW / max(usual, 0.1))} or more",
+        f"set watch.probes_per_day to {math.ceil(PROBES_TO_KNOW / max(stays, 0.1))} or more",
     )

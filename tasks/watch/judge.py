@@ -161,12 +161,11 @@ def alike(latencies: Sequence[Latency]) -> list[Latency]:
 def without(latencies: Sequence[Latency], slow: Sequence[Slow], release: str) -> list[Latency]:
     """Those outside of the times when an incident of this release was open, and of the latest ones by which each was
     found: a baseline with a slow week in it would find the next one normal."""
-    left = list(latencies)
+    left, compared = list(latencies), [seen.at for seen in alike(latencies)]
     for each in slow:
         if each.release != release:
             continue
-        first = [seen.at for seen in alike(latencies) if seen.at <= each.began][-LATEST:]
-        since = first[0] if first else each.began
+        since = min([at for at in compared if at <= each.began][-LATEST:], default=each.began)
         left = [seen for seen in left if not since <= seen.at <= each.ended]
     return left
 

@@ -15,6 +15,7 @@ from tasks.release import Endpoint
 from tests.fakes.listening import Answering, listening
 
 Headers = tuple[tuple[str, str], ...]
+ANY = "any"
 _OF_THE_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "date", "server"}
 
 
@@ -43,8 +44,8 @@ class Breakage:
     """The key of the server behind it."""
     buffers = False
     """Whether a stream is held back until it is complete."""
-    drains = False
-    """Whether the server works on when its client has gone."""
+    drains: str | None = None
+    """The route on which the server works on when its client has gone; `ANY` for each."""
 
     def ask(self, ask: Ask) -> Ask:
         return ask
@@ -142,7 +143,7 @@ def broken(upstream: Endpoint, breakage: Breakage) -> Iterator[Endpoint]:
                     self.wfile.write(line)
                     self.wfile.flush()
             except ConnectionError:  # the client has gone
-                if breakage.drains:
+                if breakage.drains in (ANY, ask.path):
                     response.read()
             finally:
                 breakage.ended(ask)

@@ -161,13 +161,17 @@ def test_slack_without_a_token_is_an_error(store: Store, monkeypatch: pytest.Mon
 
 def test_releases_that_go_before_the_watch_knows_how_fast_they_are_are_a_warning(store: Store) -> None:
     assert speed(store, WatchSettings()) == "known of a release after 26 probes, 6.5 days at 4 a day"
-    for days in (12, 7, 2):
+    for minutes in (40, 25, 0):  # a first day of releases, one after the other: not how it goes on
+        at = now() - timedelta(days=12, minutes=minutes)
+        store.log(Event(kind="promoted", release="r", summary="in production", at=at))
+        assert severity(speed(store, WatchSettings())) is Severity.OK
+    for days in (9, 6, 2):
         store.log(Event(kind="promoted", release="r", summary="in production", at=now() - timedelta(days=days)))
     seen = speed(store, WatchSettings())
     assert severity(seen) is Severity.WARNING
-    assert "one stays in production for 5.0 days: none is ever found to have become slower" in str(seen)
-    assert "watch.probes_per_day to 6 or more" in str(seen)
-    assert severity(speed(store, WatchSettings(probes_per_day=6))) is Severity.OK
+    assert "one stays in production for 2.0 days: none is ever found to have become slower" in str(seen)
+    assert "watch.probes_per_day to 13 or more" in str(seen)
+    assert severity(speed(store, WatchSettings(probes_per_day=13))) is Severity.OK
     assert severity(speed(store, WatchSettings(probes_per_day=0))) is Severity.NOTE
 
 
