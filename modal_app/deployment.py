@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from itertools import pairwise
@@ -118,6 +119,14 @@ class Deployment(Section):
                 path = link
             words = [word.replace(f"{{{name}}}", str(path)) for word in words]
         return [str(store / "builds" / self.build / "llama-server"), *words, "--host", "0.0.0.0", "--port", str(port)]
+
+    @property
+    def mark(self) -> str:
+        """16 hex characters that tell it from any other: a boot record has those of what its container was made from.
+
+        The same release in the same generation may be deployed with another key, or with other settings.
+        """
+        return hashlib.sha256(self.baked()[BAKED].encode()).hexdigest()[:16]
 
     def baked(self) -> dict[str, str]:
         """This deployment as a container's environment."""

@@ -211,6 +211,7 @@ class LlamaServer:
             "stage": self.deployment.stage,
             "release": self.deployment.release,
             "generation": self.deployment.generation,
+            "deployment": self.deployment.mark,
             "kind": kind,
             "reason": reason[-1500:],
             "pid": process.pid if process else None,

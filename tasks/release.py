@@ -513,6 +513,7 @@ class BootRecord(Model):
     stage: str
     release: str
     generation: str = ""
+    deployment: str = Field(default="", description="tells what was deployed from the same release with other settings")
     kind: BootKind
     reason: str = ""
     pid: int | None = None

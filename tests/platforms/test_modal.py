@@ -10,7 +10,7 @@ from grpclib import Status
 
 from modal_app.warmup import ask_again
 from tasks.console import one_line
-from tasks.platforms.modal import ModalPlatform, apps
+from tasks.platforms.modal import ModalPlatform, _is_of, apps
 from tasks.platforms.modal.account import command
 from tasks.platforms.modal.doctor import checks
 from tasks.promote import back_now, check_serving, recover, swap, to_staging
@@ -265,6 +265,10 @@ def test_another_key_is_another_deployment_since_a_snapshot_keeps_its_key(
     monkeypatch.setenv(KEY_ENV, "a-new-key")
     assert say(serves(modal_stand, modal_stand.first)) == "first"
     assert versions(modal_stand, "staging") == (before or 0) + 1
+    *_, earlier, latest = [boot for boot in modal_stand.platform.boots("staging") if boot.deployment]
+    assert (earlier.release, earlier.generation) == (latest.release, latest.generation)
+    other = modal_stand.platform._deployment("staging", "llama-release-staging", modal_stand.first)
+    assert [_is_of(boot, other) for boot in (earlier, latest)] == [False, True]
     create_secret()
 
 

@@ -780,7 +780,9 @@ class ModalPlatform:
 
 
 def _is_of(boot: BootRecord, deployment: Deployment) -> bool:
-    return (boot.release, boot.generation) == (deployment.release, deployment.generation)
+    """Whether it is of this very deployment; by its release alone where an earlier version of this program left it."""
+    mark = boot.deployment or deployment.mark
+    return (boot.release, boot.generation, mark) == (deployment.release, deployment.generation, deployment.mark)
 
 
 def _forced(stage: StageName) -> str:
