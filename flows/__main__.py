@@ -711,8 +711,7 @@ def conformance(
     platform = open_platform(load())
     if not isinstance(platform, ModalPlatform):
         raise BadInput(f"the {platform.name} platform is this machine", todo="set platform = modal")
-    price = checking.price(platform.settings.modal)
-    console.print(f"{checking.STARTS} cold starts and six looks, {price} and 15 minutes", soft_wrap=True)
+    console.print(checking.price(platform.settings.modal), soft_wrap=True)
     if not yes and not typer.confirm("begin?", err=as_json):
         raise BadInput("nothing was started", todo="say y, or give --yes")
     found = platform.conformance(lambda done, total, what: console.print(f"  {done}/{total} {one_line(what)}"))

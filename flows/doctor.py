@@ -128,11 +128,12 @@ def _checks(settings: Settings, asked: Asked) -> Iterator[tuple[str, Check]]:
         yield "store", ("slack", lambda: stored.slack(settings.notify))
     if asked.endpoint:
         from tasks.doctor import live  # it asks with the promises of tasks/contracts, and numpy behind them
+        from tasks.platforms.modal.apps import tokens_for
 
         key = settings.api_key.get_secret_value() if settings.api_key else None
         wait_s = settings.local.start_timeout_s if here else settings.modal.start_timeout_s
         address = asked.endpoint.rstrip("/").removesuffix("/v1")
-        endpoint = Endpoint(base_url=address, api_key=key, headers=settings.modal.tokens_for(address))
+        endpoint = Endpoint(base_url=address, api_key=key, headers={} if here else tokens_for(settings.modal, address))
         yield from (("server", check) for check in live.checks(endpoint, wait_s))
 
 

@@ -62,7 +62,7 @@ class Llama:
         began = time.monotonic()
         self.booted_by = os.environ.get("MODAL_TASK_ID", "")
         self.snapshotting = os.environ.get("MODAL_ENABLE_SNAP_RESTORE") == "1"
-        self.buffer, self.gpu = held(bool(settings.gpu))
+        self.buffer, self.gpu = held(bool(settings.gpu)) if settings.snapshots != "cpu" else (None, "")
         self.streams = 0
         self.boot_s = round(time.monotonic() - began, 3)
 
@@ -73,6 +73,8 @@ class Llama:
         kind, _ = how_it_came(
             snapshots=settings.snapshots != "off", snapshotting=self.snapshotting, booted_by=self.booted_by, task=task
         )
+        if settings.snapshots == "cpu":  # there is no GPU before
+            self.buffer, self.gpu = held(bool(settings.gpu))
         if self.buffer:
             self.gpu = checked(self.buffer)
         self.record = {
@@ -159,7 +161,7 @@ def _handler(llama: Llama) -> type[BaseHTTPRequestHandler]:
                 return self._stream(int(self.path.rpartition("/")[2]))
             if self.path == "/die":
                 os._exit(139)
-            said: dict[str, Any] = llama.record | {"now": time.time()}
+            said: dict[str, Any] = llama.record | {"now": time.time(), "token": "Modal-Secret" in self.headers}
             if self.path == "/volume":
                 said["speeds"] = read_speeds(Path(STORE, "files"))
             return self._say(json.dumps(said).encode())

@@ -37,6 +37,8 @@ class FileRef(BaseModel):
     sha256: str
 
 
+AUTO_SLOTS = 4
+"""What llama-server takes where it is not told how many (b11434, tools/server/server.cpp)."""
 PARTS = Path("/tmp/model")
 """Where a container has the parts of a split model side by side; it serves one."""
 
@@ -56,6 +58,7 @@ class Deployment(Section):
     key: str = Field(
         default="", description="tells one API key from another: a snapshot keeps the key it was made with"
     )
+    code: str = Field(default="", description="tells one version of this package from another")
     wait: bool = Field(default=True, description="a container is up when llama-server is healthy, not when it listens")
     settings: ModalSettings
 
@@ -97,8 +100,8 @@ class Deployment(Section):
     @property
     def slots(self) -> int:
         """Requests that llama-server answers at the same time."""
-        said = [after for word, after in pairwise(self.argv) if word in ("--parallel", "-np")]
-        return max(1, int(said[-1])) if said else 1
+        said = [int(after) for word, after in pairwise(self.argv) if word in ("--parallel", "-np")]
+        return said[-1] if said and said[-1] > 0 else AUTO_SLOTS
 
     @property
     def vision(self) -> bool:
@@ -124,13 +127,18 @@ class Deployment(Section):
     def mark(self) -> str:
         """16 hex characters that tell it from any other: a boot record has those of what its container was made from.
 
-        The same release in the same generation may be deployed with another key, or with other settings.
+        The same release in the same generation may be deployed with another key, other settings or other code of ours.
         """
-        return hashlib.sha256(self.baked()[BAKED].encode()).hexdigest()[:16]
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    @property
+    def text(self) -> str:
+        """All of it, for `model_validate_json`."""
+        return self.model_dump_json(exclude={"settings": NOT_BAKED})
 
     def baked(self) -> dict[str, str]:
         """This deployment as a container's environment."""
-        return {BAKED: self.model_dump_json(exclude={"settings": NOT_BAKED})}
+        return {BAKED: self.text}
 
     @classmethod
     def of_environment(cls) -> Self:

@@ -12,7 +12,6 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -151,15 +150,10 @@ class ModalSettings(Section):
         """These settings as a container's environment."""
         return {BAKED: self.model_dump_json(exclude=NOT_BAKED)}
 
-    def tokens_for(self, url: str) -> dict[str, str]:
-        """The headers that Modal's proxy asks for, for a request to an address that was given by hand; {} where they
-        are not set. No other host than Modal's gets them: they are secrets."""
-        names = {"Modal-Key": self.proxy_key_env, "Modal-Secret": self.proxy_secret_env}
-        at = urlsplit(url)
-        if at.scheme != "https" or not (at.hostname or "").endswith(".modal.run"):
-            return {}
-        found = {header: os.environ.get(name, "") for header, name in names.items()}
-        return found if all(found.values()) else {}
+    @property
+    def proxy_variables(self) -> dict[str, str]:
+        """Header that Modal's proxy asks for -> the variable that holds it."""
+        return {"Modal-Key": self.proxy_key_env, "Modal-Secret": self.proxy_secret_env}
 
     def stage_app(self, stage: str) -> str:
         """The name of the app that serves a stage."""

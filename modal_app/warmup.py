@@ -115,6 +115,8 @@ class Golden:
     which not every model can do (a sliding window in b8672 can't)."""
     repeats: tuple[tuple[Answer, ...], ...]
     """The answers to the same prompts, each time they were asked: how far they differ is the noise of this machine."""
+    worker: str = ""
+    """The kind of machine, where there may be several: another one may well answer otherwise."""
 
     @property
     def first(self) -> tuple[Answer, ...]:
@@ -134,8 +136,9 @@ class Golden:
             if not repeats:
                 raise ValueError("no golden answers: none was asked")
             return cls(
-                tuple(found["nonce"]), tuple(found["tail"]), tuple(tuple(map(_answer_from, each)) for each in repeats)
-            )
+                tuple(found["nonce"]), tuple(found["tail"]), tuple(tuple(map(_answer_from, each)) for each in repeats),
+                found.get("worker", ""),
+            )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no golden answers: {error!r}") from error
 

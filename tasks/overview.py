@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 import httpx
 
 from tasks.platforms import Platform, Sight
-from tasks.release import BadInput, BootRecord, Model, Problem, Request, StageName, StagePointer, now
+from tasks.release import BootRecord, Model, Problem, Request, StageName, StagePointer, now
 from tasks.store import DAMAGED, Store
 from tasks.troubles import load_troubles
 from tasks.watch import alerts, series
@@ -70,7 +70,7 @@ def overview(platform: Platform) -> Overview:
             pointer=pointer,
             label=_label(store, pointer.release) if pointer.release else "",
             retained=tuple(_label(store, each) for each in pointer.retained),
-            address=had(f"address of {stage}", lambda: _address(platform, stage), ""),
+            address=had(f"address of {stage}", lambda: platform.address(stage), ""),
             state=had(f"servers of {stage}", lambda: _state(platform.sight(stage)), "not known"),
             last_boot=boots[-1] if boots else None,
         )
@@ -108,13 +108,6 @@ def _label(store: Store, release_id: str) -> str:
     except Problem:  # its file is damaged, and what serves is known all the same
         found = None
     return found.label if found else release_id
-
-
-def _address(platform: Platform, stage: StageName) -> str:
-    try:
-        return platform.endpoint(stage).base_url
-    except BadInput:  # it serves nothing
-        return ""
 
 
 def _state(sight: Sight) -> str:

@@ -469,6 +469,7 @@ def _recover_move(platform: Platform) -> str:
     store = platform.store
     if store.intent("production") is None:
         return ""
+    platform.check_keys()  # what can't be asked for want of a key is not to be taken for a server that doesn't answer
     with production_lock(store):
         intent = store.intent("production")
         if intent is None:

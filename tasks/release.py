@@ -508,7 +508,9 @@ class BootKind(StrEnum):
 
 
 class BootRecord(Model):
-    """How a serving process came up."""
+    """How a serving process came up, by its own word: a container may be of another version of this program."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     stage: str
     release: str

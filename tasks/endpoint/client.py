@@ -17,9 +17,9 @@ from tasks.endpoint.chain import Chain, Patience
 from tasks.release import BadInput, Endpoint, ToolingError
 
 COLD_START_RETRY_S = 5.0
+"""Wait between tries while a server is starting (the guide: retry a 503 after 5-15 s)."""
 REFUSED = (401, 403, 404)
 """What /health never says while a server comes up behind a proxy."""
-"""Wait between tries while a server is starting (the guide: retry a 503 after 5-15 s)."""
 CHAT = "/v1/chat/completions"
 _CONNECT_S = 10.0
 

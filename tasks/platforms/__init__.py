@@ -111,11 +111,18 @@ class Platform(Protocol):
         of a release that served before, without what only looks at it once more before traffic moves, and without
         waiting for what an earlier server still answers."""
 
+    def check_keys(self) -> None:
+        """Raises BadInput when a key or token that what is served asks for is not known here."""
+
     def serving(self, stage: StageName) -> tuple[str, str] | None:
         """(release id, generation) that the stage serves, with whatever key; None when nothing is known to serve."""
 
     def endpoint(self, stage: StageName) -> Endpoint:
-        """Where the stage answers."""
+        """Where the stage answers, with all that it asks for. Raises BadInput when it serves nothing, or a key is not
+        known here."""
+
+    def address(self, stage: StageName) -> str:
+        """Where the stage answers; '' when it serves nothing."""
 
     def idle(self, stage: StageName) -> int:
         """Force the idle window; return how many serving processes are left (0 is the goal)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -99,9 +100,11 @@ def recorded(platform: Platform, stage: StageName, release: Release) -> Golden:
     endpoint = platform.endpoint(stage)
     known = platform.boots(stage)
     try:
-        return record(
+        golden = record(
             endpoint.base_url, endpoint.api_key, vision="mmproj" in release.files, headers=endpoint.headers
         )  # fmt: skip
+        up = platform.boots(stage)[-1:]
+        return replace(golden, worker=up[0].worker if up else "")
     except NoAnswer as error:
         died = death(since(platform, stage, known))
         raise ToolingError(
@@ -168,8 +171,12 @@ def _comparison(platform: Platform, stage: StageName, golden: Golden, known: Seq
     one that was last heard of before the idle window may be another's. What was restored is held against its own. One
     that only this boot knows may be what a cold boot has just taken, whose nonce is there and proves nothing. What
     booted cold is on some machine and has no golden answers; it has the nonce if it took a snapshot, and else not.
+    Where there are no snapshots, it is held against answers from its own kind of machine alone.
     """
-    boots = await_boots(platform, stage, known, RECORD_LIMIT_S) if platform.golden(stage) else []
+    snapshots = platform.golden(stage) is not None
+    boots = await_boots(platform, stage, known, RECORD_LIMIT_S) if snapshots or golden.worker else []
+    if not snapshots:
+        return Comparison(golden, fits=not golden.worker or golden.worker in [boot.worker for boot in boots[-1:]])
     before = {boot.snapshot for boot in known if boot.snapshot}
     named = boots[-1].snapshot if boots else None
     if not boots or not (named or before):  # the platform has one snapshot, or none

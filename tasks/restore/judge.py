@@ -53,9 +53,10 @@ def _of_the_cycles(cycles: Sequence[Cycle], settings: RestoreSettings) -> Judgem
             Verdict.INCONCLUSIVE, f"{len(cycles)} cycles, and each created a snapshot; {latencies(cycles)}"
         )
     if _are_cold(count) and len(count) >= settings.cold_cycles:
-        verdict = Verdict.PASSED if settings.accept_cold else Verdict.INCONCLUSIVE
-        words = f"{len(count)} of {len(count)} cold, there is no snapshot here; same answers; {latencies(count)}"
-        return Judgement(verdict, words)
+        compared = sum(cycle.compared for cycle in count)
+        verdict = Verdict.PASSED if settings.accept_cold and compared else Verdict.INCONCLUSIVE
+        words = f"{len(count)} of {len(count)} cold, there is no snapshot here; {_same(compared, len(count))}"
+        return Judgement(verdict, f"{words}; {latencies(count)}")
     return _by_the_test(cycles, settings)
 
 
@@ -111,6 +112,12 @@ def unfinished(cycles: Sequence[Cycle], settings: RestoreSettings) -> bool:
 
 def _are_cold(count: Sequence[Cycle]) -> bool:
     return bool(count) and all(cycle.kind is BootKind.COLD for cycle in count)
+
+
+def _same(compared: int, all_: int) -> str:
+    if not compared:
+        return "no answers were compared: each was of another kind of machine than those of before"
+    return "same answers" if compared == all_ else f"same answers in the {compared} that were compared"
 
 
 def _tally(count: Sequence[Cycle]) -> Tally:

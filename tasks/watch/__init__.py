@@ -56,7 +56,8 @@ def observe(row: Row, platform: Platform, release: Release) -> None:
 def machines(boots: Sequence[BootRecord]) -> str:
     """How many kinds of machine came up, each with a snapshot of its own, and when a new one showed itself last; ''
     where there is one, or boot records name none."""
-    taken = [boot for boot in boots if boot.kind is BootKind.CREATED and boot.worker]
+    created = [boot for boot in boots if boot.kind is BootKind.CREATED and boot.worker]
+    taken = list({boot.worker: boot for boot in reversed(created)}.values())[::-1]  # each kind's first
     if len(taken) < 2:
         return ""
     last = taken[-1]

@@ -222,14 +222,3 @@ def test_a_release_is_named_by_an_id_in_the_store_or_by_a_file(fake: FakeModal, 
         made = Deployment.model_validate_json(fake.images.environment(function.image_id)[BAKED])
         assert (made.release, made.build, made.gpu) == (file.stem, "c" * 16, "L40S")
         assert function.autoscaler_settings.scaledown_window == 77
-
-
-def test_proxy_tokens_go_to_modals_own_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ModalSettings()
-    monkeypatch.delenv(settings.proxy_key_env, raising=False)
-    assert settings.tokens_for("https://a--b.modal.run") == {}
-    monkeypatch.setenv(settings.proxy_key_env, "wk-1")
-    monkeypatch.setenv(settings.proxy_secret_env, "ws-1")
-    assert settings.tokens_for("https://a--b.modal.run/v1") == {"Modal-Key": "wk-1", "Modal-Secret": "ws-1"}
-    for other in ("http://a--b.modal.run", "https://modal.run.example.com", "https://example.com/?a.modal.run"):
-        assert settings.tokens_for(other) == {}

@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -170,14 +171,16 @@ def clients_of(endpoint: Endpoint) -> Iterator[list[str]]:
     def read() -> None:
         long = {"prompt": "hi", "n_predict": 3000, "ignore_eos": True, "stream": True}
         with httpx.Client(base_url=endpoint.base_url, headers=auth, timeout=300, trust_env=False) as http:
+            began = ""
             while not done.is_set():
                 try:
                     with http.stream("POST", "/completion", json=long) as answer:
+                        began = f"{time.strftime('%X')} {answer.status_code}"
                         last = [line for line in answer.iter_lines() if line.startswith("data:")][-1:]
                 except httpx.HTTPError as error:
                     last = [repr(error)]
                 if not (last and '"stop":true' in last[0]):
-                    wrong.append(f"a stream ended with {last}")
+                    wrong.append(f"a stream that began with {began} ended with {last}")
 
     with ThreadPoolExecutor(2) as pool:
         going = [pool.submit(ask), pool.submit(read)]

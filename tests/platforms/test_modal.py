@@ -210,7 +210,8 @@ def test_an_idle_window_that_a_killed_process_forced_is_seen_and_ended_with_the_
     killed.__enter__()
     platform.deploy("staging", modal_stand.first, say, generation="after it was killed")  # ends every override
     assert platform.unforce("staging") == "" and platform.idle("staging") == 0
-    assert apps.scaling(settings, "llama-release-staging") == apps.Scaling(scaledown_window=settings.idle_s)
+    assert apps.scaling(settings, "llama-release-staging") == mine, "what was set by hand holds again"
+    apps.scale(settings, "llama-release-staging", apps.Scaling(scaledown_window=settings.idle_s))
 
 
 def test_a_container_that_crashes_while_it_serves_is_replaced_and_the_log_says_how(modal_stand: ModalStand) -> None:
@@ -439,6 +440,105 @@ def test_a_rollback_at_once_takes_no_trial_and_no_look_at_files_and_one_that_can
     assert apps_and_calls()[0] == tried, "what was in production before takes no trial, by whatever way it comes back"
 
 
+def test_a_release_that_does_not_pass_changes_no_setting_of_what_serves(modal_stand: ModalStand) -> None:
+    """Settings that were changed since reach a stage with the next release, and only with one that passes."""
+    platform, folder = modal_stand.platform, modal_stand.platform.store.root.parent
+    say(platform.deploy("staging", modal_stand.first, say, generation="as it was"))
+    serves_now = apps.scaling(platform.settings.modal, "llama-release-staging")
+    changed = platform_on_modal(folder, idle_s=77, open=True)
+
+    def refuse(_: Endpoint) -> None:
+        raise ReleaseFailed("refused")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ReleaseFailed, match="refused"):
+        patch.setattr("tasks.platforms.modal.BESIDE_LIMIT_S", 0.0)
+        changed.deploy("staging", modal_stand.second, refuse)
+    assert apps.scaling(platform.settings.modal, "llama-release-staging") == serves_now
+    assert not platform.opens("staging") and say(platform.endpoint("staging")) == "first"
+    version = versions(modal_stand, "staging")
+    changed.deploy("staging", modal_stand.first, refuse, generation="as it was")  # it serves that: nothing happens
+    with pytest.raises(ToolingError):
+        modal_stand.fake.faults.arm(Fault("AppPublish", Status.FAILED_PRECONDITION, times=1000))
+        changed.deploy("staging", modal_stand.second, say)
+    modal_stand.fake.faults.clear()
+    assert versions(modal_stand, "staging") == version, "what was not deployed is not undone"
+    assert say(platform.endpoint("staging")) == "first"
+
+
+def test_what_was_set_by_hand_outlives_a_move(modal_stand: ModalStand, capsys: pytest.CaptureFixture[str]) -> None:
+    platform, name = modal_stand.platform, "llama-release-staging"
+    say(platform.deploy("staging", modal_stand.first, say, generation="scaled by hand"))
+    by_hand = apps.Scaling(scaledown_window=99, buffer_containers=0)
+    apps.scale(platform.settings.modal, name, by_hand)
+    say(platform.deploy("staging", modal_stand.second, say))
+    assert apps.scaling(platform.settings.modal, name) == by_hand
+    assert "is scaled as it was set by hand" in capsys.readouterr().out
+
+
+def test_one_way_back_from_what_hangs_does_not_ask_it_whether_it_may(modal_stand: ModalStand) -> None:
+    """While both are up, a request may reach either."""
+    promoted(modal_stand)
+    platform, fake = modal_stand.platform, modal_stand.fake
+    platform.deploy("production", modal_stand.second, say)
+    pointer = platform.store.pointer("production")
+    platform.store.save_pointer(
+        pointer.model_copy(update={"release": modal_stand.second.id, "retained": (modal_stand.first.id,)})
+    )
+    app = "llama-release-production"
+    fake.lifecycle.replaces_old, fake.lifecycle.asks_old = False, 0.5
+    for container in apps.containers(platform.settings.modal, app):
+        fake.containers.freeze(container.id)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tasks.platforms.modal.KNOCK_S", 2.0)
+            back_now(platform, None, "carol", "it hangs", 2, lambda _: None)
+    finally:
+        fake.lifecycle.replaces_old, fake.lifecycle.asks_old = True, 0.0
+    assert platform.serving("production") == (modal_stand.first.id, "")
+    assert say(platform.endpoint("production")) == "first"
+    platform.stop("production")
+
+
+def test_one_restore_that_dies_on_the_way_back_is_bad_luck(modal_stand: ModalStand) -> None:
+    platform = modal_stand.platform
+    for release in (modal_stand.first, modal_stand.second):
+        say(platform.deploy("staging", release, say, generation="there and back"))
+        assert platform.idle("staging") == 0
+    modal_stand.fake.containers.fail_restores(1, 139)
+    assert say(platform.deploy("staging", modal_stand.first, say, generation="there and back")) == "first"
+
+
+def test_without_a_key_a_move_that_was_left_open_waits_for_one(
+    modal_stand: ModalStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = modal_stand.platform
+    before = platform.store.pointer("production")
+    moved = before.model_copy(update={"release": modal_stand.second.id})
+    platform.store.save_pointer(moved)
+    intent = Intent(
+        stage="production", action="promote", before=modal_stand.first.id, after=modal_stand.second.id,
+        dossier=None, by="carol",
+    )  # fmt: skip
+    platform.store.open_intent(intent)
+    monkeypatch.delenv(PROXY_ENV[0])
+    with pytest.raises(BadInput, match="none is known here"):
+        recover(platform)
+    assert platform.store.pointer("production").release == modal_stand.second.id
+    assert platform.store.intent("production")
+    platform.store.close_intent("production")
+    platform.store.save_pointer(before)
+
+
+def test_proxy_tokens_go_to_our_own_stages_alone(modal_stand: ModalStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, endpoint = modal_stand.platform.settings.modal, serves(modal_stand, modal_stand.first)
+    for address in (endpoint.base_url, f"{endpoint.base_url}/", f"{endpoint.base_url}/v1"):
+        assert tuple(apps.tokens_for(settings, address).values()) == modal_stand.fake.lifecycle.proxy_token
+    for address in ("https://stranger--llama-release-production-llama.modal.run", f"{endpoint.base_url}.example.com"):
+        assert apps.tokens_for(settings, address) == {}
+    monkeypatch.delenv(PROXY_ENV[0])
+    assert apps.tokens_for(settings, endpoint.base_url) == {}
+
+
 def test_what_was_up_goes_on_answering_when_the_new_version_does_not_pass(modal_stand: ModalStand) -> None:
     """Not even a container of it is ended: the one that was up is not replaced by a stop, and the check saw the new."""
     platform = modal_stand.platform
@@ -540,6 +640,7 @@ def test_clients_of_production_see_nothing_of_a_version_that_does_not_pass(modal
     """What was just deployed to go back to is not ended, and what did not pass is."""
     platform = modal_stand.platform
     endpoint = platform.deploy("production", modal_stand.first, say)
+    say(endpoint)  # what a client of a sleeping server gets is a start, and no move
     up: list[str] = []
 
     def refuse(at: Endpoint) -> None:
@@ -561,6 +662,7 @@ def test_clients_of_production_see_nothing_of_a_version_that_does_not_pass(modal
 def test_clients_of_production_see_no_error_and_no_cut_stream_while_it_is_replaced(modal_stand: ModalStand) -> None:
     platform = modal_stand.platform
     endpoint = platform.deploy("production", modal_stand.first, say)
+    say(endpoint)  # what a client of a sleeping server gets is a start, and no move
     with clients_of(endpoint) as wrong:
         for release, generation in ((modal_stand.second, ""), (modal_stand.second, "2"), (modal_stand.first, "")):
             platform.deploy("production", release, say, generation=generation)

@@ -56,6 +56,26 @@ def test_a_death_is_of_what_the_stage_was_given_last_before_it_and_not_of_whoeve
     assert [(boot.release, boot.kind) for boot in silent] == [("r1", BootKind.FELL_BACK), ("r2", BootKind.CRASHED)]
 
 
+def test_what_was_up_before_a_move_ends_because_of_it_and_is_no_failed_restore_of_anybody() -> None:
+    """A candidate's container that was still booting, or was killed after its grace, is not on the record of what
+    production went back to."""
+    records = dict([record(1, BootKind.CREATED, "good"), record(9, BootKind.RESTORED, "good")])
+    moves = [
+        Moved(release="good", at=BEGAN + timedelta(minutes=5), before=("ta-1", "ta-bad")),
+        Moved(release="bad", at=BEGAN + timedelta(minutes=3), before=("ta-1",)),
+        Moved(release="good", at=BEGAN),
+    ]
+    found = complete(records, [died(6, "ta-bad"), died(7)], moves)
+    assert [(boot.release, boot.task) for boot in found] == [("good", "ta-1"), ("good", "ta-7"), ("good", "ta-9")]
+
+
+def test_a_snapshot_in_place_of_a_restore_that_failed_is_of_no_new_kind_of_worker() -> None:
+    records = dict([record(1, BootKind.CREATED), record(2, BootKind.RESTORED), record(4, BootKind.CREATED)])
+    records |= {key: boot.model_copy(update={"snapshot": boot.task, "health_s": 1.0}) for key, boot in records.items()}
+    assert (len(kinds(boots := complete(records, []))), quiet(boots)) == (2, 0)
+    assert (len(kinds(boots := complete(records, [died(3)]))), quiet(boots)) == (1, 2)
+
+
 def test_a_restore_that_modal_tries_again_without_a_snapshot_is_one_start_of_two_containers() -> None:
     records = dict([record(1, BootKind.CREATED), record(4, BootKind.FELL_BACK)])
     failed = Ending("ta-first", BEGAN + timedelta(minutes=3), "Runner failed with exit code: 222")
@@ -131,4 +151,5 @@ def test_a_start_is_priced_by_the_time_to_its_first_token_and_not_at_all_without
     assert price_usd([], ModalSettings(), "L40S") == pytest.approx(28 * per_second)
     assert price_usd([], ModalSettings(gpu="H100:2"), "H100:2") is None
     assert (told(None, 3), told(0.02, 3)) == ("a price that is not known", "0.06 USD")
-    assert price(ModalSettings(gpu="H100")) == "a price that is not known (H100 is not in modal.prices_usd_per_s)"
+    unknown = price(ModalSettings(gpu="H100"))
+    assert unknown.endswith("and a price that is not known (H100 is not in modal.prices_usd_per_s)")

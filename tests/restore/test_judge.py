@@ -82,6 +82,15 @@ def test_the_test_of_two_rates_decides_and_what_was_no_restore_names_itself(
     assert re.search(words, found.summary), found.summary
 
 
+def test_where_nothing_could_be_compared_nothing_is_said_to_be_the_same() -> None:
+    settings = RestoreSettings(accept_cold=True)
+    of_others = [cycle(COLD, compared=False)] * 5
+    verdict, summary = judge(of_others, settings)
+    assert verdict is Verdict.INCONCLUSIVE and "no answers were compared" in summary and "same answers" not in summary
+    verdict, summary = judge([cycle(COLD), *of_others[1:]], settings)
+    assert verdict is Verdict.PASSED and "same answers in the 1 that were compared" in summary
+
+
 def test_cold_boots_are_good_enough_where_settings_say_so_and_only_where_all_are_cold() -> None:
     settings = RestoreSettings(accept_cold=True)
     assert judge([cycle(COLD)] * 5, settings).verdict is Verdict.PASSED

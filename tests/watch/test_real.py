@@ -251,10 +251,10 @@ class Slow(Breakage):
 class Behind(LocalPlatform):
     """Its production answers at another address."""
 
-    address = ""
+    elsewhere = ""
 
     def endpoint(self, stage: StageName) -> Endpoint:
-        return super().endpoint(stage).model_copy(update={"base_url": self.address})
+        return super().endpoint(stage).model_copy(update={"base_url": self.elsewhere})
 
 
 def test_a_slower_wire_is_a_drift_from_the_releases_own_baseline(production: Production) -> None:
@@ -269,7 +269,7 @@ def test_a_slower_wire_is_a_drift_from_the_releases_own_baseline(production: Pro
     delay_s = max(0.2, 4 * real.after_idle_s)
     behind = Behind(production.platform.settings)
     with broken(production.platform.endpoint("production"), Slow(delay_s)) as slow:
-        behind.address = slow.base_url
+        behind.elsewhere = slow.base_url
         for _ in range(LATEST):
             assert (
                 found(series.load(store, release), store.latencies(release.id), WatchSettings(), "slower", None) is None

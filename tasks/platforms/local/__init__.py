@@ -145,6 +145,9 @@ class LocalPlatform:
                 raise
         return self.endpoint(stage)
 
+    def check_keys(self) -> None:
+        """Nothing: a server here may well have no key."""
+
     def serving(self, stage: StageName) -> tuple[str, str] | None:
         """(release id, generation) that the stage serves, with whatever key; None when its activator serves nothing."""
         status = self.status(stage)
@@ -173,6 +176,10 @@ class LocalPlatform:
                 todo="deploy a release to it",
             )
         return self._address(stage)
+
+    def address(self, stage: StageName) -> str:
+        """Where the stage answers; '' when it serves nothing."""
+        return self._address(stage).base_url if self._serves(stage) else ""
 
     def idle(self, stage: StageName) -> int:
         """Stop the stage's server once no request is in flight (up to a minute); llama-server processes left."""

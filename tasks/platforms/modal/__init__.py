@@ -63,9 +63,14 @@ BESIDE_LIMIT_S = 60.0
 IDLE_LIMIT_S = 120.0
 SECOND_BOOT_S = 600.0
 """What a boot may take on a worker of another kind than was measured: users saw 252 to 490 s."""
+SILENT_DEATHS = 3
+"""So many containers that died without a word, and no one that came up: it is no bad luck."""
 RECORD_LIMIT_S = 30.0
 """How long a boot record may come after the container answers."""
 ONE_TOKEN = {"prompt": "Hello", "n_predict": 1}
+KNOCK_S = 20.0
+OPENING_S = 30.0
+"""How long Modal's proxy may go by the version before."""
 PLACING_S = 120.0
 """What Modal may take to find a machine, beside the time that it allows a container to start."""
 Served = Literal["staging", "production", "trial"]
@@ -76,7 +81,8 @@ class Deployed(Model):
 
     release: str
     generation: str = ""
-    definition: str
+    definition: str = Field(description="its mark; another one is deployed again")
+    text: str = Field(default="", description="all of it, as its containers have it: what one goes back to")
     version: int
     key: str = Field(description="tells the API key that its snapshot knows from another one")
     open: bool = Field(
@@ -90,6 +96,7 @@ class Move(Model):
     history: tuple[Moved, ...] = Field(min_length=1, description="what was deployed to the stage, the latest first")
     version: int | None = Field(description="of the app before it; None where none was deployed")
     earlier: tuple[str, ...] = Field(description="the containers that were up before it")
+    scaling: apps.Scaling | None = Field(default=None, description="what somebody set by hand: a deploy undoes it")
     open: bool = Field(description="whether those are still to be ended")
 
     @property
@@ -179,7 +186,8 @@ class ModalPlatform:
         What is up goes on answering until a container of the new version has said in a boot record that it is up, and
         `check` has passed through the stage's address, which an earlier container may have answered for it. Then those
         are drained: each ends what it answers, for up to modal.exit_grace_s (`at_once` nobody waits for that), and
-        `check` is made again of what is left. What a check raises leaves the stage as it was, by a redeploy if need be.
+        `check` is made again of what is left. What production goes back to is checked only then: what is up may hang.
+        What a check raises leaves the stage as it was, by a redeploy if need be.
         """
         self.store.save_release(release)
         deployment = self._deployment(stage, self._modal.stage_app(stage), release, generation=generation)
@@ -187,14 +195,17 @@ class ModalPlatform:
             _ = self.proxy_headers  # before anything is touched
         before = self.deployed(stage)
         left = self._move(stage)
-        if before and before.definition == self._definition(deployment):
+        if before and before.definition == deployment.mark:
+            if left and left.open and left.earlier and left.version != before.version:  # they may be all there is
+                self._await(deployment, self._key, set(apps.boots(deployment)), left.history[0].at, again=left.again)
             self._end_earlier(stage, left, at_once=at_once, progress=progress)
             return self.endpoint(stage)
         if not at_once and (lost := self.store.lost(release)):
             raise ToolingError(
                 f"{release.label} is not whole in the store", evidence=", ".join(lost), todo="build it again"
             )
-        if stage == "production" and not at_once and not self._was_in_production(release, generation):
+        went_well = at_once or self._was_on(stage, release, generation)
+        if stage == "production" and not went_well:
             with self.trial(release) as endpoint:
                 check(endpoint)
         pointer = self.store.pointer(stage)
@@ -205,9 +216,10 @@ class ModalPlatform:
             earlier = set(move.earlier) if version != move.version else set[str]()
             since = move.history[0].at if version != move.version else None
             endpoint = self._await(deployment, self._key, known, since, again=move.again)
-            self._check_beside(deployment, endpoint, check, earlier)
+            if not went_well:
+                self._check_beside(deployment, endpoint, check, earlier)
             self._end_earlier(stage, move, at_once=at_once, progress=progress)
-            if earlier and not at_once:
+            if earlier or went_well:
                 check(endpoint)
             self._remember(stage, deployment, version)
         except BaseException:
@@ -215,11 +227,13 @@ class ModalPlatform:
             raise
         return endpoint
 
-    def _was_in_production(self, release: Release, generation: str) -> bool:
+    def _was_on(self, stage: StageName, release: Release, generation: str) -> bool:
         """Whether production has or had it, in this generation: that is what one goes back to, by hand or not, when
-        what is up is no good, and a trial of it would take a GPU for minutes meanwhile."""
-        pointer = self.store.pointer("production")
-        return release.id in (pointer.release, *pointer.retained) and pointer.generation(release.id) == generation
+        what is up is no good. A trial of it would take a GPU for minutes meanwhile, and what is up may hang: a check
+        that it answers tells nothing of the other one."""
+        pointer = self.store.pointer(stage)
+        kept = release.id in (pointer.release, *pointer.retained) and pointer.generation(release.id) == generation
+        return stage == "production" and kept
 
     def _move(self, stage: StageName) -> Move | None:
         """The latest move of a stage; None when none is known."""
@@ -238,24 +252,42 @@ class ModalPlatform:
             self._histories[stage] = (time.monotonic(), history)
         return history
 
-    def _begin_move(self, stage: StageName, deployment: Deployment) -> Move:
-        """Write down what is about to be deployed, and what is up before it.
+    def _begin_move(self, stage: StageName, deployment: Deployment, ends: set[str] | None = None) -> Move:
+        """Write down what is about to be deployed, and what of what is up before it is to be ended: all by default.
 
         A process that is killed behind this leaves it to the next one to end the earlier containers: once something
         else is deployed, nobody can tell which those are.
         """
         left, version = self._move(stage), apps.version(self._modal, deployment.name)
-        definition = self._definition(deployment)
+        definition = deployment.mark
         if left and left.open and left.history[0].definition == definition and left.version != version:
+            self._log(deployment.name).ours.update(left.earlier)
             return left
         there = sorted(each.id for each in apps.containers(self._modal, deployment.name))
         self._log(deployment.name).ours.update(there)
         this = Moved(
-            release=deployment.release, generation=deployment.generation, definition=definition, at=now()
+            release=deployment.release, generation=deployment.generation, definition=definition, at=now(),
+            before=tuple(there),
         )  # fmt: skip
         history = (this, *(left.history[: HISTORY - 1] if left else ()))
-        move = Move(history=history, version=version, earlier=tuple(there), open=True)
+        earlier = tuple(there if ends is None else sorted(ends))
+        scaling = self._by_hand(stage) or (left.scaling if left and left.open else None)
+        move = Move(history=history, version=version, earlier=earlier, scaling=scaling, open=True)
         return self._save_move(stage, move)
+
+    def _by_hand(self, stage: StageName) -> apps.Scaling | None:
+        """How somebody had the stage scaled by hand since it was deployed; None when nobody did, or it is not known."""
+        known = self._deployed_last(stage)
+        was = self._as_it_was(stage, known.release, known.generation) if known and self.deployed(stage) else None
+        found = self.forced(stage) or apps.scaling(self._modal, self._modal.stage_app(stage))
+        return found if was and found != apps.Scaling(scaledown_window=was.settings.idle_s) else None
+
+    def _close_move(self, stage: StageName, move: Move) -> None:
+        """It is over: what somebody had set by hand holds again."""
+        if move.scaling:
+            apps.scale(self._modal, self._modal.stage_app(stage), move.scaling)
+            console.print(f"  {stage} is scaled as it was set by hand: {move.scaling}")
+        self._save_move(stage, move.model_copy(update={"open": False}))
 
     def _save_move(self, stage: StageName, move: Move) -> Move:
         self.store.files.write(_moves(stage), move.model_dump_json(indent=1) + "\n")
@@ -276,7 +308,7 @@ class ModalPlatform:
                     self._stop_container(name, container)
             elif earlier:
                 said = apps.drain(self._modal, name, earlier, progress, self._modal.exit_grace_s)
-            self._save_move(stage, move.model_copy(update={"open": False}))
+            self._close_move(stage, move)
         except Problem as error:
             said = f"may be left: {one_line(error.what)}"
         if said:
@@ -286,6 +318,12 @@ class ModalPlatform:
         """End a container of an app; how it ends is no failure of its own."""
         self._log(name).ours.add(container)
         apps.stop_container(container)
+
+    def check_keys(self) -> None:
+        """Raises BadInput when the API key is not set, or no proxy token where production asks for one."""
+        _ = self._key
+        if not self._will_open("production"):
+            _ = self.proxy_headers
 
     def serving(self, stage: StageName) -> tuple[str, str] | None:
         """(release id, generation) that we deployed, when Modal still has that very version; else None."""
@@ -303,6 +341,10 @@ class ModalPlatform:
             )
         headers = {} if self.opens(stage) else self.proxy_headers
         return Endpoint(base_url=url, api_key=self._key, headers=headers, start_s=self._start_limit_s)
+
+    def address(self, stage: StageName) -> str:
+        """Where the stage answers; '' when it serves nothing."""
+        return apps.url(self._modal, self._modal.stage_app(stage)) or ""
 
     def idle(self, stage: StageName) -> int:
         """Force the idle window and undo what forced it; how many containers are left (0 is the goal).
@@ -329,7 +371,7 @@ class ModalPlatform:
         Raises ToolingError when the stage does not go idle or come up.
         """
         wanted, most = warming.enough(self._modal.rare_worker), self._modal.warm_starts
-        while most and self._modal.snapshots != "off" and (deployed := self.deployed(stage)):
+        while most and (deployed := self.deployed(stage)) and self._is_in_snapshot(stage, deployed):
             boots = self._boots_of(deployed, stage)
             took = [each for each in self.store.latencies(deployed.release) if each.stage == stage]
             known, quiet, made = warming.kinds(boots), warming.quiet(boots), max(0, len(boots) - 1)
@@ -348,6 +390,11 @@ class ModalPlatform:
             )  # fmt: skip
             self._start_cold(stage, deployed)
         return ""
+
+    def _is_in_snapshot(self, stage: StageName, deployed: Deployed) -> bool:
+        """Whether llama-server is: else each start boots it, on whatever machine."""
+        was = self._as_it_was(stage, deployed.release, deployed.generation)
+        return was is not None and was.boots_before_snapshot
 
     def _boots_of(self, deployed: Deployed, stage: StageName) -> list[BootRecord]:
         mine = (deployed.release, deployed.generation)
@@ -473,10 +520,13 @@ class ModalPlatform:
         What fell back is in no snapshot, and has none. The containers leave it in a Dict, which forgets what nobody
         asks for in a week; from there it goes into the store.
         """
+        boots, serves = self.boots(stage), self.serving(stage)
+        mine = [boot for boot in boots if serves is None or (boot.release, boot.generation) == serves]
+        if mine and not any(boot.task for boot in mine):  # of an earlier version of this program: one for the stage
+            return self._golden_of(stage, stage)
         if snapshot is None:
-            snapshot = next((boot.snapshot for boot in reversed(self.boots(stage)) if boot.snapshot), None)
-        # a server that was deployed by an earlier version of this program has one record, under the stage's name
-        return self._golden_of(stage, snapshot or stage) or self._golden_of(stage, stage)
+            snapshot = next((boot.snapshot for boot in reversed(mine) if boot.snapshot), None)
+        return self._golden_of(stage, snapshot) if snapshot else None
 
     def _golden_of(self, stage: StageName, snapshot: str) -> Golden | None:
         path = f"goldens/{stage}-{snapshot}.json"
@@ -523,7 +573,7 @@ class ModalPlatform:
     @property
     def proxy_headers(self) -> dict[str, str]:
         """What Modal's proxy asks for before it starts anything. Raises BadInput when it is not set."""
-        names = {"Modal-Key": self._modal.proxy_key_env, "Modal-Secret": self._modal.proxy_secret_env}
+        names = self._modal.proxy_variables
         if missing := [name for name in names.values() if not os.environ.get(name)]:
             raise BadInput(
                 "the servers on Modal answer whoever has a proxy token, and none is known here",
@@ -555,14 +605,28 @@ class ModalPlatform:
             <= self._modal.cpu_trial_mb * 1_000_000
         )
         on_cpu = build.recipe.backend == "cpu" or (stage == "trial" and small)
+        key = "" if stage == "trial" else self.key_mark
+        was = self._as_it_was(stage, release.id, generation)
+        settings = self._modal.model_copy(update={"open": stage == "trial" or self._will_open(stage)})
+        settings = was.settings if was and was.key == key else settings
         return Deployment(
             stage=stage, name=name, release=release.id, generation=generation, build=release.build, argv=release.argv,
             env=release.env,
             files={each: FileRef(name=ref.name, sha256=ref.sha256) for each, ref in release.files.items()},
-            gpu=None if on_cpu else self._modal.gpu, wait=wait,
-            settings=self._modal.model_copy(update={"open": stage == "trial" or self._will_open(stage)}),
-            key="" if stage == "trial" else self.key_mark,
+            gpu=None if on_cpu else settings.gpu, wait=wait, settings=settings, key=key, code=code_digest(""),
         )  # fmt: skip
+
+    def _as_it_was(self, stage: Served, release_id: str, generation: str) -> Deployment | None:
+        """What the stage was given last, if it is this release in this generation: that keeps the settings that it was
+        given with until a redeploy, which is another generation. None too when an earlier version of this program did.
+        """
+        known = self._deployed_last(stage) if stage != "trial" else None
+        if known is None or (known.release, known.generation) != (release_id, generation) or not known.text:
+            return None
+        try:
+            return Deployment.model_validate_json(known.text)
+        except ValueError:
+            return None
 
     def _will_open(self, stage: StageName) -> bool:
         """Whether any request wakes what is deployed to the stage next: what its clients can do stays as it is until a
@@ -610,9 +674,9 @@ class ModalPlatform:
         """Return once a container of what one goes back to said how it came up, or Modal has ended what did not pass:
         it does that when something else serves, which may be what was up all the time."""
         url, deadline = apps.url(self._modal, deployment.name), time.monotonic() + self._start_limit_s
-        headers = {} if deployment.open else self.proxy_headers
+        headers, opening_until = {} if deployment.open else self.proxy_headers, time.monotonic() + OPENING_S
         while url and time.monotonic() < deadline:
-            _knock(Endpoint(base_url=url, headers=headers))  # requests make Modal start a container
+            _knock(Endpoint(base_url=url, headers=headers), opening_until)  # requests make Modal start a container
             boots = self._said(deployment)
             fresh = [boots[each] for each in boots if each not in known or boots[each].at >= since]
             there = {each.id for each in apps.containers(self._modal, deployment.name)}
@@ -629,16 +693,18 @@ class ModalPlatform:
         With None, nothing was deployed: what is has to answer, and to have come up last, as far as that is known. So it
         has KEPT_S after the very same as before was deployed `again`: Modal may keep a container of it that is up.
         Requests make Modal start a container. Raises `runbook.failure` of its own words when it says that it crashed,
-        and of Modal's when it died without a word.
+        and of Modal's when SILENT_DEATHS died without a word: of one, the next container may be up in a moment, and it
+        may have been one of the version before.
         """
         url = apps.url(self._modal, deployment.name)
         if url is None:
             raise ToolingError(f"Modal gives no address for {deployment.name}", todo="run it again")
         headers = {} if deployment.open else self.proxy_headers
         at = Endpoint(base_url=url, api_key=key, headers=headers, start_s=self._start_limit_s)
-        deadline = time.monotonic() + self._start_limit_s
+        deadline, silent = time.monotonic() + self._start_limit_s, list[str]()
+        opening_until = time.monotonic() + OPENING_S
         while time.monotonic() < deadline:
-            status, boots = _knock(at), self._said(deployment)
+            status, boots = _knock(at, opening_until), self._said(deployment)
             kept = again and not boots.keys() - known and time.monotonic() > deadline - self._start_limit_s + KEPT_S
             if since is None or kept:
                 up = sorted((boot for boot in boots.values() if boot.health_s is not None), key=lambda boot: boot.at)
@@ -648,18 +714,15 @@ class ModalPlatform:
                 continue
             fresh = [boots[each] for each in sorted(boots) if each not in known or boots[each].at >= since]
             fresh = [boot for boot in fresh if _is_of(boot, deployment)]
-            died = [boot.reason for boot in fresh if boot.kind is BootKind.CRASHED]
-            died += [each.words for each in self._log(deployment.name).silent(boots.values(), since)]
-            if died:
-                raise runbook.failure(
-                    f"llama-server of {deployment.release} does not come up on Modal",
-                    said=died[0],
-                    evidence=died[0],
-                    todo=f"`modal app logs {deployment.name}`",
-                )
-            if fresh and (status == 200 or not deployment.wait):
+            if any(boot.health_s is not None for boot in fresh) and (status == 200 or not deployment.wait):
                 return at
+            crashed = [boot.reason for boot in fresh if boot.kind is BootKind.CRASHED]
+            silent = [each.words for each in self._log(deployment.name).silent(boots.values(), since)]
+            if crashed or len(silent) >= SILENT_DEATHS:
+                raise _does_not_come_up(deployment, (crashed or silent)[-1])
             time.sleep(POLL_S)
+        if silent:
+            raise _does_not_come_up(deployment, silent[-1])
         raise ToolingError(
             f"{deployment.name} did not come up in {self._start_limit_s:.0f} s",
             evidence=apps.classified(apps.logs(self._modal, deployment.name)),
@@ -681,9 +744,6 @@ class ModalPlatform:
     def _said(self, deployment: Deployment) -> dict[str, BootRecord]:
         """Key -> boot record of its app; a key begins with the time."""
         return {key: BootRecord.model_validate_json(text) for key, text in apps.boots(deployment).items()}
-
-    def _definition(self, deployment: Deployment) -> str:
-        return digest_of([deployment.baked(), code_digest("")])[:16]
 
     def deployed(self, stage: StageName) -> Deployed | None:
         """What the stage serves, when Modal still has the very version that we deployed."""
@@ -707,7 +767,8 @@ class ModalPlatform:
                 f"clients of {stage} are refused (401) from its next deployment on unless they send a Modal proxy "
                 "token in the headers Modal-Key and Modal-Secret (modal.open = false; it is open as it is deployed)"
             )
-        if stage == "staging" and self._modal.warm_starts and self._modal.snapshots != "off":
+        in_snapshot = self._modal.snapshots == "gpu" or (self._modal.snapshots == "cpu" and not self._modal.gpu)
+        if stage == "staging" and self._modal.warm_starts and in_snapshot:
             wanted, most = warming.enough(self._modal.rare_worker), self._modal.warm_starts
             price = warming.price_usd([], self._modal, self._modal.gpu or None)
             found.append(
@@ -727,7 +788,8 @@ class ModalPlatform:
         known = Deployed(
             release=deployment.release,
             generation=deployment.generation,
-            definition=self._definition(deployment),
+            definition=deployment.mark,
+            text=deployment.text,
             version=version,
             key=deployment.key,
             open=deployment.open,
@@ -759,24 +821,37 @@ class ModalPlatform:
             if release_id is None:
                 self.stop(stage)
                 return
-            release = self.store.get_release(release_id)
-            deployment = self._deployment(stage, name, release, generation=generation)
-            there = {each.id for each in apps.containers(self._modal, name)}
+            if self.deployed(stage):  # nothing else was
+                self._save_move(stage, move.model_copy(update={"open": False}))
+                return
+            deployment = self._as_it_was(stage, release_id, generation)
+            if deployment is None:
+                release = self.store.get_release(release_id)
+                deployment = self._deployment(stage, name, release, generation=generation)
             if apps.version(self._modal, name) != move.version:
-                refused = there - set(move.earlier)
-            known, again = set(apps.boots(deployment)), self._begin_move(stage, deployment)
+                refused = {each.id for each in apps.containers(self._modal, name)} - set(move.earlier)
+            known, again = set(apps.boots(deployment)), self._begin_move(stage, deployment, ends=refused)
             version = self._deploy(deployment)
             self._remember(stage, deployment, version)
             if refused and version != again.version:
                 self._await_earlier(deployment, set(known), again.history[0].at, refused)
             if refused and not at_once and (said := apps.drain(self._modal, name, refused, unseen, REFUSED_GRACE_S)):
                 console.print(f"  what did not pass on {stage}: {said}")
-            self._save_move(stage, again.model_copy(update={"open": False}))
+            self._close_move(stage, again)
         except Problem as error:
             console.print(f"  {stage} may not be as it was: {one_line(error.what)}")
-        with suppress(Problem):
-            for container in refused:
+        for container in refused:
+            with suppress(Problem):
                 self._stop_container(name, container)
+
+
+def _does_not_come_up(deployment: Deployment, said: str) -> Problem:
+    return runbook.failure(
+        f"llama-server of {deployment.release} does not come up on Modal",
+        said=said,
+        evidence=said,
+        todo=f"`modal app logs {deployment.name}`",
+    )
 
 
 def _is_of(boot: BootRecord, deployment: Deployment) -> bool:
@@ -797,13 +872,14 @@ def _moves(stage: StageName) -> str:
     return f"moves/{stage}.json"
 
 
-def _knock(at: Endpoint) -> int:
-    """The status of /health; 0 when nothing answers. Raises BadInput when Modal's proxy refuses: it starts nothing."""
+def _knock(at: Endpoint, opening_until: float) -> int:
+    """The status of /health; 0 when nothing answers. Raises BadInput when Modal's proxy refuses: it starts nothing.
+    Just after a deployment that opens a stage it may go by the version before."""
     try:
-        answer = httpx.get(f"{at.base_url}/health", headers=at.headers, timeout=20, trust_env=False)
+        answer = httpx.get(f"{at.base_url}/health", headers=at.headers, timeout=KNOCK_S, trust_env=False)
     except httpx.HTTPError:
         return 0
-    if answer.status_code == 401:  # /health asks for no key of llama-server's
+    if answer.status_code == 401 and time.monotonic() > opening_until:  # /health asks for no key of llama-server's
         raise BadInput(
             f"Modal's proxy refuses the request to {at.base_url}, and starts nothing",
             evidence=f"401 {answer.text[:200]}",

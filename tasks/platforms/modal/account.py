@@ -88,7 +88,7 @@ def within(limit_s: float, doing: str, ask: Callable[[], Coroutine[Any, Any, T]]
     """What a call of the SDK in its asynchronous form comes to: its errors are ours, as with `told`.
 
     When it takes longer than that it is cancelled: by itself the SDK goes on trying to reach a Volume's blocks for
-    minutes, without a word. After TELL_S, and again and again, what is waited for is said. FileNotFoundError and
+    minutes, without a word. What is waited for is said again and again, forty times at most. FileNotFoundError and
     NotFoundError stay what they are.
     """
     reach()
@@ -101,9 +101,9 @@ def within(limit_s: float, doing: str, ask: Callable[[], Coroutine[Any, Any, T]]
             asked.set_exception(error)
 
     Thread(target=run, daemon=True).start()
-    began = time.monotonic()
-    while (waited := time.monotonic() - began) < limit_s + TELL_S and not wait([asked], TELL_S).done:
-        console.print(f"  waiting for Modal's Volume: {doing}, {waited + TELL_S:.0f} s of at most {limit_s:.0f} s")
+    began, every_s = time.monotonic(), max(TELL_S, limit_s / 40)
+    while (waited := time.monotonic() - began) < limit_s + TELL_S and not wait([asked], every_s).done:
+        console.print(f"  waiting for Modal's Volume: {doing}, {waited + every_s:.0f} s of at most {limit_s:.0f} s")
     if not asked.done() or isinstance(asked.exception(), TimeoutError):
         raise ToolingError(
             f"Modal's Volume does not answer: {doing}",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import modal
-from modal.exception import NotFoundError, ServiceError, UnimplementedError
+from modal.exception import AuthError, Error, NotFoundError
 from modal.types import ServerStats
 from pydantic import Field
 
@@ -17,7 +19,7 @@ from modal_app.deployment import Deployment
 from modal_app.settings import ModalSettings
 from tasks.platforms import LastHour, Progress
 from tasks.platforms.modal.account import COMMAND_LIMIT_S, command, told
-from tasks.release import Model, Problem, ToolingError
+from tasks.release import Model, Problem, StageName, ToolingError
 
 SERVER = "Llama"
 """The class in modal_app/app.py."""
@@ -59,6 +61,22 @@ def url(settings: ModalSettings, name: str) -> str | None:
         except NotFoundError:
             return None
     return str(found).rstrip("/") if found else None
+
+
+def tokens_for(settings: ModalSettings, address: str) -> dict[str, str]:
+    """The headers that Modal's proxy asks for, for a request to an address that was given by hand.
+
+    {} where they are not set, and for any address but our own stages', as far as Modal tells those just now: they are
+    secrets, and whoever has an account answers below modal.run.
+    """
+    found = {header: os.environ.get(name, "") for header, name in settings.proxy_variables.items()}
+    if not all(found.values()):
+        return {}
+    try:
+        ours = {url(settings, settings.stage_app(stage)) for stage in get_args(StageName)}
+    except Problem:
+        return {}
+    return found if address.rstrip("/").removesuffix("/v1") in ours else {}
 
 
 def containers(settings: ModalSettings, name: str) -> list[Container]:
@@ -178,7 +196,9 @@ def _stats(settings: ModalSettings, name: str, since: datetime | None) -> Server
         try:
             server = modal.Server.from_name(name, SERVER, environment_name=settings.environment)
             found: ServerStats = server.stats(since=since)
-        except (NotFoundError, ServiceError, UnimplementedError):
+        except AuthError:
+            raise
+        except Error:
             return None
     return found
 

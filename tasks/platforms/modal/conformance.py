@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -35,6 +35,8 @@ PATH, PARTLY = "conformance.json", "conformance-begun.json"
 STARTS = 12
 START_S, REST_S = 30.0, 180.0
 """About what a start takes, and all the rest, for the price that is told before."""
+MINUTES = 15
+"""About what it takes, the time included in which nothing is up."""
 UP_LIMIT_S = 720.0
 STREAM_S = 45
 """Longer than a container has to end where no grace is honoured, and shorter than the grace: what is paid for."""
@@ -42,9 +44,12 @@ POLL_S = 0.5
 AFTER_S = 10.0
 """How long a client goes on asking after the new version has answered."""
 REFUSED_S = 20.0
+KNOWN_S = 60.0
+"""How long the address of what was just deployed may not be known."""
 LATE_S = 5.0
 """How late the log's lines may be, before the starts are judged."""
 PROXY = "proxy authentication"
+TOKEN = "whether the proxy token reaches the server"
 SLOW_MB_PER_S = 300.0
 CLOCK_S = 5.0
 
@@ -61,6 +66,7 @@ class Start(Model):
     refused: tuple[str, ...] = Field(default=(), description="what requests got until one was answered")
     clock_s: float = Field(default=0.0, description="how far its clock is ahead of ours")
     task: str = Field(default="", description="the container's id")
+    snapshot: str = Field(default="", description="which one it took, or came back from")
     at: datetime | None = Field(default=None, description="when it was up, by its own clock")
 
 
@@ -106,11 +112,12 @@ def load(store: Store) -> Conformance | None:
 
 
 def price(settings: ModalSettings) -> str:
-    """About what a run costs, in words."""
+    """What a run does and about what it costs, in words."""
+    does = f"{STARTS} cold starts and {len(LOOKS)} looks, {MINUTES} minutes"
     if not is_priced(settings):
-        return f"a price that is not known ({settings.gpu} is not in modal.prices_usd_per_s)"
+        return f"{does} and a price that is not known ({settings.gpu} is not in modal.prices_usd_per_s)"
     usd_ = usd(settings, STARTS * START_S + REST_S, settings.gpu or None, settings.server_cpu, 1024)
-    return f"about {usd_:.2f} USD"
+    return f"{does} and about {usd_:.2f} USD"
 
 
 def run(store: Store, settings: ModalSettings, headers: Mapping[str, str], progress: Progress) -> Conformance:
@@ -215,7 +222,8 @@ class Site:
                     said: dict[str, Any] = answer.json()
                     said["ahead_s"] = said["now"] - time.time()
                     return said, refused, time.monotonic() - began
-                if answer.status_code in (401, 403, 404):
+                early = answer.status_code == 404 and time.monotonic() - began < KNOWN_S
+                if answer.status_code in (401, 403, 404) and not early:
                     raise ToolingError(
                         f"{self.name} is refused, and nothing starts",
                         evidence=f"{answer.status_code} {answer.text[:200]}",
@@ -240,7 +248,7 @@ class Site:
         return Start(
             kind=said["kind"], worker=said["worker"], seconds=said["seconds"], answered_s=round(seconds, 1),
             gpu=said["gpu"], memory_mb=said["memory_mb"], refused=tuple(refused), clock_s=round(said["ahead_s"], 1),
-            task=said["task"], at=datetime.fromtimestamp(said["at"], UTC),
+            task=said["task"], snapshot=said["snapshot"], at=datetime.fromtimestamp(said["at"], UTC),
         )  # fmt: skip
 
     def remove(self) -> None:
@@ -276,11 +284,23 @@ def with_failures(found: list[Start], ended: list[starts.Ending]) -> list[Start]
     return [start.model_copy(update={"kind": "failed"}) if failed(since, start) else start for since, start in pairs]
 
 
+def kinds_of(found: Iterable[Start]) -> dict[str, str]:
+    """What a kind of worker's snapshot is called -> what its first container told of the machine.
+
+    By Modal's own idea of a kind; by what each told where there are no snapshots.
+    """
+    kinds: dict[str, str] = {}
+    for start in found:
+        if start.worker and start.kind in ("created", "restored", "cold"):
+            kinds.setdefault(start.snapshot if start.kind != "cold" else start.worker, start.worker)
+    return kinds
+
+
 def _of_starts(found: list[Start], settings: ModalSettings) -> Iterator[Item]:
-    kinds = list(dict.fromkeys(start.worker for start in found if start.worker))
+    kinds = kinds_of(found)
     yield Item(
         name="kinds of workers", assumed="one to three for one GPU type, each with a snapshot of its own",
-        seen=f"{len(kinds)}: {'; '.join(kinds)}", as_assumed=1 <= len(kinds) <= 3,
+        seen=f"{len(kinds)}: {'; '.join(kinds.values())}", as_assumed=1 <= len(kinds) <= 3,
         follows="more kinds are more first boots: set modal.compute_region, or raise modal.warm_starts",
     )  # fmt: skip
     restored = [start.answered_s for start in found if start.kind == "restored"]
@@ -418,6 +438,17 @@ def _proxy(site: Site) -> Item:
     )  # fmt: skip
 
 
+def _token(site: Site) -> Item:
+    """Whether the token that opens Modal's proxy goes on to the server behind it."""
+    if not site.headers:
+        return Item(name=TOKEN, assumed="it may", seen="no token is asked for: not asked", as_assumed=None)
+    said, _, _ = site.up()
+    return Item(
+        name=TOKEN, assumed="it may", seen="it does" if said["token"] else "it does not", as_assumed=None,
+        follows="give this app a token of its own, and nothing else" if said["token"] else "",
+    )  # fmt: skip
+
+
 def _failures(site: Site) -> Item:
     """Whether a container that dies leaves its exit code in Modal's own log lines, with its id."""
     said, _, _ = site.up()
@@ -454,7 +485,7 @@ def _volume(site: Site) -> Item:
 
 
 LOOKS: dict[str, Callable[[Site], Item]] = {
-    "replacement": _replacement, "exit grace": _exit_grace, PROXY: _proxy,
+    "replacement": _replacement, "exit grace": _exit_grace, PROXY: _proxy, TOKEN: _token,
     "reading the Volume": _volume, "a container that dies": _failures, "Server.stats": _stats,
 }  # fmt: skip
 

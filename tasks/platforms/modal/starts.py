@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import modal
@@ -33,6 +33,8 @@ _ENDED_BADLY = re.compile(
 )
 """What Modal writes of a container that failed: its exit code (139 for SIGSEGV, 128, 137 for a kill, 222 when the SDK
 itself saw the restore fail), or why."""
+RETRY_LIMIT = timedelta(minutes=30)
+"""How long the boot of what was started in place of a failed restore may take, and the wait for a machine."""
 _TOLD_TO_END = ("130", "143")
 """Exit codes of what was told to end (SIGINT, SIGTERM): nothing that dies by itself has them."""
 _RETRIED = re.compile(r"\b222\b|snapshot restore failed", re.IGNORECASE)
@@ -46,6 +48,7 @@ class Moved(Model):
     generation: str = ""
     definition: str = Field(default="", description="of all that was deployed")
     at: datetime = Field(description="before it was deployed, by this machine's clock")
+    before: tuple[str, ...] = Field(default=(), description="the containers that were up: they end because of it")
 
 
 class Ending(NamedTuple):
@@ -113,8 +116,9 @@ def complete(
     """All starts, oldest first: those that left a record (key -> record), and those that failed without one.
 
     Such a one is of what the stage was given last before it (`moves`, the latest first); where that is not known, of
-    the release whose record is nearest before it. Without either there is nothing to tell it by. A restore that failed
-    and was started again without a snapshot is one start with its retry's record, which names it.
+    the release whose record is nearest before it. Without either there is nothing to tell it by. One that was up before
+    a move ended because of it, in whatever way. A restore that failed and was started again without a snapshot is one
+    start with its retry's record, which names it.
     """
     said = sorted(records.values(), key=lambda boot: boot.at)
     tasks = {key.rpartition(" ")[2] for key in records} | {boot.task for boot in said if boot.task}
@@ -124,14 +128,19 @@ def complete(
             at = said.index(retry)
             said[at] = retry.model_copy(update={"reason": words, "retry_of": each.task})
             tasks.add(each.task)
-    silent = [_failed(each, said, moves) for each in found if each.task not in tasks]
+    ended = {task for move in moves for task in move.before}
+    silent = [_failed(each, said, moves) for each in found if each.task not in tasks | ended]
     return sorted([*said, *filter(None, silent)], key=lambda boot: boot.at)
 
 
 def _retry_of(ending: Ending, said: Iterable[BootRecord]) -> BootRecord | None:
-    """The record of the container that was started in place of one."""
-    later = (boot for boot in said if boot.at >= ending.at and boot.kind is BootKind.FELL_BACK and not boot.retry_of)
-    return next(later, None)
+    """The record of the container that was started in place of one: Modal does that at once, and a boot takes its time.
+
+    What ended longer ago has lost its retry's record: a Dict forgets what nobody asks for in a week.
+    """
+    until = ending.at + RETRY_LIMIT
+    later = (boot for boot in said if boot.kind is BootKind.FELL_BACK and not boot.retry_of)
+    return next((boot for boot in later if ending.at <= boot.at <= until), None)
 
 
 def _failed(ending: Ending, said: Sequence[BootRecord], moves: Sequence[Moved]) -> BootRecord | None:

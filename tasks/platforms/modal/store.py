@@ -28,6 +28,7 @@ from tasks.store import Store, Taken, write_atomic
 
 LEASE_S = 180.0
 """A lock whose holder has not renewed it for so long is free: Modal does not know when a holder dies."""
+LARGE_BYTES = 10_000_000
 RENEW_S = 30.0
 _NEVER_CHANGES = ("goldens/", "ledger/", "releases/", "series/")
 
@@ -67,8 +68,12 @@ class VolumeFiles:
 
     def upload(self, doing: str, files: Mapping[str, BinaryIO | Path]) -> None:
         """Put files on the Volume, path -> content. Raises ToolingError when they do not get there in time."""
-        sizes = (each.stat().st_size if isinstance(each, Path) else len(each.read()) for each in files.values())
-        limit_s = VOLUME_LIMIT_S + sum(sizes) / SLOWEST_BYTES_PER_S
+        size = sum(each.stat().st_size if isinstance(each, Path) else len(each.read()) for each in files.values())
+        if (
+            size > LARGE_BYTES
+        ):  # a Volume that is down is to be seen in a minute, not after the hours that this may take
+            self.upload("writing some bytes before", {"reached.txt": io.BytesIO(b"before a large file\n")})
+        limit_s = VOLUME_LIMIT_S + size / SLOWEST_BYTES_PER_S
 
         async def put() -> None:
             async with self.volume.batch_upload(force=True) as batch:
@@ -137,15 +142,15 @@ class VolumeFiles:
             turn, left = _take(locks, name, mine)
         if left and stale:
             stale(left)
-        stop, lease = threading.Event(), Lease(locks, name, turn, mine)
-        renewing = threading.Thread(target=_renew, args=(lease, stop), daemon=True)
+        lease = Lease(locks, name, turn, mine)
+        renewing = threading.Thread(target=_renew, args=(lease,), daemon=True)
         renewing.start()
         self._leases.append(lease)
         try:
             yield
         finally:
             self._leases.remove(lease)
-            stop.set()
+            lease.ended.set()
             renewing.join(5)
             with told(f"letting go of the lock {name}"):
                 if not lease.lost:
@@ -177,6 +182,7 @@ class Lease:
         self._locks, self._name, self._turn, self._mine = locks, name, turn, mine
         self._renewed = time.time()  # not time.monotonic(): that stands still while a machine sleeps
         self.lost = False
+        self.ended = threading.Event()
 
     def renew(self) -> None:
         """Raises ToolingError when it has been lost."""
@@ -188,6 +194,8 @@ class Lease:
                 evidence=f"this machine did not renew its lease for {time.time() - self._renewed:.0f} s",
                 todo="run it again when that one has ended: nothing more was changed",
             )
+        if self.ended.is_set():  # meanwhile: it is free, or about to be
+            return
         self._locks.put(self._turn, json.dumps({**self._mine, "renewed": time.time()}))
         self._renewed = time.time()
 
@@ -252,8 +260,8 @@ def _taken(name: str, holder: dict[str, Any]) -> Taken:
     )
 
 
-def _renew(lease: Lease, stop: threading.Event) -> None:
-    while not stop.wait(RENEW_S):
+def _renew(lease: Lease) -> None:
+    while not lease.ended.wait(RENEW_S):
         with suppress(Exception):  # the next one may come through; if none does, the lease runs out
             lease.renew()
 

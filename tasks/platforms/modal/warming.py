@@ -35,15 +35,25 @@ def enough(rare: float) -> int:
 def kinds(boots: Sequence[BootRecord]) -> list[str]:
     """The snapshots that were taken, in their order: one for each kind of worker, by Modal's own idea of a kind. What a
     container tells of its machine is finer than that, and would never come to an end."""
-    return list(dict.fromkeys(boot.snapshot for boot in boots if boot.kind is BootKind.CREATED and boot.snapshot))
+    return list(dict.fromkeys(boot.snapshot for boot in _new(boots) if boot.snapshot))
+
+
+def _new(boots: Sequence[BootRecord]) -> list[BootRecord]:
+    """Those that took the first snapshot of a kind: not the one that came up in place of a restore that failed."""
+    before = [None, *boots]
+    pairs = zip(before, boots, strict=False)
+    return [boot for last, boot in pairs if boot.kind is BootKind.CREATED and not _failed_silently(last)]
+
+
+def _failed_silently(boot: BootRecord | None) -> bool:
+    return boot is not None and boot.kind is BootKind.FELL_BACK and boot.health_s is None
 
 
 def quiet(boots: Sequence[BootRecord]) -> int:
-    """How many starts there were since a snapshot was taken last."""
-    count = 0
-    for boot in boots:
-        count = 0 if boot.kind is BootKind.CREATED else count + 1
-    return count
+    """How many starts there were since a kind took its first snapshot."""
+    new = _new(boots)
+    since = boots[boots.index(new[-1]) + 1 :] if new else boots
+    return sum(not _failed_silently(boot) for boot in since)
 
 
 def worth(took: Sequence[Latency]) -> str:

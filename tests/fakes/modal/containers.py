@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import time
 import traceback
@@ -77,6 +78,11 @@ class Containers:
         if exit_code == 137:
             self._say(container, "Container ran out of memory and was killed.")
         container.kill(signal.SIGKILL)
+
+    def freeze(self, task_id: str) -> None:
+        """A container that hangs: it takes requests, and answers none."""
+        for process in self[task_id].processes():
+            os.kill(int(process.name), signal.SIGSTOP)
 
     def __getitem__(self, task_id: str) -> Container:
         if task_id not in self._all:

@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tasks.platforms.modal.conformance import Conformance
+from tasks.platforms.modal.conformance import Conformance, kinds_of
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,13 @@ class Lifecycle:
     replaces_old: bool = True
     """A container of an earlier version is told to end once one of the new version is ready [deploying]. Off: it stays
     until it is idle, and is asked as well [users]."""
+    asks_old: float = 0.0
+    """The share of requests that a container of an earlier version gets while one of the new version is up [users]."""
 
     @classmethod
     def of(cls, found: Conformance, seed: int = 0) -> Lifecycle:
         """As an account's conformance run found its Modal."""
-        weights = Counter(start.worker for start in found.starts if start.worker)
+        weights = Counter(start.snapshot for start in found.starts if start.snapshot in kinds_of(found.starts))
         codes = Counter(code for start in found.starts for code in start.refused)
         restores = [start for start in found.starts if start.kind != "created"]
         items = {item.name: item.as_assumed for item in found.items}
@@ -87,6 +89,10 @@ class Lifecycle:
     def next_refusal(self) -> int:
         """What a request gets while no container is ready: a status, or 0 for a reset."""
         return self._random.choice((502, 504, 0)) if self._random.random() < self.between else 503
+
+    def asks_earlier(self) -> bool:
+        """Whether the next request goes to a container of an earlier version, where one is up."""
+        return self._random.random() < self.asks_old
 
     def next_restore(self) -> int:
         """The exit code of the next restore; 0 when it succeeds."""

@@ -100,7 +100,7 @@ class Serving:
             there = [c for c in self._fake.containers.live(service) if not c.stopping]
             ready = sorted((c for c in there if c.ready), key=lambda c: (c.definition_id != live, c.in_flight))
             if ready:
-                return ready[0]
+                return ready[-1 if self._fake.lifecycle.asks_earlier() else 0]
             if started and not there:
                 return None
             started = there or [self._fake.containers.launch(service)]
