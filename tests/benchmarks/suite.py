@@ -1464,7 +1464,7 @@ BREAKS = (
     ),
     Break(
         "tasks/platforms/modal/__init__.py", "a way back asks nothing that hangs",
-        "            if not went_well:\n                self._check", "            if True:\n                self._check",
+        "if not went_well:\n                self._check", "if True:\n                self._check",
         "tests/platforms/test_modal.py::test_one_way_back_from_what_hangs_does_not_ask_it_whether_it_may", real=True,
     ),
     Break(

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import modal
 import pytest
@@ -59,6 +60,26 @@ def test_an_unreachable_control_plane_fails_in_seconds_and_says_where(
         with pytest.raises(ToolingError, match=f"Modal cannot be reached at {address}"):
             ask()
     assert time.monotonic() - start < 30
+
+
+@wire
+def test_of_several_addresses_of_the_control_plane_one_is_enough(
+    fake: FakeModal, platform: ModalPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK's default names two."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        gone = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    alive = fake.env["MODAL_SERVER_URL"]
+    for addresses in (f"{alive},{alive}", f"{gone}, {alive}"):
+        monkeypatch.setenv("MODAL_SERVER_URL", addresses)
+        _Client._set_env_client(None)
+        assert platform.store.pointer("production").release is None
+    monkeypatch.setenv("MODAL_SERVER_URL", f"{gone},{gone}?")
+    with pytest.raises(ToolingError, match="Modal cannot be reached at .* or "):
+        platform.store.pointer("production")
+    hosts = [urlsplit(url.strip()).hostname for url in modal.config.DEFAULT_SERVER_URL.split(",")]
+    assert all(host and "," not in host for host in hosts)
 
 
 @wire

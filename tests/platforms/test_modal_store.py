@@ -198,7 +198,6 @@ def test_a_holder_that_has_lost_its_lease_changes_nothing_more(
     store.save_pointer(StagePointer(stage="staging", release="r4"))
 
 
-@pytest.mark.usefixtures("fake")
 def test_a_volume_that_does_not_answer_is_a_problem_within_a_minute_and_says_so_before(
     fake: FakeModal, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +223,7 @@ def test_a_volume_that_does_not_answer_is_a_problem_within_a_minute_and_says_so_
     assert "inodes of this volume" in caught.value.evidence
 
 
+@pytest.mark.usefixtures("fake")
 def test_of_many_who_want_a_lock_at_once_one_has_it(tmp_path: Path) -> None:
     inside: list[int] = []
     outcomes: list[str] = []

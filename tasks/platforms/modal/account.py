@@ -53,21 +53,30 @@ _reached_at: dict[str, float] = {}
 def reach() -> None:
     """Nothing when Modal's control plane takes connections (asked again now and then). Raises ToolingError, in seconds.
 
-    The SDK by itself tries for most of a minute.
+    The SDK by itself tries for most of a minute. It has several addresses, with commas between them, and takes the next
+    one where one fails (modal 1.6.4, config.py).
     """
-    url = str(modal.config.config["server_url"])
-    if time.monotonic() - _reached_at.get(url, -REACHED_FOR_S) < REACHED_FOR_S or any(map(os.environ.get, _PROXIES)):
+    urls = str(modal.config.config["server_url"])
+    if time.monotonic() - _reached_at.get(urls, -REACHED_FOR_S) < REACHED_FOR_S or any(map(os.environ.get, _PROXIES)):
         return
+    found = {url.strip(): _unreachable(url.strip()) for url in urls.split(",")}
+    if all(found.values()):
+        raise ToolingError(
+            f"Modal cannot be reached at {' or '.join(found)}",
+            evidence="; ".join(dict.fromkeys(found.values())),
+            todo="look at the network and at status.modal.com, then run it again: nothing was changed",
+        )
+    _reached_at[urls] = time.monotonic()
+
+
+def _unreachable(url: str) -> str:
+    """Why nothing takes connections there; '' when something does."""
     at = urlsplit(url)
     try:
         socket.create_connection((at.hostname or "", at.port or 443), timeout=REACH_LIMIT_S).close()
     except OSError as error:
-        raise ToolingError(
-            f"Modal cannot be reached at {url}",
-            evidence=f"{type(error).__name__}: {error}",
-            todo="look at the network and at status.modal.com, then run it again: nothing was changed",
-        ) from error
-    _reached_at[url] = time.monotonic()
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 @contextmanager

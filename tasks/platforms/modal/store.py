@@ -69,9 +69,7 @@ class VolumeFiles:
     def upload(self, doing: str, files: Mapping[str, BinaryIO | Path]) -> None:
         """Put files on the Volume, path -> content. Raises ToolingError when they do not get there in time."""
         size = sum(each.stat().st_size if isinstance(each, Path) else len(each.read()) for each in files.values())
-        if (
-            size > LARGE_BYTES
-        ):  # a Volume that is down is to be seen in a minute, not after the hours that this may take
+        if size > LARGE_BYTES:  # a Volume that is down is to be seen in a minute, not after hours
             self.upload("writing some bytes before", {"reached.txt": io.BytesIO(b"before a large file\n")})
         limit_s = VOLUME_LIMIT_S + size / SLOWEST_BYTES_PER_S
 
