@@ -1063,7 +1063,7 @@ CANCELLED = _kind(
     "H cancelling",
     *(
         (f"{route} works on for nobody", "counting", Drains(route), "slots")
-        for route in (NATIVE, COMPLETIONS, RESPONSES)
+        for route in (NATIVE, COMPLETIONS, CHAT, RESPONSES)
     ),
     ("a slot is busy long after", "counting", Slow(), "slots"),
 )
