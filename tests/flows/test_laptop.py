@@ -25,7 +25,7 @@ from tests import laptop
 from tests.conftest import migrated
 from tests.fakes.github import FakeGithub, fake_github
 from tests.laptop import Laptop, laptop_in
-from tests.platforms.modal_stand import NO_BLOCKING, SECRET, create_secret, fake_modal
+from tests.platforms.modal_stand import NO_BLOCKING, PROXY_ENV, SECRET, create_secret, fake_modal
 from tests.platforms.stand import KEY_ENV, until
 
 pytestmark = pytest.mark.skipif(bool(laptop.why_not()), reason=laptop.why_not())
@@ -72,7 +72,8 @@ def on_modal(at: Laptop, tmp_path: Path) -> Iterator[Laptop]:
     """That laptop, with an account on a fake Modal."""
     with fake_modal(tmp_path / "fake") as fake:
         create_secret()
-        env = {**at.env, **fake.env, "LLAMA_RELEASE_PLATFORM": "modal", "PYTHONWARNINGS": NO_BLOCKING}
+        tokens = dict(zip(PROXY_ENV, fake.lifecycle.proxy_token, strict=True))
+        env = {**at.env, **fake.env, **tokens, "LLAMA_RELEASE_PLATFORM": "modal", "PYTHONWARNINGS": NO_BLOCKING}
         yield Laptop(at.window, {**env, "LLAMA_RELEASE_MODAL__SECRET": SECRET})
 
 

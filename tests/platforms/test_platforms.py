@@ -73,7 +73,7 @@ def test_another_generation_of_the_same_release_is_another_server_with_a_snapsho
     known, asked = platform.boots("staging"), []
     for check in (lambda endpoint: asked.append(say(endpoint)), never):
         platform.deploy("staging", release, check, generation="2")
-    assert (asked, platform.serving("staging")) == (["first"], (release.id, "2"))
+    assert (set(asked), platform.serving("staging")) == ({"first"}, (release.id, "2"))
     (boot,) = platform.boots("staging")[len(known) :]
     assert boot.kind in (BootKind.CREATED, BootKind.COLD) and boot.generation == "2", boot
     assert boot.snapshot is None or boot.snapshot not in [each.snapshot for each in known]
