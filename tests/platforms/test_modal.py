@@ -485,7 +485,7 @@ def test_one_way_back_from_what_hangs_does_not_ask_it_whether_it_may(modal_stand
     platform.deploy("production", modal_stand.second, say)
     pointer = platform.store.pointer("production")
     platform.store.save_pointer(
-        pointer.model_copy(update={"release": modal_stand.second.id, "retained": (modal_stand.first.id,)})
+        pointer.model_copy(update={"release": modal_stand.second.id, "retained": (modal_stand.first.id,), "hold": None})
     )
     app = "llama-release-production"
     fake.lifecycle.replaces_old, fake.lifecycle.asks_old = False, 0.5
