@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,7 +57,7 @@ def _running(endpoint: Endpoint) -> Release:
 def _tokens_for(address: str) -> dict[str, str]:
     """What Modal's proxy asks for before one of our own stages there. Only where a token is set is Modal asked."""
     settings = ModalSettings.load()
-    if not all(os.environ.get(name) for name in settings.proxy_variables.values()):
+    if not settings.proxy_tokens:
         return {}
     from tasks.platforms.modal.apps import tokens_for
 

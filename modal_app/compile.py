@@ -180,14 +180,14 @@ def collect(bin_folder: Path, target: str, out: Path) -> dict[str, str]:
     made = products(bin_folder, target)
     for name, file in made.items():
         place = out / name
-        if not place.is_file() or sha256(place) != sha256(file):
+        if not place.is_file() or sha256_of(place) != sha256_of(file):
             part = place.with_name(f".{name}.part")
             shutil.copy(file, part)
             os.replace(part, place)
     for left in out.iterdir():
         if left.name not in (*made, MANIFEST):
             left.unlink()
-    return {name: sha256(out / name) for name in sorted(made)}
+    return {name: sha256_of(out / name) for name in sorted(made)}
 
 
 def products(bin_folder: Path, target: str) -> dict[str, Path]:
@@ -199,12 +199,12 @@ def whole(folder: Path) -> dict[str, str]:
     """Name -> sha256 of a build's files when all are there as its manifest says; {} when not, or it has none."""
     try:
         files: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return files if all(sha256(folder / name) == known for name, known in files.items()) else {}
+        return files if all(sha256_of(folder / name) == known for name, known in files.items()) else {}
     except (OSError, ValueError, KeyError):
         return {}
 
 
-def sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """Of a file's content, 64 hex characters. Raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -69,8 +69,8 @@ class Deployment(Section):
 
     @property
     def boots_before_snapshot(self) -> bool:
-        """Whether llama-server is in the snapshot. One without the GPU's memory is taken where there is no GPU."""
-        return self.snapshot and (self.gpu is None or self.settings.snapshots == "gpu")
+        """Whether llama-server is in the snapshot."""
+        return self.snapshot and self.settings.boots_before_snapshot(self.gpu)
 
     @property
     def open(self) -> bool:

@@ -155,6 +155,16 @@ class ModalSettings(Section):
         """Header that Modal's proxy asks for -> the variable that holds it."""
         return {"Modal-Key": self.proxy_key_env, "Modal-Secret": self.proxy_secret_env}
 
+    @property
+    def proxy_tokens(self) -> dict[str, str]:
+        """Header that Modal's proxy asks for -> its value, secrets; {} when one of them is not set."""
+        found = {header: os.environ.get(name, "") for header, name in self.proxy_variables.items()}
+        return found if all(found.values()) else {}
+
+    def boots_before_snapshot(self, gpu: str | None) -> bool:
+        """Whether a server on this GPU is in its snapshot: in one without the GPU's memory only where there is none."""
+        return self.snapshots == "gpu" or (self.snapshots == "cpu" and not gpu)
+
     def stage_app(self, stage: str) -> str:
         """The name of the app that serves a stage."""
         return f"{self.app}-{stage}"

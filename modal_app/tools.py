@@ -27,7 +27,7 @@ from modal_app.compile import (
     collect,
     compile_target,
     products,
-    sha256,
+    sha256_of,
     tree_hash,
 )
 from modal_app.deployment import STORE, store_volume
@@ -110,7 +110,7 @@ def _put(bin_folder: Path, order: dict[str, Any], made: Compiled, started: float
     store.commit()
     return {
         "files": files,
-        "compiled": {name: sha256(file) for name, file in sorted(products(bin_folder, order["target"]).items())},
+        "compiled": {name: sha256_of(file) for name, file in sorted(products(bin_folder, order["target"]).items())},
         "objects": made.objects,
         "cache_hits": made.cache_hits,
         "seconds": round(time.monotonic() - started, 1),
@@ -141,7 +141,7 @@ def inspect(digest: str, target: str) -> dict[str, Any]:
     """
     store.reload()
     folder = Path(STORE, "builds", digest)
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     missing = [f"{name}: {lost}" for name in files for lost in _not_found(folder, name)]
     return {"files": files, "missing": missing, "version": _run(folder, target, ["--version"])}
 
@@ -209,7 +209,7 @@ def fetch(name: str, weight: dict[str, str]) -> int:
         got = Path(
             hf_hub_download(weight["repo"], weight["path"], revision=weight["revision"], local_dir="/tmp/weights")
         )
-        if (found := sha256(got)) != weight["sha256"]:
+        if (found := sha256_of(got)) != weight["sha256"]:
             raise ValueError(f"{weight['repo']}/{weight['path']} has sha256 {found}, not {weight['sha256']}")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(got, target.with_name(f".{name}"))

@@ -424,8 +424,8 @@ def load() -> Settings:
             todo="set another one",
         )
     redaction.also(
-        found.server.api_key_env, found.upstream.token_env, found.notify.slack_token_env, found.modal.proxy_key_env,
-        found.modal.proxy_secret_env,
+        found.server.api_key_env, found.upstream.token_env, found.notify.slack_token_env,
+        *found.modal.proxy_variables.values(),
     )  # fmt: skip
     return found
 

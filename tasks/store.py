@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -45,6 +44,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, get_args
 
+from modal_app.compile import sha256_of as sha256_of  # and for all of tasks/
 from modal_app.redaction import redact
 from tasks.process import Output, ask, is_there
 from tasks.release import (
@@ -155,12 +155,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's content, 64 hex characters."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Damaged(ToolingError):

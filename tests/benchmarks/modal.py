@@ -31,6 +31,9 @@ REFUSED, KILLED = 0.25, 0.25
 """The share of cycles in which the new version does not pass, and in which a process is killed in an idle window."""
 WORKERS = (Worker(weight=0.6), Worker(region="us-west-2", weight=0.3), Worker(region="eu-west-1", weight=0.1))
 MIXES = ((0.5, 0.5), (0.8, 0.2), (0.95, 0.05), (0.5, 0.3, 0.2), (0.8, 0.15, 0.05))
+VERDICT_MIXES = (*MIXES, (0.9, 0.05, 0.05))
+START_USD = 28 * 0.000665
+"""Of an L40S with its cores and memory: 20 s to the first token, and 8 s around."""
 ARGV = (
     "--model", "{model}", "--ctx-size", "8192", "--parallel", "2", "--load-mode", "none", "--metrics", "--jinja",
     "--threads", "1", "--no-warmup",
@@ -47,9 +50,6 @@ def main(cycles: int = CYCLES) -> Iterator[str]:
         with modal_stand_in(Path(folder) / "fake", local.settings, build, model, ARGV) as stand:
             stand.fake.lifecycle.workers, stand.fake.lifecycle.failure_rate = WORKERS, FAILURE_RATE
             yield from released(stand, cycles, random.Random(2026))
-
-
-VERDICT_MIXES = ((0.5, 0.5), (0.8, 0.2), (0.95, 0.05), (0.5, 0.3, 0.2), (0.8, 0.15, 0.05), (0.9, 0.05, 0.05))
 
 
 def released(stand: ModalStand, cycles: int, chance: random.Random) -> Iterator[str]:
@@ -129,12 +129,12 @@ def starts() -> Iterator[str]:
             found = [_warmed(mix, rare, chance) for _ in range(rounds)]
             counts = sorted(count for count, _ in found)
             mean, most = sum(counts) / rounds, counts[int(0.95 * rounds)]
-            whole = sum(kinds == len(mix) for _, kinds in found) / rounds
+            whole = sum(len(kinds) == len(mix) for _, kinds in found) / rounds
             shares = " / ".join(f"{100 * share:.0f}" for share in mix)
-            yield f"{shares:22}{rare:6}{mean:8.1f}{most:6}{whole:11.3f}{28 * 0.000665 * mean:7.2f}"
+            yield f"{shares:22}{rare:6}{mean:8.1f}{most:6}{whole:11.3f}{START_USD * mean:7.2f}"
 
 
-def _warmed(mix: tuple[float, ...], rare: float, chance: random.Random) -> tuple[int, int]:
+def _warmed(mix: tuple[float, ...], rare: float, chance: random.Random) -> tuple[int, set[int]]:
     """(cold starts after the first boot, kinds found) of one release, as `ModalPlatform.warm` goes about it."""
     known, quiet, count = {chance.choices(range(len(mix)), mix)[0]}, 0, 0
     while quiet < warming.enough(rare) and count < 40:
@@ -142,7 +142,7 @@ def _warmed(mix: tuple[float, ...], rare: float, chance: random.Random) -> tuple
         quiet = quiet + 1 if landed in known else 0
         known.add(landed)
         count += 1
-    return count, len(known)
+    return count, known
 
 
 def verdicts() -> Iterator[str]:
@@ -163,7 +163,7 @@ def verdicts() -> Iterator[str]:
             yield (
                 f"{shares:14}{rate:9}"
                 + "".join(f"{each:9.4f}" for each in told)
-                + (f"{mean:8.1f}{28 * 0.000665 * mean:7.2f}")
+                + (f"{mean:8.1f}{START_USD * mean:7.2f}")
             )
 
 
@@ -171,11 +171,7 @@ def _judged(
     mix: tuple[float, ...], rate: float, settings: RestoreSettings, chance: random.Random
 ) -> tuple[Verdict | None, int]:
     """(the verdict on one release, None where it stays undecided; starts, with those that looked for kinds)."""
-    known, quiet, count = {chance.choices(range(len(mix)), mix)[0]}, 0, 0
-    while quiet < warming.enough(0.2) and count < 40:
-        landed = chance.choices(range(len(mix)), mix)[0]
-        quiet, count = quiet + 1 if landed in known else 0, count + 1
-        known.add(landed)
+    count, known = _warmed(mix, 0.2, chance)
     tally = Tally(0)
     while (verdict := decide(tally, settings)) is None and tally.cycles < settings.cycles_max:
         landed, count = chance.choices(range(len(mix)), mix)[0], count + 1

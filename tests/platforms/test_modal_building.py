@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from modal_app import images
-from modal_app.compile import collect, sha256
+from modal_app.compile import collect, sha256_of
 from tasks.platforms.modal import ModalPlatform, building
 from tasks.platforms.modal.building import toolchain
 from tasks.release import BadInput, Build, Recipe, ReleaseFailed, SourceTree, ToolingError
@@ -144,12 +144,12 @@ def test_a_file_that_a_server_has_mapped_is_never_written_into(tmp_path: Path) -
     assert (out / "llama-server").stat().st_ino == same and (out / "libggml.so").read_text() == "new libggml.so"
     (out / "manifest.json").write_text(json.dumps({"files": whole_files(out)}))
     (bin_folder / "llama-server").write_text("another one")
-    assert collect(bin_folder, "llama-server", out)["llama-server"] == sha256(out / "llama-server")
+    assert collect(bin_folder, "llama-server", out)["llama-server"] == sha256_of(out / "llama-server")
     assert (out / "llama-server").read_text() == "new llama-server"
 
 
 def whole_files(folder: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in folder.iterdir()}
+    return {path.name: sha256_of(path) for path in folder.iterdir()}
 
 
 def test_a_build_that_is_damaged_on_the_volume_is_made_again(site: Site) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
@@ -88,6 +88,14 @@ class Deployed(Model):
     open: bool = Field(
         default=True, description="whether any request wakes it; everything did before proxy tokens were asked for"
     )
+
+    @property
+    def deployment(self) -> Deployment | None:
+        """All of it; None when an earlier version of this program deployed it."""
+        try:
+            return Deployment.model_validate_json(self.text) if self.text else None
+        except ValueError:
+            return None
 
 
 class Move(Model):
@@ -191,8 +199,7 @@ class ModalPlatform:
         """
         self.store.save_release(release)
         deployment = self._deployment(stage, self._modal.stage_app(stage), release, generation=generation)
-        if not deployment.open:
-            _ = self.proxy_headers  # before anything is touched
+        _ = self._headers(open=deployment.open)  # before anything is touched
         before = self.deployed(stage)
         left = self._move(stage)
         if before and before.definition == deployment.mark:
@@ -277,8 +284,8 @@ class ModalPlatform:
 
     def _by_hand(self, stage: StageName) -> apps.Scaling | None:
         """How somebody had the stage scaled by hand since it was deployed; None when nobody did, or it is not known."""
-        known = self._deployed_last(stage)
-        was = self._as_it_was(stage, known.release, known.generation) if known and self.deployed(stage) else None
+        known = self.deployed(stage)
+        was = known.deployment if known else None
         found = self.forced(stage) or apps.scaling(self._modal, self._modal.stage_app(stage))
         return found if was and found != apps.Scaling(scaledown_window=was.settings.idle_s) else None
 
@@ -322,8 +329,7 @@ class ModalPlatform:
     def check_keys(self) -> None:
         """Raises BadInput when the API key is not set, or no proxy token where production asks for one."""
         _ = self._key
-        if not self._will_open("production"):
-            _ = self.proxy_headers
+        _ = self._headers(open=self._will_open("production"))
 
     def serving(self, stage: StageName) -> tuple[str, str] | None:
         """(release id, generation) that we deployed, when Modal still has that very version; else None."""
@@ -339,7 +345,7 @@ class ModalPlatform:
                 evidence=f"no app {self._modal.stage_app(stage)} is deployed",
                 todo="deploy a release to it",
             )
-        headers = {} if self.opens(stage) else self.proxy_headers
+        headers = self._headers(open=self.opens(stage))
         return Endpoint(base_url=url, api_key=self._key, headers=headers, start_s=self._start_limit_s)
 
     def address(self, stage: StageName) -> str:
@@ -371,7 +377,7 @@ class ModalPlatform:
         Raises ToolingError when the stage does not go idle or come up.
         """
         wanted, most = warming.enough(self._modal.rare_worker), self._modal.warm_starts
-        while most and (deployed := self.deployed(stage)) and self._is_in_snapshot(stage, deployed):
+        while most and (deployed := self.deployed(stage)) and self._is_in_snapshot(deployed):
             boots = self._boots_of(deployed, stage)
             took = [each for each in self.store.latencies(deployed.release) if each.stage == stage]
             known, quiet, made = warming.kinds(boots), warming.quiet(boots), max(0, len(boots) - 1)
@@ -391,10 +397,9 @@ class ModalPlatform:
             self._start_cold(stage, deployed)
         return ""
 
-    def _is_in_snapshot(self, stage: StageName, deployed: Deployed) -> bool:
+    def _is_in_snapshot(self, deployed: Deployed) -> bool:
         """Whether llama-server is: else each start boots it, on whatever machine."""
-        was = self._as_it_was(stage, deployed.release, deployed.generation)
-        return was is not None and was.boots_before_snapshot
+        return deployed.deployment is not None and deployed.deployment.boots_before_snapshot
 
     def _boots_of(self, deployed: Deployed, stage: StageName) -> list[BootRecord]:
         mine = (deployed.release, deployed.generation)
@@ -520,13 +525,14 @@ class ModalPlatform:
         What fell back is in no snapshot, and has none. The containers leave it in a Dict, which forgets what nobody
         asks for in a week; from there it goes into the store.
         """
-        boots, serves = self.boots(stage), self.serving(stage)
-        mine = [boot for boot in boots if serves is None or (boot.release, boot.generation) == serves]
+        if snapshot and (found := self._golden_of(stage, snapshot)):
+            return found
+        serves = self.serving(stage)
+        mine = [boot for boot in self.boots(stage) if serves is None or (boot.release, boot.generation) == serves]
         if mine and not any(boot.task for boot in mine):  # of an earlier version of this program: one for the stage
             return self._golden_of(stage, stage)
-        if snapshot is None:
-            snapshot = next((boot.snapshot for boot in reversed(mine) if boot.snapshot), None)
-        return self._golden_of(stage, snapshot) if snapshot else None
+        last = next((boot.snapshot for boot in reversed(mine) if boot.snapshot), None)
+        return self._golden_of(stage, last) if last and not snapshot else None
 
     def _golden_of(self, stage: StageName, snapshot: str) -> Golden | None:
         path = f"goldens/{stage}-{snapshot}.json"
@@ -545,7 +551,7 @@ class ModalPlatform:
 
     def conformance(self, progress: Progress) -> conformance.Conformance:
         """What this account's Modal does, found out by an app of its own. Raises what `conformance.run` raises."""
-        headers = {} if self._modal.open else self.proxy_headers
+        headers = self._headers(open=bool(self._modal.open))
         return conformance.run(self.store, self._modal, headers, progress)
 
     def costs(self, release: Release) -> list[cost.Cost]:
@@ -573,15 +579,20 @@ class ModalPlatform:
     @property
     def proxy_headers(self) -> dict[str, str]:
         """What Modal's proxy asks for before it starts anything. Raises BadInput when it is not set."""
-        names = self._modal.proxy_variables
-        if missing := [name for name in names.values() if not os.environ.get(name)]:
+        found = self._modal.proxy_tokens
+        if not found:
+            missing = [name for name in self._modal.proxy_variables.values() if not os.environ.get(name)]
             raise BadInput(
                 "the servers on Modal answer whoever has a proxy token, and none is known here",
                 evidence=f"{' and '.join(missing)} not set",
                 todo="make one in the workspace's settings on modal.com and set both; clients send it in the headers "
                 "Modal-Key and Modal-Secret. modal.open = true does without: then anybody's request starts a GPU",
             )
-        return {header: os.environ[name] for header, name in names.items()}
+        return found
+
+    def _headers(self, *, open: bool) -> dict[str, str]:
+        """What a request needs besides the API key. Raises BadInput when it is asked for and not set."""
+        return {} if open else self.proxy_headers
 
     @property
     def key_mark(self) -> str:
@@ -607,8 +618,10 @@ class ModalPlatform:
         on_cpu = build.recipe.backend == "cpu" or (stage == "trial" and small)
         key = "" if stage == "trial" else self.key_mark
         was = self._as_it_was(stage, release.id, generation)
-        settings = self._modal.model_copy(update={"open": stage == "trial" or self._will_open(stage)})
-        settings = was.settings if was and was.key == key else settings
+        if was and was.key == key:
+            settings = was.settings
+        else:
+            settings = self._modal.model_copy(update={"open": stage == "trial" or self._will_open(stage)})
         return Deployment(
             stage=stage, name=name, release=release.id, generation=generation, build=release.build, argv=release.argv,
             env=release.env,
@@ -621,12 +634,8 @@ class ModalPlatform:
         given with until a redeploy, which is another generation. None too when an earlier version of this program did.
         """
         known = self._deployed_last(stage) if stage != "trial" else None
-        if known is None or (known.release, known.generation) != (release_id, generation) or not known.text:
-            return None
-        try:
-            return Deployment.model_validate_json(known.text)
-        except ValueError:
-            return None
+        same = known and (known.release, known.generation) == (release_id, generation)
+        return known.deployment if known and same else None
 
     def _will_open(self, stage: StageName) -> bool:
         """Whether any request wakes what is deployed to the stage next: what its clients can do stays as it is until a
@@ -674,13 +683,12 @@ class ModalPlatform:
         """Return once a container of what one goes back to said how it came up, or Modal has ended what did not pass:
         it does that when something else serves, which may be what was up all the time."""
         url, deadline = apps.url(self._modal, deployment.name), time.monotonic() + self._start_limit_s
-        headers, opening_until = {} if deployment.open else self.proxy_headers, time.monotonic() + OPENING_S
+        headers, opening_until = self._headers(open=deployment.open), time.monotonic() + OPENING_S
         while url and time.monotonic() < deadline:
             _knock(Endpoint(base_url=url, headers=headers), opening_until)  # requests make Modal start a container
             boots = self._said(deployment)
-            fresh = [boots[each] for each in boots if each not in known or boots[each].at >= since]
             there = {each.id for each in apps.containers(self._modal, deployment.name)}
-            if any(_is_of(boot, deployment) for boot in fresh) or not there & refused:
+            if _fresh(boots, deployment, known, since) or not there & refused:
                 return
             time.sleep(POLL_S)
 
@@ -699,7 +707,7 @@ class ModalPlatform:
         url = apps.url(self._modal, deployment.name)
         if url is None:
             raise ToolingError(f"Modal gives no address for {deployment.name}", todo="run it again")
-        headers = {} if deployment.open else self.proxy_headers
+        headers = self._headers(open=deployment.open)
         at = Endpoint(base_url=url, api_key=key, headers=headers, start_s=self._start_limit_s)
         deadline, silent = time.monotonic() + self._start_limit_s, list[str]()
         opening_until = time.monotonic() + OPENING_S
@@ -712,8 +720,7 @@ class ModalPlatform:
                     return at
                 time.sleep(POLL_S)
                 continue
-            fresh = [boots[each] for each in sorted(boots) if each not in known or boots[each].at >= since]
-            fresh = [boot for boot in fresh if _is_of(boot, deployment)]
+            fresh = _fresh(boots, deployment, known, since)
             if any(boot.health_s is not None for boot in fresh) and (status == 200 or not deployment.wait):
                 return at
             crashed = [boot.reason for boot in fresh if boot.kind is BootKind.CRASHED]
@@ -767,8 +774,7 @@ class ModalPlatform:
                 f"clients of {stage} are refused (401) from its next deployment on unless they send a Modal proxy "
                 "token in the headers Modal-Key and Modal-Secret (modal.open = false; it is open as it is deployed)"
             )
-        in_snapshot = self._modal.snapshots == "gpu" or (self._modal.snapshots == "cpu" and not self._modal.gpu)
-        if stage == "staging" and self._modal.warm_starts and in_snapshot:
+        if stage == "staging" and self._modal.warm_starts and self._modal.boots_before_snapshot(self._modal.gpu):
             wanted, most = warming.enough(self._modal.rare_worker), self._modal.warm_starts
             price = warming.price_usd([], self._modal, self._modal.gpu or None)
             found.append(
@@ -858,6 +864,14 @@ def _is_of(boot: BootRecord, deployment: Deployment) -> bool:
     """Whether it is of this very deployment; by its release alone where an earlier version of this program left it."""
     mark = boot.deployment or deployment.mark
     return (boot.release, boot.generation, mark) == (deployment.release, deployment.generation, deployment.mark)
+
+
+def _fresh(
+    boots: Mapping[str, BootRecord], deployment: Deployment, known: Collection[str], since: datetime
+) -> list[BootRecord]:
+    """Those of a deployment that are not among the known ones, or not older than the move to it, oldest first."""
+    new = (boots[key] for key in sorted(boots) if key not in known or boots[key].at >= since)
+    return [boot for boot in new if _is_of(boot, deployment)]
 
 
 def _forced(stage: StageName) -> str:

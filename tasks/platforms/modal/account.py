@@ -59,14 +59,17 @@ def reach() -> None:
     urls = str(modal.config.config["server_url"])
     if time.monotonic() - _reached_at.get(urls, -REACHED_FOR_S) < REACHED_FOR_S or any(map(os.environ.get, _PROXIES)):
         return
-    found = {url.strip(): _unreachable(url.strip()) for url in urls.split(",")}
-    if all(found.values()):
-        raise ToolingError(
-            f"Modal cannot be reached at {' or '.join(found)}",
-            evidence="; ".join(dict.fromkeys(found.values())),
-            todo="look at the network and at status.modal.com, then run it again: nothing was changed",
-        )
-    _reached_at[urls] = time.monotonic()
+    why: dict[str, str] = {}
+    for url in map(str.strip, urls.split(",")):
+        why[url] = _unreachable(url)
+        if not why[url]:
+            _reached_at[urls] = time.monotonic()
+            return
+    raise ToolingError(
+        f"Modal cannot be reached at {' or '.join(why)}",
+        evidence="; ".join(dict.fromkeys(why.values())),
+        todo="look at the network and at status.modal.com, then run it again: nothing was changed",
+    )
 
 
 def _unreachable(url: str) -> str:

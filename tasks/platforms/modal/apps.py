@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -69,14 +68,13 @@ def tokens_for(settings: ModalSettings, address: str) -> dict[str, str]:
     {} where they are not set, and for any address but our own stages', as far as Modal tells those just now: they are
     secrets, and whoever has an account answers below modal.run.
     """
-    found = {header: os.environ.get(name, "") for header, name in settings.proxy_variables.items()}
-    if not all(found.values()):
+    if not settings.proxy_tokens:
         return {}
     try:
         ours = {url(settings, settings.stage_app(stage)) for stage in get_args(StageName)}
     except Problem:
         return {}
-    return found if address.rstrip("/").removesuffix("/v1") in ours else {}
+    return settings.proxy_tokens if address.rstrip("/").removesuffix("/v1") in ours else {}
 
 
 def containers(settings: ModalSettings, name: str) -> list[Container]:

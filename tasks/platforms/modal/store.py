@@ -29,6 +29,7 @@ from tasks.store import Store, Taken, write_atomic
 LEASE_S = 180.0
 """A lock whose holder has not renewed it for so long is free: Modal does not know when a holder dies."""
 LARGE_BYTES = 10_000_000
+"""Of what is uploaded at once: with more, the time that it may take is no bound to notice by that a Volume is down."""
 RENEW_S = 30.0
 _NEVER_CHANGES = ("goldens/", "ledger/", "releases/", "series/")
 
